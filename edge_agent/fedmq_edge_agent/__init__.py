@@ -1,0 +1,1 @@
+"""The edge agent: a pure core (`core`), a light supervisor (`shell`), and the trainer child (`trainer`)."""

@@ -1,0 +1,1 @@
+"""The front door: the command, and the few names that a user imports."""
