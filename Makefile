@@ -1,0 +1,91 @@
+# Every target does its own set-up, and the second call is quick. `make` alone says what there is.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Debian keeps mosquitto out of a plain user's PATH.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/opt/homebrew/sbin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The first Python that is new enough, python3 preferred; PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# More for pip, such as an index that holds CPU-only builds of PyTorch: make venv PIP_ARGS="--extra-index-url ..."
+PIP_ARGS ?=
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_ARGS)
+ARGS ?=
+BENCH ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check lint format types layers bench mosquitto clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(VENV)/dev.stamp ## an environment in .venv with everything for running and developing
+
+demo: $(VENV)/demo.stamp ## train on ten devices over a real broker: make demo ARGS="--rounds 5"
+	@$(BIN)/fedmq demo $(ARGS)
+
+test: $(VENV)/dev.stamp mosquitto ## the tests: make test ARGS="tests/protocol -k chunk"
+	$(BIN)/pytest $(ARGS)
+
+check: lint types layers ## ruff, mypy and import-linter, as CI runs them
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+layers: $(VENV)/dev.stamp
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp ## let ruff tidy the code
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: $(VENV)/dev.stamp mosquitto ## one benchmark: make bench BENCH=rounds ARGS="--seeds 5"; without BENCH, their names
+	@if [ -z "$(BENCH)" ]; then \
+		echo "make bench BENCH=... with one of:"; \
+		find benchmarks -maxdepth 1 -name '[a-z]*.py' -exec basename {} .py \; | sort | sed 's/^/  /'; \
+	else $(BIN)/python benchmarks/$(BENCH).py $(ARGS); fi
+
+clean: ## remove caches and builds
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environment too
+	rm -rf $(VENV)
+
+# ------------------------------------------------------------------------------------------------- set-up
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { \
+		echo "fedmq needs Python 3.11 or newer; found: $$(python3 --version 2>&1). Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing fedmq into $(VENV); with PyTorch this takes a few minutes the first time"
+	@$(PIP_INSTALL) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing fedmq and its tools into $(VENV); with PyTorch this takes a few minutes the first time"
+	@$(PIP_INSTALL) --editable '.[demo,dev]'
+	@touch $(VENV)/demo.stamp $@
+
+# Mosquitto is the broker for production, and the tests use it where it is. Without it they skip, with the reason.
+mosquitto:
+	@command -v mosquitto >/dev/null && exit 0; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sudo=; \
+	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then sudo="sudo -n"; \
+	elif command -v brew >/dev/null; then brew install --quiet mosquitto && exit 0; sudo=no; \
+	else sudo=no; fi; \
+	if [ "$$sudo" != no ]; then \
+		echo "installing mosquitto with apt-get"; \
+		$$sudo apt-get -qq update </dev/null >/dev/null 2>&1; \
+		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends mosquitto </dev/null >/dev/null 2>&1; \
+	fi; \
+	command -v mosquitto >/dev/null || echo "no mosquitto here: what needs it is skipped (apt-get install mosquitto, or brew install mosquitto)"
