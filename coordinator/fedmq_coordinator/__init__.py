@@ -1,1 +1,1 @@
-"""The coordinator: a pure core that decides (`core`), and a shell that touches the world (`shell`)."""
+"""The coordinator: `core` decides (pure), `shell` talks to the broker, the disk, and whoever runs it."""

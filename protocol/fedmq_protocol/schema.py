@@ -1,7 +1,7 @@
 """The tensor schema: which entries of a model's state_dict are federated, and how.
 
-A model travels as one flat float32 vector: the trainable parameters first, then the floating buffers, then the frozen
-tensors, each group in the order of the state_dict. The roles decide what happens to an entry:
+A model travels as one flat float32 vector: the trainable parameters first, then the frozen tensors, then the floating
+buffers, each group in the order of the state_dict. The roles decide what happens to an entry:
 
 - `parameter`: trained on devices; travels as sparse quantised deltas with error feedback.
 - `buffer`: floating statistics such as BatchNorm's running mean; small, averaged dense in full precision.
@@ -61,12 +61,12 @@ class TensorSchema(BaseModel):
 
     @cached_property
     def num_buffers(self) -> int:
-        """Elements of floating buffers: the second part."""
+        """Elements of floating buffers: the last part of the flat vector."""
         return self._size("buffer")
 
     @cached_property
     def num_frozen(self) -> int:
-        """Elements of frozen tensors: the last part."""
+        """Elements of frozen tensors: the second part of the flat vector."""
         return self._size("frozen")
 
     @property
@@ -76,7 +76,7 @@ class TensorSchema(BaseModel):
 
     def vector_entries(self) -> list[TensorEntry]:
         """The entries that travel, in the order of the flat vector."""
-        order: tuple[Role, ...] = ("parameter", "buffer", "frozen")
+        order: tuple[Role, ...] = ("parameter", "frozen", "buffer")
         return [entry for role in order for entry in self.entries if entry.role == role]
 
     @cached_property

@@ -1,0 +1,1 @@
+"""Pure: the round machine, strategies, selection, aggregation. Time and chance are arguments."""

@@ -1,0 +1,100 @@
+"""What happened: everything that the core is told. The shell makes these; the core never asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from fedmq_protocol.messages import TaskRef
+from fedmq_protocol.schema import TensorSchema
+from numpy.typing import NDArray
+
+from fedmq_coordinator.core.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class CoordinatorStarted:
+    """The journal has been replayed; `epoch` is one more than any before."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class BrokerConnected:
+    """Subscriptions stand; what was published before may be gone."""
+
+    max_packet_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class BrokerDisconnected:
+    """Nothing can be sent or heard until the next `BrokerConnected`."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class PacketArrived:
+    """Bytes came in on a topic that the coordinator subscribes to. Hostile until proven otherwise."""
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+
+
+@dataclass(frozen=True)
+class RunRequested:
+    """Somebody wants a run; its first weights are `initial`, float32[schema.size]."""
+
+    run: str
+    settings: RunSettings
+    task: TaskRef
+    schema: TensorSchema
+    initial: NDArray[np.float32]
+    has_central_data: bool = False
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    """Somebody wants `run` to end now."""
+
+    run: str
+    reason: str = "stopped by the operator"
+
+
+@dataclass(frozen=True)
+class EvaluationFinished:
+    """The model host evaluated a version on the coordinator's own held-out data."""
+
+    run: str
+    version: int
+    loss: float
+    num_examples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationFailed:
+    """The model host could not."""
+
+    run: str
+    version: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class TimePassed:
+    """The moment that `next_deadline` named has come."""
+
+
+Event = (
+    CoordinatorStarted
+    | BrokerConnected
+    | BrokerDisconnected
+    | PacketArrived
+    | RunRequested
+    | StopRequested
+    | EvaluationFinished
+    | EvaluationFailed
+    | TimePassed
+)

@@ -1,0 +1,227 @@
+"""The journal's facts: what the core decided. The state is a fold over them, on any machine, bit for bit.
+
+A fact holds what was decided (weights, clip factors, published bytes), not what it could be computed from, since norms
+and reductions differ between processors. `at` is seconds since the epoch by the coordinator's clock.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgpack
+from fedmq_protocol.errors import StoreError
+from fedmq_protocol.messages import Evaluation, TaskRef
+from fedmq_protocol.schema import TensorSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedmq_coordinator.core.settings import RunSettings
+
+JOURNAL_VERSION: Final = 1
+"""Written into the store; another one is migrated or refused, never guessed at."""
+
+
+class Fact(BaseModel):
+    """Something that is so from now on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: float
+
+
+class EpochBegun(Fact):
+    """A coordinator started on this journal."""
+
+    epoch: int
+
+
+class DeviceEnrolled(Fact):
+    """The key that a device is known by from now on."""
+
+    device: str
+    public_key: bytes
+
+
+class RunCreated(Fact):
+    """A run stands in the queue. `initial` is float32[size], little-endian, as the `float32` codec encodes it."""
+
+    run: str
+    settings: RunSettings
+    task: TaskRef
+    tensor_schema: TensorSchema
+    initial: bytes
+    has_central_data: bool
+
+
+class RunActivated(Fact):
+    """The run is the active one."""
+
+    run: str
+
+
+class VersionPublished(Fact):
+    """A model version exists.
+
+    `delta` leads here from the version before. `snapshot` is there at the first version and at a rebase, together with
+    `private`: the coordinator's own full-precision weights at this moment, which bound the replay.
+    """
+
+    run: str
+    version: int
+    delta: bytes | None
+    snapshot: bytes | None
+    private: bytes | None
+    chain_hash: bytes
+    replica_hash: bytes | None
+
+
+class RoundOpened(Fact):
+    """Devices were given leases with the announcement of `version`.
+
+    `devices` are those that were given one. A cohort announced as a sampling rule has `rate` and `sampling_seed`.
+    """
+
+    run: str
+    round: int
+    version: int
+    lease: int
+    devices: list[str]
+    goal: int
+    lease_expires_at: float
+    rate: float | None = None
+    sampling_seed: bytes | None = None
+
+
+class LeaseGranted(Fact):
+    """One device was given a lease by itself."""
+
+    run: str
+    device: str
+    lease: int
+    version: int
+    lease_expires_at: float
+
+
+class LeaseReturned(Fact):
+    """A lease ended without an update."""
+
+    run: str
+    device: str
+    lease: int
+    why: str
+
+
+class UpdateAccepted(Fact):
+    """An update counts. `weight` and `clip` are what it was folded in with: accumulator += (weight * clip) * decoded."""
+
+    run: str
+    device: str
+    counter: int
+    lease: int
+    base_version: int
+    staleness: int
+    weight: float
+    clip: float
+    norm: float
+    num_examples: int
+    duration_s: float | None
+    """From the lease to here; None when the lease is not known any more."""
+    train_s: float
+    payload: Annotated[bytes | None, Field(repr=False)]
+    """None once retention has dropped it: a snapshot behind it bounds the replay."""
+    metrics: dict[str, float]
+    evaluation: Evaluation | None
+    traffic: tuple[int, int] | None
+
+
+class UpdateRejected(Fact):
+    """An update does not count, and its sender is told so for good."""
+
+    run: str
+    device: str
+    counter: int
+    lease: int
+    reason: str
+    detail: str
+    residual: Literal["restore", "discard"]
+
+
+class StepTaken(Fact):
+    """weights += scale * accumulator; the accumulator starts anew."""
+
+    run: str
+    round: int
+    scale: float
+    num_updates: int
+    closed_by: Literal["all", "goal", "deadline", "timeout", "buffer", "flush", "arrival", "end"]
+
+
+class Evaluated(Fact):
+    """The central evaluation of a version."""
+
+    run: str
+    version: int
+    loss: float
+    num_examples: int
+    metrics: dict[str, float]
+
+
+class TrafficSeen(Fact):
+    """What a device's agent counted on its socket when it last said so."""
+
+    device: str
+    sent: int
+    received: int
+
+
+class RunEnded(Fact):
+    """The run is over."""
+
+    run: str
+    state: Literal["finished", "stopped"]
+    reason: str
+    best_version: int | None
+
+
+KINDS: Final[dict[str, type[Fact]]] = {
+    fact.__name__: fact
+    for fact in (
+        EpochBegun,
+        DeviceEnrolled,
+        RunCreated,
+        RunActivated,
+        VersionPublished,
+        RoundOpened,
+        LeaseGranted,
+        LeaseReturned,
+        UpdateAccepted,
+        UpdateRejected,
+        StepTaken,
+        Evaluated,
+        TrafficSeen,
+        RunEnded,
+    )
+}
+
+
+def dump(fact: Fact) -> tuple[str, bytes]:
+    """The kind and the msgpack bytes that the journal keeps."""
+    packed: bytes = msgpack.packb(fact.model_dump())
+    return type(fact).__name__, packed
+
+
+def load(kind: str, data: bytes) -> Fact:
+    """Read a fact back.
+
+    Raises:
+        StoreError: it is of an unknown kind, or damaged.
+    """
+    model = KINDS.get(kind)
+    if model is None:
+        msg = f"the journal holds a fact of unknown kind {kind!r}: it was written by a newer fedmq"
+        raise StoreError(msg)
+    try:
+        plain: Any = msgpack.unpackb(data)
+        return model.model_validate(plain)
+    except (ValueError, msgpack.UnpackException, ValidationError) as error:
+        msg = f"the journal is damaged: a {kind} does not read back"
+        raise StoreError(msg) from error

@@ -1,0 +1,99 @@
+"""What a run is told: every setting, its default, its bounds and its unit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fedmq_protocol.messages import Mode, TrainSettings
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+Fraction = Annotated[FiniteFloat, Field(gt=0, le=1)]
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class SelectionSettings(BaseModel):
+    """Who takes part, and for how long a round waits. Names as in Flower."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fraction_train: Fraction = 1.0
+    """Share of the available devices that a round aims at (sync), or that train at once (async)."""
+    min_available_devices: Annotated[int, Field(ge=1)] = 2
+    """A round does not open with fewer."""
+    min_updates: Annotated[int, Field(ge=1)] = 1
+    """A synchronous round does not close with fewer, until `round_timeout_s`."""
+    over_selection: Annotated[FiniteFloat, Field(ge=1, le=10)] = 1.0
+    """Sync: select this many times the aim, and close with the aim's number of updates."""
+    deadline_factor: NonNegative = 2.0
+    """Sync: close after this many times the median time that devices need; 0: wait for all, up to `round_timeout_s`."""
+    deadline_min_s: NonNegative = 0.3
+    """The straggler deadline is never shorter."""
+    round_timeout_s: Annotated[FiniteFloat, Field(gt=0)] = 600.0
+    """Hard end of a round, and of a lease of a device whose speed is not known yet."""
+
+
+class StrategySettings(BaseModel):
+    """How updates become a better model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    server_lr: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    alpha: Fraction = 0.6
+    """FedAsync: weight of a fresh update (Xie et al. 2019, arXiv:1903.03934)."""
+    staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
+    staleness_exponent: NonNegative = 0.5
+    """Polynomial: s(t) = (1 + t) ** -exponent."""
+    hinge_slope: Annotated[FiniteFloat, Field(gt=0)] = 10.0
+    hinge_delay: Annotated[int, Field(ge=0)] = 4
+    """Hinge: s(t) = 1 up to the delay b, then 1 / (slope * (t - b) + 1)."""
+    buffer_size: Annotated[int, Field(ge=1)] | None = None
+    """FedBuff's K; None: a quarter of the leases in flight, from 2 to 10."""
+    max_staleness: Annotated[int, Field(ge=0)] = 20
+    """Updates that trained on an older published version are refused."""
+    max_norm_ratio: Annotated[FiniteFloat, Field(gt=1)] = 10.0
+    """An update whose norm is above this many times the running median is refused."""
+    clip: Literal["none", "median"] = "none"
+    """median: scale an update down to the running median of the norms."""
+    publish_interval_s: NonNegative = 0.25
+    """Async: a version is published at most this often; steps in between are private."""
+
+
+class CompressionSettings(BaseModel):
+    """What travels. `none` is float32 both ways."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    up: str = "topk-log4"
+    density: Fraction = 0.02
+    """Share of the parameters in an update."""
+    first_density: Fraction | None = None
+    """Density of a device's first update; None: as `density`."""
+    anneal_updates: Annotated[int, Field(ge=0)] = 0
+    """Over how many updates `first_density` falls to `density`."""
+    residual_cap: Annotated[FiniteFloat, Field(gt=0)] = 10.0
+    down: str = "topk-log4"
+    down_density: Fraction = 0.03
+    """Share of the parameters in a published delta."""
+    snapshot: str = "int8"
+
+
+class RunSettings(BaseModel):
+    """One run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Mode = "sync"
+    rounds: Annotated[int, Field(ge=1)] = 20
+    """Sync: rounds. Async: published versions."""
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
+    target: FiniteFloat | None = None
+    """The run ends once `target_metric` of the central (or else the federated) evaluation reaches this."""
+    target_metric: str = "accuracy"
+    evaluate_every: Annotated[int, Field(ge=0)] = 1
+    """Central evaluation every so many versions; 0: never."""
+    federated_evaluation: bool = True
+    """Devices evaluate the version that they train on, where they have test data of their own."""
+    selection: SelectionSettings = SelectionSettings()
+    strategy: StrategySettings = StrategySettings()
+    compression: CompressionSettings = CompressionSettings()
+    train: TrainSettings = TrainSettings()

@@ -1,0 +1,1 @@
+"""Impure: the asyncio service, the store, the HTTP API."""
