@@ -151,6 +151,8 @@ class Status(Body):
 
     online: bool
     session: Counter
+    public_key: Annotated[bytes, Field(min_length=32, max_length=32)]
+    """The key that signs this; a device that was told none pins the first that it sees."""
     detail: Text = ""
 
 
