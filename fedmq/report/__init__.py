@@ -1,0 +1,1 @@
+"""What a run amounts to: figures (`report.json`) and pictures (`report.html`)."""

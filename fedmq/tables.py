@@ -1,0 +1,115 @@
+"""The tables of a configuration file, and what each setting in them means.
+
+One file may hold the tables of several components; each command reads those that it needs. Importing this module costs
+pydantic and nothing else: a device's supervisor stays small.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from fedmq.config import Configuration, load
+from fedmq_protocol.errors import ConfigError
+
+TABLE_NAMES: Final = ("federation", "broker", "coordinator", "run", "device", "trainer")
+
+
+class FederationTable(BaseModel):
+    """[federation]: which one this is; coordinator and devices must agree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="fedmq", description="Stands in every topic: a-z, 0-9, '.', '_' and '-'.")
+
+
+class CoordinatorTable(BaseModel):
+    """[coordinator]: where its state lives and where its HTTP API listens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state_dir: Path = Field(default=Path("state/coordinator"), description="Journal, keys, the API's token.")
+    listen: str = Field(
+        default="127.0.0.1:8470", description="host:port of the HTTP API; port 0: any free one."
+    )
+    key_file: Path | None = Field(default=None, description="The signing key; default: <state_dir>/key.")
+
+
+class DeviceTable(BaseModel):
+    """[device]: who this device is and what it trains. [device.data] holds whatever the task's data loader wants."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str | None = Field(default=None, description="The device's name; required by `fedmq agent start`.")
+    state_dir: Path | None = Field(default=None, description="Outbox, residual, keys; default: state/<id>.")
+    task: str | None = Field(
+        default=None,
+        description="The task: a Python file, or a module that is installed (fedmq.tasks.digits).",
+        json_schema_extra={"fedmq": "task"},
+    )
+    coordinator_key: str | None = Field(
+        default=None,
+        description="The coordinator's public key in hex; without it the first one seen is trusted.",
+    )
+    slow_s: Annotated[FiniteFloat, Field(ge=0)] = Field(
+        default=0.0, description="Be this much slower at each task: for trying out stragglers."
+    )
+    data: dict[str, Any] = Field(default={}, description="Free keys for the task's data loader.")
+
+
+class TrainerTable(BaseModel):
+    """[trainer]: how the child that holds PyTorch is started."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nursery: Path | None = Field(
+        default=None,
+        description="Socket of a running nursery to fork the child from; else a process of its own.",
+    )
+
+
+def read(
+    path: Path | None,
+    *,
+    flags: Mapping[str, tuple[str, object]] | None = None,
+    sets: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Configuration:
+    """Layer the file, the environment's variables and the flags; see `fedmq.config.load`."""
+    environ = os.environ if environ is None else environ
+    return load(path, tables=TABLE_NAMES, environ=environ, flags=flags, sets=sets)
+
+
+def models() -> dict[str, type[BaseModel]]:
+    """Every table's model, for `fedmq config show`."""
+    from fedmq_coordinator.core.settings import RunSettings
+    from fedmq_protocol.broker_settings import BrokerSettings
+
+    return {
+        "federation": FederationTable,
+        "broker": BrokerSettings,
+        "coordinator": CoordinatorTable,
+        "run": RunSettings,
+        "device": DeviceTable,
+        "trainer": TrainerTable,
+    }
+
+
+def parse_sets(pairs: tuple[str, ...], *, table: str) -> dict[str, str]:
+    """`--set key=value`, each as dotted setting and text; the key is relative to `table`.
+
+    Raises:
+        ConfigError: there is no `=` in it.
+    """
+    sets: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {pair!r} must be key=value, for example --set train.lr=0.1")
+        key = key.strip().removeprefix(f"{table}.")
+        sets[f"{table}.{key}"] = text.strip()
+    return sets
