@@ -1,0 +1,53 @@
+"""What a coordinator is told at its start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from fedmq_coordinator.core.settings import RunSettings
+from fedmq_protocol.broker_settings import BrokerSettings
+from fedmq_protocol.topics import ID_PATTERN
+
+_MAX_PORT = 65_535
+
+
+class CoordinatorSettings(BaseModel):
+    """One coordinator process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    federation: Annotated[str, Field(pattern=ID_PATTERN)] = "fedmq"
+    """Stands in every topic; the devices have the same."""
+    broker: BrokerSettings = BrokerSettings()
+    state_dir: Path = Path("state/coordinator")
+    """The journal, the signing key, the API's token and its address. One coordinator a folder."""
+    listen: str = "127.0.0.1:8470"
+    """host:port of the HTTP API; port 0 takes any free one, which `<state_dir>/api.json` then names."""
+    key_file: Path | None = None
+    """The key that signs what the coordinator says; default `<state_dir>/key`, made at the first start."""
+    run: RunSettings = RunSettings()
+    """Defaults of a run, for what `fedmq run start` leaves open."""
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, listen: str) -> str:
+        host, _, port = listen.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > _MAX_PORT:
+            raise ValueError(f"listen {listen!r} must be host:port, for example 127.0.0.1:8470")
+        return listen
+
+    @property
+    def listen_host(self) -> str:
+        """Without the brackets of an IPv6 address."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def listen_port(self) -> int:
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def key_path(self) -> Path:
+        return self.state_dir / "key" if self.key_file is None else self.key_file

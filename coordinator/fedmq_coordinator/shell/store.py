@@ -1,0 +1,360 @@
+"""The journal on disk: SQLite through SQLAlchemy Core, written so that PostgreSQL is another URL later.
+
+Facts are appended in transactions and never changed. Bytes fields above `BESIDE_BYTES`, and the fields that retention
+may drop whatever their size, lie in the table `bulk`, in rows rather than files: one transaction and one fsync hold the
+fact and its bytes together (a file each would cost two fsyncs an update, more than a round's own work), no file is left
+over when a process dies in between, and the same holds for another database.
+
+Retention: what a replay starts from is the newest version of a run whose `private` weights are in the journal. Older
+private weights are dropped, and with them the payloads of updates that a step before that version folded in; both read
+back as None. What remains is enough to replay the run (payloads still in the accumulator stay), to report on it, and to
+rebuild every version that was published, for as long as the journal lives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, Final, get_args
+
+import msgpack
+from sqlalchemy import Connection, Engine, Row, create_engine, delete, event, func, insert, inspect, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+
+from fedmq_coordinator.core.facts import JOURNAL_VERSION, Fact, VersionPublished, dump, load
+from fedmq_coordinator.shell.lock import FolderLock
+from fedmq_coordinator.shell.store_schema import BULK, FACTS, META, METADATA, PRUNED, SOURCES
+from fedmq_protocol.errors import StoreError
+
+BESIDE_BYTES: Final = 16_384
+"""A larger bytes field lies beside its fact."""
+
+PIECE_BYTES: Final = 4 * 1024 * 1024
+"""Bulk is cut into pieces of this size: SQLite's rows end at 1 GB, and one piece is what is held twice."""
+
+DROPPABLE: Final = {"UpdateAccepted": "payload", "VersionPublished": "private"}
+"""What retention drops, by kind; always beside its fact, so that facts are never rewritten."""
+
+BULKY_FIELDS: Final = frozenset({"payload", "private", "snapshot", "delta", "initial"})
+"""What `read(leave_out=...)` may leave out to walk through a journal lightly."""
+
+_ROWS_A_READ: Final = 512
+_BUSY_MS: Final = 10_000
+
+
+class Journal:
+    """The journal of one federation. Any thread may read; one at a time may append or prune."""
+
+    def __init__(self, engine: Engine, name: str, lock: FolderLock | None) -> None:
+        self._engine = engine
+        self._name = name
+        self._lock = lock
+        self._last = 0
+        self._first_at: float | None = None
+        self._last_at: float | None = None
+
+    @classmethod
+    def open(cls, state_dir: Path, *, federation: str, url: str | None = None) -> Journal:
+        """Open the journal in `state_dir`, making it where there is none, and keep others out until `close`.
+
+        Args:
+            state_dir: the coordinator's folder; its lock is taken.
+            federation: whose journal it must be.
+            url: another database than `<state_dir>/journal.sqlite`, as an SQLAlchemy URL.
+
+        Raises:
+            StoreError: held by another process, of another version or federation, damaged, or not writable.
+        """
+        lock = FolderLock(state_dir)
+        path = state_dir / "journal.sqlite"
+        name = str(path) if url is None else make_url(url).render_as_string(hide_password=True)
+        engine = create_engine(f"sqlite:///{path}" if url is None else url)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _prepare_sqlite)
+        journal = cls(engine, name, lock)
+        try:
+            journal._prepare(federation)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    @property
+    def name(self) -> str:
+        """The file, or the URL without its password."""
+        return self._name
+
+    @property
+    def num_facts(self) -> int:
+        return self._last
+
+    @property
+    def first_at(self) -> float | None:
+        """When the first fact was written, in seconds since the epoch; None in an empty journal."""
+        return self._first_at
+
+    @property
+    def last_at(self) -> float | None:
+        """When the last fact was written."""
+        return self._last_at
+
+    def close(self) -> None:
+        """Close the database and let go of the folder."""
+        self._engine.dispose()
+        if self._lock is not None:
+            self._lock.release()
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    def append(self, facts: Sequence[Fact]) -> None:
+        """Write `facts` in one transaction: on return all of them are on disk, on an error none is.
+
+        Raises:
+            StoreError: the disk is full, or the database fails otherwise.
+        """
+        if not facts:
+            return
+        rows: list[dict[str, Any]] = []
+        pieces: list[dict[str, Any]] = []
+        for seq, fact in enumerate(facts, self._last + 1):
+            slim, beside = _split_off(fact)
+            kind, body = dump(slim)
+            index = {field: [len(data), hashlib.sha256(data).digest()] for field, data in beside.items()}
+            packed = msgpack.packb(index) if index else None
+            rows.append(
+                {
+                    "seq": seq,
+                    "run": getattr(fact, "run", None),
+                    "kind": kind,
+                    "at": fact.at,
+                    "body": body,
+                    "beside": packed,
+                    "checksum": _checksum(kind, body, packed),
+                }
+            )
+            pieces.extend(
+                {"seq": seq, "field": field, "piece": piece, "data": data[start : start + PIECE_BYTES]}
+                for field, data in beside.items()
+                for piece, start in enumerate(range(0, max(1, len(data)), PIECE_BYTES))
+            )
+        with self._reporting("write to"), self._engine.begin() as connection:
+            connection.execute(insert(FACTS), rows)
+            if pieces:
+                connection.execute(insert(BULK), pieces)
+        self._last += len(rows)
+        self._last_at = facts[-1].at
+        if self._first_at is None:
+            self._first_at = facts[0].at
+
+    def prune(self, run: str, before_version: int) -> int:
+        """Drop what no replay of `run` needs any more, now that `before_version` is there with its private weights.
+
+        Older private weights, and payloads that are part of that version's weights, read back as None from now on.
+
+        Returns:
+            How many facts lost their bulk.
+
+        Raises:
+            ValueError: that version was not published with private weights, so that everything is still needed.
+            StoreError: the database fails.
+        """
+        anchor = self._seq_of_private(run, before_version)
+        with self._reporting("write to"), self._engine.begin() as connection:
+            steps = select(func.max(FACTS.c.seq)).where(FACTS.c.run == run, FACTS.c.kind == "StepTaken")
+            last_step = connection.execute(steps.where(FACTS.c.seq < anchor)).scalar() or 0
+            # What came between the last step and the version is in the accumulator, not in the version's weights.
+            return _drop(connection, run, "VersionPublished", anchor) + _drop(
+                connection, run, "UpdateAccepted", last_step
+            )
+
+    def remember_source(self, run: str, task: str) -> None:
+        """Keep where the task of `run` lies on this machine, for the model host after a restart."""
+        with self._reporting("write to"), self._engine.begin() as connection:
+            connection.execute(delete(SOURCES).where(SOURCES.c.run == run))
+            connection.execute(insert(SOURCES).values(run=run, task=task))
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def read(
+        self, *, run: str | None = None, kinds: Collection[str] = (), leave_out: Collection[str] = ()
+    ) -> Iterator[Fact]:
+        """All facts that are there now, in order; none that is appended meanwhile.
+
+        Args:
+            run: only this run's facts.
+            kinds: only facts of these kinds.
+            leave_out: fields out of `BULKY_FIELDS` that are not loaded where they lie beside their fact; they read as
+                None (`initial`, which is never None, as b"").
+
+        Raises:
+            StoreError: the journal is damaged.
+        """
+        chosen = select(FACTS).order_by(FACTS.c.seq).limit(_ROWS_A_READ)
+        if run is not None:
+            chosen = chosen.where(FACTS.c.run == run)
+        if kinds:
+            chosen = chosen.where(FACTS.c.kind.in_(kinds))
+        complete = run is None and not kinds
+        last, done = self._last, 0
+        while done < last:
+            with self._reporting("read"), self._engine.connect() as connection:
+                rows = connection.execute(chosen.where(FACTS.c.seq > done, FACTS.c.seq <= last)).all()
+            if complete:
+                expected = range(done + 1, done + 1 + len(rows))
+                if not rows or [row.seq for row in rows] != list(expected):
+                    raise self._damaged(f"facts are missing after number {done}")
+            for row in rows:
+                yield self._fact(row, leave_out)  # its bulk is loaded now, not with the others'
+            done = rows[-1].seq if rows else last
+
+    def sources(self) -> dict[str, str]:
+        """Where the task of each run lies on this machine."""
+        with self._reporting("read"), self._engine.connect() as connection:
+            return {row.run: row.task for row in connection.execute(select(SOURCES))}
+
+    # ------------------------------------------------------------------------------------------ the inside
+
+    def _prepare(self, federation: str) -> None:
+        with self._reporting("open"), self._engine.begin() as connection:
+            if not inspect(connection).has_table("meta"):
+                METADATA.create_all(connection)
+                connection.execute(
+                    insert(META).values(journal_version=JOURNAL_VERSION, federation=federation)
+                )
+            found = connection.execute(select(META)).all()
+            if len(found) != 1:
+                raise self._damaged(f"its table meta has {len(found)} rows instead of one")
+            if found[0].journal_version != JOURNAL_VERSION:
+                raise StoreError(
+                    f"{self._name} is a journal of version {found[0].journal_version}, this fedmq writes version "
+                    f"{JOURNAL_VERSION}: use the fedmq that wrote it, or another state_dir"
+                )
+            if found[0].federation != federation:
+                raise StoreError(
+                    f"{self._name} is the journal of the federation {found[0].federation!r}, not {federation!r}: "
+                    "correct the name, or use another state_dir"
+                )
+            edge = select(func.max(FACTS.c.seq), func.min(FACTS.c.at), func.max(FACTS.c.at))
+            last, self._first_at, self._last_at = connection.execute(edge).one()
+            self._last = last or 0
+
+    def _seq_of_private(self, run: str, version: int) -> int:
+        here = select(BULK.c.seq).where(BULK.c.field == "private")
+        chosen = select(FACTS).where(
+            FACTS.c.run == run, FACTS.c.kind == "VersionPublished", FACTS.c.seq.in_(here)
+        )
+        with self._reporting("read"), self._engine.connect() as connection:
+            rows = connection.execute(chosen.order_by(FACTS.c.seq.desc())).all()
+        for row in rows:
+            fact = self._fact(row, BULKY_FIELDS)
+            if isinstance(fact, VersionPublished) and fact.version == version:
+                return int(row.seq)
+        raise ValueError(f"version {version} of {run} has no private weights in the journal")
+
+    def _fact(self, row: Row[Any], leave_out: Collection[str]) -> Fact:
+        if row.checksum != _checksum(row.kind, row.body, row.beside):
+            raise self._damaged(f"fact number {row.seq} is not what was written")
+        fact = load(row.kind, row.body)
+        if row.beside is None:
+            return fact
+        with self._reporting("read"), self._engine.connect() as connection:
+            found = {
+                field: self._bulk(connection, row, field, size, sha256)
+                for field, (size, sha256) in msgpack.unpackb(row.beside).items()
+                if field not in leave_out
+            }
+        return fact.model_copy(update=found)
+
+    def _bulk(
+        self, connection: Connection, row: Row[Any], field: str, size: int, sha256: bytes
+    ) -> bytes | None:
+        chosen = (
+            select(BULK.c.data).where(BULK.c.seq == row.seq, BULK.c.field == field).order_by(BULK.c.piece)
+        )
+        data = b"".join(connection.execute(chosen).scalars())
+        if len(data) == size and hashlib.sha256(data).digest() == sha256:
+            return data
+        if not data and DROPPABLE.get(row.kind) == field:
+            known = select(PRUNED.c.before_seq).where(PRUNED.c.run == row.run, PRUNED.c.field == field)
+            before = connection.execute(known).scalar()
+            if before is not None and row.seq < before:
+                return None
+        raise self._damaged(f"the {field} of fact number {row.seq} is not what was written")
+
+    def _damaged(self, what: str) -> StoreError:
+        return StoreError(
+            f"the journal {self._name} is damaged ({what}): restore it from a backup, or move it away to begin anew"
+        )
+
+    def _reporting(self, doing: str) -> _Reporting:
+        return _Reporting(self, doing)
+
+
+class _Reporting:
+    """Turns the database's errors into a `StoreError` that names the file and the mend."""
+
+    def __init__(self, journal: Journal, doing: str) -> None:
+        self._journal = journal
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not isinstance(error, SQLAlchemyError):
+            return
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        corrupt = code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+        if corrupt or (isinstance(error, DatabaseError) and not isinstance(error, OperationalError)):
+            raise self._journal._damaged(str(cause)) from error  # noqa: SLF001  # its other half
+        raise StoreError(f"cannot {self._doing} the journal {self._journal.name}: {cause}") from error
+
+
+def _drop(connection: Connection, run: str, kind: str, before_seq: int) -> int:
+    """Delete the droppable bulk of a run's facts of one kind; return how many facts lost theirs."""
+    field = DROPPABLE[kind]
+    facts = select(FACTS.c.seq).where(FACTS.c.run == run, FACTS.c.kind == kind, FACTS.c.seq < before_seq)
+    which = (BULK.c.field == field, BULK.c.seq.in_(facts))
+    count = connection.execute(select(func.count(BULK.c.seq.distinct())).where(*which)).scalar_one()
+    connection.execute(delete(BULK).where(*which))
+    connection.execute(delete(PRUNED).where(PRUNED.c.run == run, PRUNED.c.field == field))
+    connection.execute(insert(PRUNED).values(run=run, field=field, before_seq=before_seq))
+    return count
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    """WAL with a full sync: a commit is on disk when it returns, and readers do not wait for the writer."""
+    for pragma in (
+        f"busy_timeout={_BUSY_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "journal_size_limit=67108864",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _checksum(kind: str, body: bytes, beside: bytes | None) -> int:
+    return zlib.crc32(beside or b"", zlib.crc32(body, zlib.crc32(kind.encode())))
+
+
+def _split_off(fact: Fact) -> tuple[Fact, dict[str, bytes]]:
+    """The fact without its bulk, and the bulk by field."""
+    droppable = DROPPABLE.get(type(fact).__name__)
+    beside = {
+        field: value
+        for field, value in fact
+        if isinstance(value, bytes) and (field == droppable or len(value) > BESIDE_BYTES)
+    }
+    empty = {field: _empty(type(fact), field) for field in beside}
+    return fact.model_copy(update=empty), beside
+
+
+def _empty(kind: type[Fact], field: str) -> bytes | None:
+    """What stands in a fact for bytes that lie beside it, as its model allows."""
+    return None if NoneType in get_args(kind.model_fields[field].annotation) else b""

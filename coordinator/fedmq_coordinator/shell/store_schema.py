@@ -1,0 +1,65 @@
+"""The tables of the journal, in SQLAlchemy Core, of types that SQLite and PostgreSQL both have.
+
+meta     one row: which version of the journal this is, and whose
+facts    append-only; never changed, never deleted
+bulk     large bytes of facts, in pieces; the only thing that retention deletes
+pruned   before which fact of a run retention has deleted a field's bulk
+sources  where the task of a run lies on this machine; nothing that a replay needs
+
+`fedmq_coordinator.shell.store` is the only module that reads and writes them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
+
+METADATA: Final = MetaData()
+
+META: Final = Table(
+    "meta",
+    METADATA,
+    Column("journal_version", Integer, nullable=False),
+    Column("federation", String, nullable=False),
+)
+
+FACTS: Final = Table(
+    "facts",
+    METADATA,
+    # Given by the store, 1, 2, 3, ...: a missing number is damage.
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("run", String, nullable=True),
+    Column("kind", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    # msgpack {field: [size, SHA-256]} of what lies in `bulk`
+    Column("beside", LargeBinary, nullable=True),
+    # CRC-32 over kind, body and beside: SQLite does not check its pages
+    Column("checksum", BigInteger, nullable=False),
+    Index("facts_by_run", "run", "kind", "seq"),
+)
+
+BULK: Final = Table(
+    "bulk",
+    METADATA,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("field", String, primary_key=True),
+    Column("piece", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
+
+PRUNED: Final = Table(
+    "pruned",
+    METADATA,
+    Column("run", String, primary_key=True),
+    Column("field", String, primary_key=True),
+    Column("before_seq", BigInteger, nullable=False),
+)
+
+SOURCES: Final = Table(
+    "sources",
+    METADATA,
+    Column("run", String, primary_key=True),
+    Column("task", Text, nullable=False),
+)

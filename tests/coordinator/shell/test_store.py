@@ -1,0 +1,364 @@
+"""The journal, against real files: what is committed is there, what is damaged is said so, what is dropped is None."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedmq_coordinator.core.facts import (
+    EpochBegun,
+    Fact,
+    RunActivated,
+    RunCreated,
+    StepTaken,
+    TrafficSeen,
+    UpdateAccepted,
+    VersionPublished,
+)
+from fedmq_coordinator.core.settings import RunSettings
+from fedmq_coordinator.shell.store import BESIDE_BYTES, BULKY_FIELDS, PIECE_BYTES, Journal
+from fedmq_protocol.errors import StoreError
+from fedmq_protocol.messages import Evaluation, TaskRef
+from fedmq_protocol.schema import TensorEntry, TensorSchema
+
+SCHEMA = TensorSchema(entries=(TensorEntry(name="w", shape=(2, 3), dtype="float32", role="parameter"),))
+
+
+def created(run: str = "r", initial: bytes = b"\1" * 24) -> RunCreated:
+    return RunCreated(
+        at=1.0,
+        run=run,
+        settings=RunSettings(),
+        task=TaskRef(name="t", version="1", schema_hash=SCHEMA.hash),
+        tensor_schema=SCHEMA,
+        initial=initial,
+        has_central_data=True,
+    )
+
+
+def accepted(counter: int, payload: bytes | None, run: str = "r", at: float = 2.0) -> UpdateAccepted:
+    return UpdateAccepted(
+        at=at,
+        run=run,
+        device="dev-1",
+        counter=counter,
+        lease=counter,
+        base_version=0,
+        staleness=0,
+        weight=0.1,
+        clip=1.0,
+        norm=3.5,
+        num_examples=10,
+        duration_s=None,
+        train_s=0.25,
+        payload=payload,
+        metrics={"loss": 0.5},
+        evaluation=Evaluation(version=0, num_examples=5, loss=0.25, metrics={"accuracy": 0.9}),
+        traffic=(100, 200),
+    )
+
+
+def published(version: int, *, private: bytes | None = None, run: str = "r") -> VersionPublished:
+    return VersionPublished(
+        at=3.0,
+        run=run,
+        version=version,
+        delta=bytes([version]) * 40 if version else None,
+        snapshot=b"s" * 50 if private is not None else None,
+        private=private,
+        chain_hash=bytes(32),
+        replica_hash=bytes(32) if private is not None else None,
+    )
+
+
+def step(run: str = "r") -> StepTaken:
+    return StepTaken(at=2.5, run=run, round=1, scale=1.0, num_updates=2, closed_by="all")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal.open(tmp_path, federation="home")
+    yield opened
+    opened.close()
+
+
+def reopened(journal: Journal, tmp_path: Path) -> list[Fact]:
+    journal.close()
+    again = Journal.open(tmp_path, federation="home")
+    try:
+        return list(again.read())
+    finally:
+        again.close()
+
+
+def test_facts_read_back_as_they_were_written(journal: Journal, tmp_path: Path) -> None:
+    facts: list[Fact] = [
+        EpochBegun(at=0.5, epoch=1),
+        created(),
+        RunActivated(at=1.5, run="r"),
+        published(0, private=b"p" * 24),
+        accepted(1, b"small"),
+        accepted(2, os.urandom(BESIDE_BYTES + 1)),
+        step(),
+        TrafficSeen(at=9.0, device="dev-1", sent=1, received=2),
+    ]
+    journal.append(facts[:3])
+    journal.append([])
+    journal.append(facts[3:])
+    assert list(journal.read()) == facts
+    assert (journal.num_facts, journal.first_at, journal.last_at) == (8, 0.5, 9.0)
+    assert reopened(journal, tmp_path) == facts
+
+
+def test_an_empty_payload_is_not_a_dropped_one(journal: Journal) -> None:
+    journal.append([accepted(1, b""), accepted(2, None)])
+    assert [fact.payload for fact in journal.read() if isinstance(fact, UpdateAccepted)] == [b"", None]
+
+
+def test_bulk_larger_than_a_piece_comes_back_whole(journal: Journal, tmp_path: Path) -> None:
+    large = os.urandom(2 * PIECE_BYTES + 17)
+    journal.append([created(initial=large), published(0, private=large)])
+    assert reopened(journal, tmp_path) == [created(initial=large), published(0, private=large)]
+    rows = sqlite3.connect(tmp_path / "journal.sqlite")
+    assert [size for (size,) in rows.execute("SELECT length(data) FROM bulk WHERE field = 'initial'")] == [
+        PIECE_BYTES,
+        PIECE_BYTES,
+        17,
+    ]
+    rows.close()
+
+
+def test_many_facts_are_read_in_order_and_none_that_come_meanwhile(journal: Journal) -> None:
+    journal.append([EpochBegun(at=float(epoch), epoch=epoch) for epoch in range(2_000)])
+    seen = []
+    for fact in journal.read():
+        assert isinstance(fact, EpochBegun)
+        if fact.epoch == 3:
+            journal.append([EpochBegun(at=5_000.0, epoch=5_000)])
+        seen.append(fact.epoch)
+    assert seen == list(range(2_000))
+    assert sum(1 for _ in journal.read()) == 2_001
+
+
+def test_a_run_and_kinds_are_read_by_themselves_and_lightly(journal: Journal) -> None:
+    journal.append(
+        [created("a"), created("b"), published(0, private=b"x" * 24, run="a"), accepted(1, b"y", run="b")]
+    )
+    journal.append([EpochBegun(at=0.0, epoch=1)])
+    assert [type(fact).__name__ for fact in journal.read(run="a")] == ["RunCreated", "VersionPublished"]
+    assert [type(fact).__name__ for fact in journal.read(kinds=["EpochBegun"])] == ["EpochBegun"]
+    assert list(journal.read(run="nobody")) == []
+    (light,) = journal.read(run="b", kinds=["UpdateAccepted"], leave_out=BULKY_FIELDS)
+    assert light == accepted(1, None, run="b")
+
+
+class TestRetention:
+    def test_drops_what_a_replay_does_not_need_and_nothing_else(
+        self, journal: Journal, tmp_path: Path
+    ) -> None:
+        before: list[Fact] = [
+            created(),
+            published(0, private=b"p0" * 12),
+            accepted(1, b"u1"),
+            accepted(2, b"u2"),
+            step(),
+        ]
+        still_in_the_accumulator = accepted(3, b"u3")
+        after: list[Fact] = [published(1, private=b"p1" * 12), accepted(4, b"u4"), step(), published(2)]
+        journal.append([*before, still_in_the_accumulator, *after, accepted(1, b"other", run="q")])
+        assert journal.prune("r", 1) == 3  # two payloads and one set of private weights
+        expected: list[Fact] = [
+            created(),
+            published(0, private=b"p0" * 12).model_copy(update={"private": None}),
+            accepted(1, None),
+            accepted(2, None),
+            step(),
+            still_in_the_accumulator,
+            *after,
+            accepted(1, b"other", run="q"),
+        ]
+        assert list(journal.read()) == expected
+        assert journal.prune("r", 1) == 0
+        assert reopened(journal, tmp_path) == expected
+
+    def test_keeps_everything_before_a_version_without_private_weights(self, journal: Journal) -> None:
+        journal.append([published(0, private=b"p"), accepted(1, b"u1"), step(), published(1)])
+        for version in (1, 2):
+            with pytest.raises(ValueError, match="no private weights"):
+                journal.prune("r", version)
+        assert list(journal.read())[1] == accepted(1, b"u1")
+
+    def test_goes_on_from_snapshot_to_snapshot(self, journal: Journal) -> None:
+        journal.append([published(0, private=b"a"), accepted(1, b"u"), step(), published(1, private=b"b")])
+        journal.prune("r", 1)
+        journal.append([accepted(2, b"u"), step(), accepted(3, b"v"), published(2, private=b"c")])
+        journal.prune("r", 2)
+        facts = list(journal.read())
+        assert [fact.private for fact in facts if isinstance(fact, VersionPublished)] == [None, None, b"c"]
+        assert [fact.payload for fact in facts if isinstance(fact, UpdateAccepted)] == [None, None, b"v"]
+        with pytest.raises(ValueError, match="no private weights"):
+            journal.prune("r", 1)
+
+
+class TestRefusals:
+    def test_another_federation(self, journal: Journal, tmp_path: Path) -> None:
+        journal.close()
+        with pytest.raises(
+            StoreError, match=r"journal\.sqlite is the journal of the federation 'home', not 'office'"
+        ):
+            Journal.open(tmp_path, federation="office")
+
+    def test_another_version(self, journal: Journal, tmp_path: Path) -> None:
+        journal.close()
+        with sqlite3.connect(tmp_path / "journal.sqlite") as raw:
+            raw.execute("UPDATE meta SET journal_version = 99")
+        raw.close()
+        with pytest.raises(StoreError, match="a journal of version 99, this fedmq writes version 1"):
+            Journal.open(tmp_path, federation="home")
+
+    def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
+        (tmp_path / "journal.sqlite").write_bytes(b"what is this? " * 1_000)
+        with pytest.raises(StoreError, match=r"journal\.sqlite is damaged .*backup"):
+            Journal.open(tmp_path, federation="home")
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(StoreError, match="cannot write in the state folder"):
+            Journal.open(tmp_path / "file", federation="home")
+
+    def test_a_refusal_lets_go_of_the_folder(self, journal: Journal, tmp_path: Path) -> None:
+        journal.close()
+        with pytest.raises(StoreError):
+            Journal.open(tmp_path, federation="office")
+        Journal.open(tmp_path, federation="home").close()
+
+    @pytest.mark.parametrize(
+        ("damage", "said"),
+        [
+            ("UPDATE facts SET body = zeroblob(length(body)) WHERE seq = 2", "fact number 2"),
+            ("UPDATE facts SET kind = 'RunActivated' WHERE seq = 1", "fact number 1"),
+            ("DELETE FROM facts WHERE seq = 2", "missing after number 0"),
+            ("DELETE FROM bulk WHERE seq = 3", "the payload of fact number 3"),
+            ("UPDATE bulk SET data = zeroblob(length(data)) WHERE seq = 3", "the payload of fact number 3"),
+            ("DELETE FROM meta", "0 rows instead of one"),
+            ("DROP TABLE facts", "no such table"),
+        ],
+    )
+    def test_damage_inside(self, journal: Journal, tmp_path: Path, damage: str, said: str) -> None:
+        journal.append([EpochBegun(at=0.0, epoch=1), created(), accepted(1, b"payload")])
+        journal.close()
+        with sqlite3.connect(tmp_path / "journal.sqlite") as raw:
+            raw.execute(damage)
+        raw.close()
+        with pytest.raises(StoreError, match=rf"journal\.sqlite.*{said}"):
+            self._read(tmp_path)
+
+    def test_flipped_bits_anywhere_are_never_read_as_something_else(
+        self, journal: Journal, tmp_path: Path
+    ) -> None:
+        facts: list[Fact] = [accepted(counter, os.urandom(300)) for counter in range(40)]
+        journal.append(facts)
+        journal.close()
+        path = tmp_path / "journal.sqlite"
+        healthy = path.read_bytes()
+        refused = 0
+        for place in range(100, len(healthy), 397):
+            path.write_bytes(healthy[:place] + bytes([healthy[place] ^ 0x10]) + healthy[place + 1 :])
+            try:
+                assert self._read(tmp_path) == facts
+            except StoreError as error:
+                refused += 1
+                assert "journal.sqlite" in str(error)
+        assert refused > 50
+
+    def _read(self, tmp_path: Path) -> list[Fact]:
+        again = Journal.open(tmp_path, federation="home")
+        try:
+            return list(again.read())
+        finally:
+            again.close()
+
+
+class TestProcesses:
+    def test_a_second_coordinator_is_refused_with_the_pid_of_the_first(self, tmp_path: Path) -> None:
+        holder = _process(tmp_path, "import sys; print('ready', flush=True); sys.stdin.read()")
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"ready\n"
+            with pytest.raises(
+                StoreError, match=rf"another coordinator \(pid {holder.pid}\) holds {tmp_path}"
+            ):
+                Journal.open(tmp_path, federation="home")
+        finally:
+            holder.kill()
+            holder.communicate()
+        Journal.open(tmp_path, federation="home").close()  # the kernel let go of a killed holder's lock
+
+    @pytest.mark.parametrize("kill_after", [1, 7, 40])
+    def test_a_writer_killed_at_any_moment_loses_nothing_committed_and_tears_nothing(
+        self, tmp_path: Path, kill_after: int
+    ) -> None:
+        body = """
+            import itertools, os
+            from fedmq_coordinator.core.facts import EpochBegun, VersionPublished
+            for batch in itertools.count():
+                bulk = bytes([batch % 256]) * 50_000
+                version = VersionPublished(at=batch, run="r", version=batch, delta=bulk, snapshot=None, private=bulk,
+                                           chain_hash=bytes(32), replica_hash=None)
+                journal.append([version, *(EpochBegun(at=batch, epoch=i) for i in range(9))])
+                print(batch, flush=True)
+        """
+        writer = _process(tmp_path, body)
+        assert writer.stdout is not None
+        for _ in range(kill_after):
+            writer.stdout.readline()
+        os.kill(writer.pid, signal.SIGKILL)
+        told = int((writer.stdout.read().splitlines() or [str(kill_after - 1).encode()])[-1])
+        writer.communicate()
+        journal = Journal.open(tmp_path, federation="home")
+        facts = list(journal.read())
+        journal.close()
+        assert len(facts) % 10 == 0  # whole transactions alone
+        assert told + 1 <= len(facts) // 10 <= told + 2  # the last one may have been written and not told
+        for batch in range(len(facts) // 10):
+            version = facts[10 * batch]
+            assert isinstance(version, VersionPublished)
+            assert version.delta == version.private == bytes([batch % 256]) * 50_000
+
+
+def test_a_full_disk_is_said_and_nothing_of_the_batch_is_there(journal: Journal) -> None:
+    journal.append([EpochBegun(at=0.0, epoch=1)])
+    with journal._engine.begin() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 3}")
+    with pytest.raises(StoreError, match="cannot write to the journal .*full"):
+        journal.append([EpochBegun(at=1.0, epoch=2), created(initial=bytes(500_000))])
+    assert list(journal.read()) == [EpochBegun(at=0.0, epoch=1)]
+    journal.append([EpochBegun(at=2.0, epoch=3)])
+    assert journal.num_facts == 2
+
+
+def test_sources_are_kept_beside_the_facts(journal: Journal, tmp_path: Path) -> None:
+    journal.remember_source("r", "/tasks/a.py")
+    journal.remember_source("r", "/tasks/b.py")
+    journal.close()
+    again = Journal.open(tmp_path, federation="home")
+    assert again.sources() == {"r": "/tasks/b.py"}
+    again.close()
+
+
+def _process(state_dir: Path, body: str) -> subprocess.Popen[bytes]:
+    """A process that opens the journal and runs `body` with it."""
+    program = (
+        "from pathlib import Path\nfrom fedmq_coordinator.shell.store import Journal\n"
+        f"journal = Journal.open(Path({str(state_dir)!r}), federation='home')\n{textwrap.dedent(body)}"
+    )
+    return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
