@@ -236,19 +236,21 @@ def split(p: Float32Array, spec: CodecSpec) -> tuple[bytes, Decoded, Float32Arra
     return payload, decoded, residual
 
 
-def decode(data: bytes | memoryview, n: int) -> Decoded:
+def decode(data: bytes | memoryview, n: int, *, max_kept: int | None = None) -> Decoded:
     """Read a payload, which may hold anything.
 
     Args:
         data: the whole payload.
         n: length of the vector that it must be for.
+        max_kept: the most elements that a sparse payload may hold, where the codec agreed on says so.
 
     Returns:
         A sparse or dense vector of length n: finite, no subnormals, no -0, arrays read-only.
 
     Raises:
         CodecError: with reason `unknown-codec`, `wrong-size` (not a vector of n), `too-large`, `not-finite` or
-            `malformed`; nothing else. Memory taken stays below a small multiple of 4 n bytes.
+            `malformed`; nothing else. Whatever the payload says, no more memory is taken than 16 bytes for each of
+            the n and 56 for each element kept.
     """
     view = memoryview(data).cast("B")
     if not 0 <= n <= MAX_PARAMETERS:
@@ -264,7 +266,7 @@ def decode(data: bytes | memoryview, n: int) -> Decoded:
         return _decode_dense(view[_DENSE_HEAD.size :], n, DENSE_VALUES[values])
     if indices in INDEX_CODES and values in KEPT_VALUES:
         _check_size(stated, n)
-        return _decode_sparse(view, n, INDEX_CODES[indices], KEPT_VALUES[values])
+        return _decode_sparse(view, n, n if max_kept is None else min(n, max_kept), (indices, values))
     raise CodecError(f"unknown codec tag {tag:#04x}", reason="unknown-codec")
 
 
@@ -311,13 +313,16 @@ def _decode_dense(section: memoryview, n: int, code: DenseValues) -> Dense:
     return Dense(values)
 
 
-def _decode_sparse(view: memoryview, n: int, index_code: IndexCode, code: KeptValues) -> Sparse:
+def _decode_sparse(view: memoryview, n: int, max_kept: int, tag: tuple[int, int]) -> Sparse:
+    index_code, code = INDEX_CODES[tag[0]], KEPT_VALUES[tag[1]]
     if len(view) < _SPARSE_HEAD.size:
         raise CodecError("the payload ends within its head")
     _, _, k, index_bytes = _SPARSE_HEAD.unpack_from(view)
     rest = view[_SPARSE_HEAD.size :]
-    if k > n:
-        raise CodecError(f"{k} elements of {n}")
+    if k > max_kept:
+        raise CodecError(
+            f"{k} elements, at most {max_kept} may come", reason="malformed" if k > n else "too-large"
+        )
     if index_bytes > len(rest):
         raise CodecError("the payload ends within its indices")
     indices = index_code.decode(rest[:index_bytes], n, k)

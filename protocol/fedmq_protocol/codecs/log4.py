@@ -42,7 +42,9 @@ _OFFSETS: Final = (
     32  # scales tried for each step: a quarter of a level apart, from the largest magnitude down
 )
 _SAMPLE: Final = 4096  # magnitudes looked at to choose step and scale
-_INDEX_BITS: Final = 8.0  # what the place of a value costs, roughly, beside which its own bits are weighed
+_OTHER_BITS: Final = 64.0
+"""What an element is taken to cost besides its value. Its index takes about 8 bits, and with 8 here the most is carried
+a bit; with more, values get more precise and uploads longer: 3 % with 64, for half of the error."""
 
 
 def body_bytes(count: int) -> int:
@@ -126,5 +128,5 @@ def _best(magnitudes: Float32Array, levels: Float32Array) -> int:
     carried = np.sum(2 * q * np.diff(sums[cuts], axis=1) - q * q * counts, axis=1)  # sum of m^2 - (m - q)^2
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     entropy = -np.sum(shares * np.log2(np.where(shares > 0, shares, 1.0)), axis=1)
-    cost = len(ordered) * _INDEX_BITS + counts.sum(axis=1) * (1.0 + entropy)
+    cost = len(ordered) * _OTHER_BITS + counts.sum(axis=1) * (1.0 + entropy)
     return int(np.argmax(carried / cost))

@@ -53,5 +53,6 @@ def from_bytes(data: memoryview, largest: np.float32) -> Float32Array:
         largest.view(np.uint32),
     )  # as integers, which order NaN and signs above all
     if np.any((bits != 0) & ((bits < low) | (bits > high))):
-        raise CodecError("a scale is out of range", reason="not-finite")
+        reason = "malformed" if np.isfinite(scales).all() else "not-finite"
+        raise CodecError("a scale is out of range", reason=reason)
     return scales
