@@ -68,7 +68,14 @@ class Sealer:
     def seal(self, topic: str, body: Body) -> bytes:
         """Return the packet's payload for `body` on `topic`."""
         self._sequence += 1
-        header = [PROTOCOL_VERSION, KIND_OF[type(body)], self.sender, self.epoch, self._sequence, self._key.key_id]
+        header = [
+            PROTOCOL_VERSION,
+            KIND_OF[type(body)],
+            self.sender,
+            self.epoch,
+            self._sequence,
+            self._key.key_id,
+        ]
         content: bytes = msgpack.packb([*header, to_plain(body)])
         packet: bytes = msgpack.packb([content, self._key.sign(_signed(topic, content))])
         return packet

@@ -3,10 +3,10 @@
 The branch tells who is at fault, so that a caller knows what to do without reading the text:
 
 - `RemoteError`: bytes from outside are wrong. Reject the message, tell its sender, go on.
-- `UsageError`: this program was asked for something impossible: a wrong option, a missing file. Say so in a line and exit.
+- `UsageError`: this program was asked for the impossible: a wrong option, a missing file. Say so in a line and exit.
 - `ConnectionFailedError`: the broker cannot be used now. Retry, or say so where nobody waits.
 
-Misuse of one part of our own code by another raises the built-in errors (`ValueError`, `AssertionError`): those are bugs.
+Misuse of one part of our own code by another raises the built-in errors (`ValueError`, `AssertionError`): bugs.
 """
 
 from __future__ import annotations

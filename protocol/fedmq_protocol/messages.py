@@ -284,7 +284,14 @@ class Report(Body):
     """What the operator should know of a device: it cannot train, and why. A lease named here is given back."""
 
     code: Literal[
-        "train-failed", "task-mismatch", "no-data", "task-error", "model-unreachable", "busy", "bad-message", "other"
+        "train-failed",
+        "task-mismatch",
+        "no-data",
+        "task-error",
+        "model-unreachable",
+        "busy",
+        "bad-message",
+        "other",
     ]
     detail: Text
     run: Id | None = None

@@ -33,7 +33,9 @@ class TensorEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(min_length=1, max_length=512)]
-    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_PARAMETERS)], ...], Field(max_length=MAX_TENSOR_DIMS)]
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=MAX_PARAMETERS)], ...], Field(max_length=MAX_TENSOR_DIMS)
+    ]
     dtype: Annotated[str, Field(min_length=1, max_length=32)]
     role: Role
     tied_to: Annotated[str, Field(max_length=512)] = ""

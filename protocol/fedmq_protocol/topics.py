@@ -2,7 +2,7 @@
 
     fedmq/v1/<federation>/coordinator/status            retained; last will of the coordinator
     fedmq/v1/<federation>/coordinator/run               retained; the announcement
-    fedmq/v1/<federation>/model/<run>/<version>/<chunk> retained; chunk is `d0`, `d1`, ... (delta) or `s0`, ... (snapshot)
+    fedmq/v1/<federation>/model/<run>/<version>/<chunk> retained; `d0`, `d1`, ... (delta), `s0`, ... (snapshot)
     fedmq/v1/<federation>/dev/<device>/presence         retained; birth certificate and last will
     fedmq/v1/<federation>/dev/<device>/up/<kind>        hello, update, offer, chunk, report, get
     fedmq/v1/<federation>/dev/<device>/down/<kind>      announcement, lease, receipt, credit, chunk, notice
@@ -136,7 +136,9 @@ class Topics:
             RemoteError: it is not a chunk's topic of this federation.
         """
         match topic.removeprefix(f"{self.root}/model/").split("/"):
-            case [run, version, chunk] if _ID.match(run) and _NUMBER.match(version) and int(version) <= MAX_COUNTER:
+            case [run, version, chunk] if (
+                _ID.match(run) and _NUMBER.match(version) and int(version) <= MAX_COUNTER
+            ):
                 found = _CHUNK.match(chunk)
                 if found:
                     return ChunkTopic(run, int(version), _LETTER_BLOB[found[1]], int(found[2]))

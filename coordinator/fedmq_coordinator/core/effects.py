@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from fedmq_protocol.messages import Body
 from numpy.typing import NDArray
 
 from fedmq_coordinator.core.facts import Fact
+from fedmq_protocol.messages import Body
+
+Level = Literal["debug", "info", "warning", "error"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Evaluate:
 class Note:
     """Tell the operator: a line for the log, with fields."""
 
-    level: Literal["debug", "info", "warning", "error"]
+    level: Level
     text: str
-    fields: dict[str, str | int | float] = field(default_factory=dict)
+    fields: dict[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

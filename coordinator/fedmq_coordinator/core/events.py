@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from fedmq_protocol.messages import TaskRef
-from fedmq_protocol.schema import TensorSchema
 from numpy.typing import NDArray
 
 from fedmq_coordinator.core.settings import RunSettings
+from fedmq_protocol.messages import TaskRef
+from fedmq_protocol.schema import TensorSchema
 
 
 @dataclass(frozen=True)

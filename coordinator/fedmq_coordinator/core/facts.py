@@ -9,15 +9,21 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal
 
 import msgpack
-from fedmq_protocol.errors import StoreError
-from fedmq_protocol.messages import Evaluation, TaskRef
-from fedmq_protocol.schema import TensorSchema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedmq_coordinator.core.settings import RunSettings
+from fedmq_protocol.errors import StoreError
+from fedmq_protocol.messages import Evaluation, TaskRef
+from fedmq_protocol.schema import TensorSchema
 
 JOURNAL_VERSION: Final = 1
 """Written into the store; another one is migrated or refused, never guessed at."""
+
+
+ClosedBy = Literal["all", "goal", "deadline", "timeout", "buffer", "flush", "arrival"]
+"""What made a step due."""
+
+EndState = Literal["finished", "stopped"]
 
 
 class Fact(BaseModel):
@@ -152,7 +158,7 @@ class StepTaken(Fact):
     round: int
     scale: float
     num_updates: int
-    closed_by: Literal["all", "goal", "deadline", "timeout", "buffer", "flush", "arrival", "end"]
+    closed_by: ClosedBy
 
 
 class Evaluated(Fact):
@@ -177,7 +183,7 @@ class RunEnded(Fact):
     """The run is over."""
 
     run: str
-    state: Literal["finished", "stopped"]
+    state: EndState
     reason: str
     best_version: int | None
 

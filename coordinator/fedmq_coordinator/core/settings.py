@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fedmq_protocol.messages import Mode, TrainSettings
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from fedmq_protocol.messages import Mode, TrainSettings
 
 Fraction = Annotated[FiniteFloat, Field(gt=0, le=1)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -26,7 +27,7 @@ class SelectionSettings(BaseModel):
     """Sync: select this many times the aim, and close with the aim's number of updates."""
     deadline_factor: NonNegative = 2.0
     """Sync: close after this many times the median time that devices need; 0: wait for all, up to `round_timeout_s`."""
-    deadline_min_s: NonNegative = 0.3
+    deadline_min_s: NonNegative = 1.0
     """The straggler deadline is never shorter."""
     round_timeout_s: Annotated[FiniteFloat, Field(gt=0)] = 600.0
     """Hard end of a round, and of a lease of a device whose speed is not known yet."""
@@ -48,8 +49,8 @@ class StrategySettings(BaseModel):
     """Hinge: s(t) = 1 up to the delay b, then 1 / (slope * (t - b) + 1)."""
     buffer_size: Annotated[int, Field(ge=1)] | None = None
     """FedBuff's K; None: a quarter of the leases in flight, from 2 to 10."""
-    max_staleness: Annotated[int, Field(ge=0)] = 20
-    """Updates that trained on an older published version are refused."""
+    max_staleness: Annotated[int, Field(ge=0)] | None = None
+    """Updates that trained on an older version are refused; None: old enough for a device ten times slower than most."""
     max_norm_ratio: Annotated[FiniteFloat, Field(gt=1)] = 10.0
     """An update whose norm is above this many times the running median is refused."""
     clip: Literal["none", "median"] = "none"

@@ -8,19 +8,41 @@ from __future__ import annotations
 
 from fedmq_protocol.codecs.container import CODECS, CodecSpec, decode, encode, max_encoded_bytes, names, split
 from fedmq_protocol.codecs.decoded import Decoded, Dense, Sparse, flushed
+from fedmq_protocol.codecs.model import (
+    DecodedUpdate,
+    apply_delta,
+    decode_snapshot,
+    decode_update,
+    encode_delta,
+    encode_snapshot,
+    encode_update,
+    replica_sha256,
+    requantise,
+    snapshot_codec,
+)
 from fedmq_protocol.codecs.topk import select
 
 __all__ = [
     "CODECS",
     "CodecSpec",
     "Decoded",
+    "DecodedUpdate",
     "Dense",
     "Sparse",
+    "apply_delta",
     "decode",
+    "decode_snapshot",
+    "decode_update",
     "encode",
+    "encode_delta",
+    "encode_snapshot",
+    "encode_update",
     "flushed",
     "max_encoded_bytes",
     "names",
+    "replica_sha256",
+    "requantise",
     "select",
+    "snapshot_codec",
     "split",
 ]

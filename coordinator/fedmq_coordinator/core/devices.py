@@ -1,0 +1,64 @@
+"""Who is there: what presence says of each device, and what the coordinator knows of its key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedmq_protocol.messages import Presence, TaskRef
+
+
+@dataclass
+class Device:
+    """A device of the federation. Its key is journaled; its presence comes anew from the broker after a restart."""
+
+    id: str
+    public_key: bytes
+    session: int = -1
+    online: bool = False
+    since: float = 0.0
+    """When it came or went."""
+    gone_by: str = ""
+    presence: Presence | None = None
+    problem: str = ""
+    """Why it cannot take part, in its own words or the coordinator's."""
+    rejections: dict[str, int] = field(default_factory=dict)
+    """Messages and updates refused, by reason."""
+    sent: int = 0
+    received: int = 0
+    """Bytes on its socket, as its agent counted them over all its sessions."""
+    _counted: tuple[int, int] = (0, 0)
+
+    def arrived(self, presence: Presence, *, session: int, now: float) -> None:
+        self.session, self.online, self.presence, self.problem = session, True, presence, presence.problem
+        self.since, self.gone_by = now, ""
+
+    def left(self, presence: Presence, *, now: float) -> None:
+        self.online, self.since = False, now
+        self.gone_by = "its goodbye" if presence.problem == GOODBYE else "its last will"
+
+    def offers(self, task: TaskRef) -> bool:
+        return self.presence is not None and task in self.presence.tasks
+
+    def mismatch(self, task: TaskRef) -> TaskRef | None:
+        """The task of the same name that the device has in another version or shape."""
+        if self.presence is None or self.offers(task):
+            return None
+        return next((other for other in self.presence.tasks if other.name == task.name), None)
+
+    def refuse(self, reason: str) -> int:
+        """Count a refused message; return how many for this reason."""
+        self.rejections[reason] = self.rejections.get(reason, 0) + 1
+        return self.rejections[reason]
+
+    def count_traffic(self, traffic: tuple[int, int]) -> None:
+        """Add what the agent counted since it last said so; a smaller count than before is a restarted agent's."""
+        before = (
+            self._counted if traffic[0] >= self._counted[0] and traffic[1] >= self._counted[1] else (0, 0)
+        )
+        self.sent += traffic[0] - before[0]
+        self.received += traffic[1] - before[1]
+        self._counted = traffic
+
+
+GOODBYE = "goodbye"
+"""What a device that leaves by itself says as its problem."""

@@ -1,0 +1,242 @@
+"""One run's state: a fold over its facts, and nothing else. Decisions stand in `rounds`, `leases` and `intake`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.aggregation import Accumulator
+from fedmq_coordinator.core.dedupe import Outcome, SettledUpdates
+from fedmq_coordinator.core.publication import PublishedModel, unpack_vector
+from fedmq_protocol.codecs import decode_update
+from fedmq_protocol.messages import Cohort, Evaluation
+from fedmq_protocol.sampling import in_cohort
+
+RunState = Literal["queued", "active", "finished", "stopped"]
+
+_DURATIONS_KEPT: Final = 8
+_NORMS_KEPT: Final = 64
+_ARRIVALS_KEPT: Final = 32
+_LEASES_KEPT: Final = 64
+
+
+@dataclass(frozen=True)
+class HeldLease:
+    """A lease that a device has and has not answered."""
+
+    lease: int
+    version: int
+    granted_at: float
+    expires_at: float
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A cohort that was announced as a sampling rule; a device that the coordinator did not know of may use it."""
+
+    cohort: Cohort
+    round: int
+    at: float
+    used: set[str]
+
+
+class Run:
+    """A run, queued, active or over.
+
+    Args:
+        created: the fact that made it.
+        skip_steps: so many steps need not be computed while replaying, since a snapshot follows; see `replay`.
+    """
+
+    def __init__(self, created: f.RunCreated, *, skip_steps: int = 0) -> None:
+        self.id = created.run
+        self.settings = created.settings
+        self.task = created.task
+        self.schema = created.tensor_schema
+        self.has_central_data = created.has_central_data
+        self.created_at = created.at
+        self.state: RunState = "queued"
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.end_reason = ""
+        self.best_version: int | None = None
+        self._skip_steps = skip_steps
+        self.num_steps = 0
+        self._initial: bytes = created.initial
+        self._model: PublishedModel | None = None
+        self._accumulator: Accumulator | None = None
+
+        self.round = 0
+        self.round_open = False
+        self.opened_at = 0.0
+        self.goal = 0
+        self.lease = 0
+        self.cohort = Cohort(devices=[])
+        self.cohort_lease = 0
+        self.lease_expires_at = 0.0
+        self.members: set[str] = set()
+        self.answered: set[str] = set()
+
+        self.leases: dict[str, HeldLease] = {}
+        self._unused: dict[str, OrderedDict[int, float]] = {}
+        self._rules: OrderedDict[int, _Rule] = OrderedDict()
+        self.last_lease_version: dict[str, int] = {}
+        self.settled: dict[str, SettledUpdates] = {}
+        self.durations: dict[str, deque[float]] = {}
+        self.norms: deque[float] = deque(maxlen=_NORMS_KEPT)
+        self.arrivals: deque[float] = deque(maxlen=_ARRIVALS_KEPT)
+        self.dirty = False
+        """Steps were taken since the last publication."""
+        self.published_at = 0.0
+        self.last_step: f.StepTaken | None = None
+        self.evaluations: dict[int, f.Evaluated] = {}
+        self.federated: dict[int, list[Evaluation]] = {}
+        self.updates_by_device: dict[str, int] = {}
+        self.num_accepted = 0
+        self.num_rejected = 0
+
+    @property
+    def model(self) -> PublishedModel:
+        """The run's model; made when it is first asked for, gone once the run is over."""
+        if self._model is None:
+            initial = unpack_vector(self._initial, self.schema.size)
+            self._model = PublishedModel(self.schema, self.settings.compression, initial)
+        return self._model
+
+    @property
+    def accumulator(self) -> Accumulator:
+        if self._accumulator is None:
+            self._accumulator = Accumulator(self.schema)
+        return self._accumulator
+
+    @property
+    def version(self) -> int:
+        """The newest published version; -1 before the first."""
+        return -1 if self._model is None else self._model.version
+
+    @property
+    def over(self) -> bool:
+        return self.state in {"finished", "stopped"}
+
+    @property
+    def rounds_done(self) -> bool:
+        """Every round that the settings ask for is over."""
+        if self.settings.mode == "sync":
+            return not self.round_open and self.round >= self.settings.rounds and not self.dirty
+        return self.version >= self.settings.rounds
+
+    def was_granted(self, device: str, lease: int) -> float | None:
+        """When `device` was given `lease`, if it was and has not used it yet."""
+        granted_at = self._unused.get(device, OrderedDict()).get(lease)
+        if granted_at is not None:
+            return granted_at
+        rule = self._rules.get(lease)
+        if rule is None or device in rule.used or not in_cohort(rule.cohort, rule.round, device):
+            return None
+        return rule.at
+
+    @property
+    def _computing(self) -> bool:
+        return self.num_steps >= self._skip_steps
+
+    def apply(self, fact: f.Fact) -> None:
+        """Make a fact so."""
+        match fact:
+            case f.RunActivated():
+                self.state, self.started_at = "active", fact.at
+            case f.VersionPublished():
+                self.model.apply(fact, with_model=self._computing)
+                self.published_at, self.dirty = fact.at, False
+            case f.RoundOpened():
+                self._open_round(fact)
+            case f.LeaseGranted():
+                self.lease = fact.lease
+                self._grant(fact.device, HeldLease(fact.lease, fact.version, fact.at, fact.lease_expires_at))
+            case f.LeaseReturned():
+                self._end_lease(fact.device, fact.lease)
+                self.last_lease_version.pop(fact.device, None)
+            case f.UpdateAccepted():
+                self._accept(fact)
+            case f.UpdateRejected():
+                self.num_rejected += 1
+                outcome = Outcome("rejected", fact.residual, fact.reason, fact.detail)
+                self._settle(fact.device, fact.counter, fact.lease, outcome)
+            case f.StepTaken():
+                self._step(fact)
+            case f.Evaluated():
+                self.evaluations[fact.version] = fact
+            case f.RunEnded():
+                self.state, self.ended_at, self.end_reason = fact.state, fact.at, fact.reason
+                self.best_version, self.round_open = fact.best_version, False
+                self.leases.clear()
+                self._accumulator = None
+            case _:
+                msg = f"{type(fact).__name__} is not a fact about a run"
+                raise AssertionError(msg)
+
+    def _open_round(self, fact: f.RoundOpened) -> None:
+        if fact.round != self.round or not self.round_open:
+            self.members, self.answered, self.opened_at = set(), set(), fact.at
+        self.round, self.round_open, self.goal = fact.round, True, fact.goal
+        self.lease = self.cohort_lease = fact.lease
+        self.lease_expires_at = fact.lease_expires_at
+        if fact.rate is None:
+            self.cohort = Cohort(devices=fact.devices)
+        else:
+            self.cohort = Cohort(rate=fact.rate, seed=fact.sampling_seed)
+            self._rules[fact.lease] = _Rule(self.cohort, fact.round, fact.at, set(fact.devices))
+            while len(self._rules) > _LEASES_KEPT:
+                self._rules.popitem(last=False)
+        self.members.update(fact.devices)
+        for device in fact.devices:
+            self._grant(device, HeldLease(fact.lease, fact.version, fact.at, fact.lease_expires_at))
+
+    def _grant(self, device: str, lease: HeldLease) -> None:
+        self.leases[device] = lease
+        self.last_lease_version[device] = lease.version
+        unused = self._unused.setdefault(device, OrderedDict())
+        unused[lease.lease] = lease.granted_at
+        while len(unused) > _LEASES_KEPT:
+            unused.popitem(last=False)
+
+    def _end_lease(self, device: str, lease: int) -> None:
+        held = self.leases.get(device)
+        if held is not None and held.lease <= lease:
+            del self.leases[device]
+
+    def _settle(self, device: str, counter: int, lease: int, outcome: Outcome) -> None:
+        self.settled.setdefault(device, SettledUpdates()).settle(counter, outcome)
+        self._unused.get(device, OrderedDict()).pop(lease, None)
+        if lease in self._rules:
+            self._rules[lease].used.add(device)
+        self._end_lease(device, lease)
+        if lease == self.cohort_lease or device in self.members:
+            self.answered.add(device)
+
+    def _accept(self, fact: f.UpdateAccepted) -> None:
+        self._settle(fact.device, fact.counter, fact.lease, Outcome("accepted", "keep"))
+        if fact.payload is None or not self._computing:
+            self.accumulator.count(weight=fact.weight)
+        else:
+            update = decode_update(fact.payload, self.schema)
+            self.accumulator.fold(update, weight=fact.weight, clip=fact.clip)
+        self.num_accepted += 1
+        self.updates_by_device[fact.device] = self.updates_by_device.get(fact.device, 0) + 1
+        self.norms.append(fact.norm)
+        self.arrivals.append(fact.at)
+        if fact.duration_s is not None:
+            self.durations.setdefault(fact.device, deque(maxlen=_DURATIONS_KEPT)).append(fact.duration_s)
+        if fact.evaluation is not None:
+            self.federated.setdefault(fact.evaluation.version, []).append(fact.evaluation)
+
+    def _step(self, fact: f.StepTaken) -> None:
+        if self._computing:
+            self.accumulator.step(self.model.weights, fact.scale)
+        else:
+            self.accumulator.clear()
+        self.num_steps += 1
+        self.dirty, self.last_step = True, fact
+        if self.settings.mode == "sync":
+            self.round_open = False

@@ -1,0 +1,150 @@
+"""Views made out of the state, on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fedmq_coordinator.core import timing
+from fedmq_coordinator.core.devices import Device
+from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.views import DeviceView, FederationView, RunView, VersionView
+from fedmq_coordinator.core.waiting import waiting
+
+if TYPE_CHECKING:
+    from fedmq_coordinator.core.machine import Coordinator
+
+
+def federation(
+    coordinator: Coordinator, *, broker: str, paused: Mapping[str, float], now: float
+) -> FederationView:
+    """Everything but the runs' own views."""
+    active = coordinator.active
+    return FederationView(
+        federation=coordinator.topics.federation,
+        epoch=coordinator.epoch,
+        broker_connected=not broker,
+        broker_detail=broker,
+        active_run=None if active is None else active.id,
+        queued_runs=[run.id for run in coordinator.runs.values() if run.state == "queued"],
+        devices=[
+            device(each, active, paused=paused, now=now)
+            for each in sorted(coordinator.devices.values(), key=lambda each: each.id)
+        ],
+        runs=list(coordinator.runs),
+        rejections=coordinator.rejections,
+    )
+
+
+def device(each: Device, run: Run | None, *, paused: Mapping[str, float], now: float) -> DeviceView:
+    """One device, in the light of the active run."""
+    held = None if run is None else run.leases.get(each.id)
+    if not each.online:
+        state = "offline"
+    elif each.problem:
+        state = "unable"
+    elif paused.get(each.id, 0.0) > now:
+        state = "paused"
+    else:
+        state = "training" if held is not None else "idle"
+    presence = each.presence
+    task = presence.tasks[0] if presence is not None and presence.tasks else None
+    return DeviceView(
+        device=each.id,
+        state=state,
+        since_s=now - each.since,
+        problem=each.problem,
+        task="" if task is None else f"{task.name} {task.version}",
+        num_examples=None if presence is None else presence.num_examples,
+        agent_version="" if presence is None else presence.agent_version,
+        updates=0 if run is None else run.updates_by_device.get(each.id, 0),
+        task_time_s=None if run is None else timing.task_time(run, each.id),
+        lease_age_s=None if held is None else now - held.granted_at,
+        sent_bytes=each.sent,
+        received_bytes=each.received,
+        rejections=each.rejections,
+    )
+
+
+def scores(run: Run) -> dict[int, float]:
+    """How good each evaluated version is, more being better: by the target metric, or else by minus the loss.
+
+    By the central evaluation where there is one, else by the devices'.
+    """
+    metric = run.settings.target_metric
+    central = [VersionView(version=v, loss=e.loss, metrics=e.metrics) for v, e in run.evaluations.items()]
+    views = central or federated(run)
+    return {view.version: view.metrics.get(metric, -view.loss) for view in views}
+
+
+def federated(run: Run) -> list[VersionView]:
+    """What devices measured of each version on their own test data, weighted by examples."""
+    views = []
+    for version, evaluations in sorted(run.federated.items()):
+        total = sum(each.num_examples for each in evaluations)
+        if not total:
+            continue
+        names = sorted({name for each in evaluations for name in each.metrics})
+        views.append(
+            VersionView(
+                version=version,
+                loss=sum(each.loss * each.num_examples for each in evaluations) / total,
+                metrics={
+                    name: sum(each.metrics.get(name, 0.0) * each.num_examples for each in evaluations) / total
+                    for name in names
+                },
+            )
+        )
+    return views
+
+
+def run(
+    run: Run,
+    devices: Mapping[str, Device],
+    available: list[str],
+    *,
+    broker: str,
+    evaluating: bool,
+    now: float,
+    resumed_at: float,
+) -> RunView:
+    """One run."""
+    match run.state:
+        case "queued":
+            wait = broker or "the runs before it in the queue"
+        case "active":
+            wait = waiting(
+                run, devices, available, broker=broker, evaluating=evaluating, now=now, resumed_at=resumed_at
+            )
+        case _:
+            wait = ""
+    published = run.version >= 0
+    return RunView(
+        run=run.id,
+        state=run.state,
+        task=run.task,
+        settings=run.settings,
+        num_parameters=run.schema.num_parameters,
+        size=run.schema.size,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        end_reason=run.end_reason,
+        round=run.round,
+        version=run.version,
+        best_version=run.best_version,
+        waiting=wait,
+        updates_in_buffer=0 if run.over else run.accumulator.num_updates,
+        goal=run.goal,
+        answered=len(run.answered & run.members),
+        accepted=run.num_accepted,
+        rejected=run.num_rejected,
+        leases=len(run.leases),
+        late=sum(1 for held in run.leases.values() if held.granted_at < run.opened_at),
+        evaluations=[
+            VersionView(version=v, loss=e.loss, metrics=e.metrics) for v, e in sorted(run.evaluations.items())
+        ],
+        federated=federated(run),
+        chain_bytes=run.model.chain_bytes if published else 0,
+        snapshot_bytes=run.model.snapshot.ref.size if published else 0,
+    )

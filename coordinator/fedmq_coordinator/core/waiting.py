@@ -1,0 +1,101 @@
+"""Nothing waits in silence: one sentence that says for what, since when, and until when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedmq_coordinator.core import rounds
+from fedmq_coordinator.core.devices import Device
+from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.strategies import make_strategy
+
+_MINUTE = 60
+_HOUR = 3600
+_NAMED = 3
+
+
+def span(seconds: float) -> str:
+    """A length of time in words: 0.4 s, 42 s, 3 min, 2 h 5 min."""
+    if seconds < 10:  # noqa: PLR2004  below ten seconds the tenths matter
+        return f"{max(0.0, seconds):.1f} s"
+    if seconds < 2 * _MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * _HOUR:
+        return f"{seconds / _MINUTE:.0f} min"
+    return f"{seconds // _HOUR:.0f} h {seconds % _HOUR // _MINUTE:.0f} min"
+
+
+def waiting(
+    run: Run,
+    devices: Mapping[str, Device],
+    available: list[str],
+    *,
+    broker: str,
+    evaluating: bool,
+    now: float,
+    resumed_at: float,
+) -> str:
+    """What an active run waits for."""
+    if broker:
+        return broker
+    if run.rounds_done:
+        return "the last version's evaluation" if evaluating else "nothing: the last version is published"
+    need = run.settings.selection.min_available_devices
+    idle = not run.round_open if run.settings.mode == "sync" else not run.leases and not run.num_accepted
+    if idle and len(available) < need:
+        return f"{len(available)} of {need} devices that can train {run.task.name} {run.task.version}{_unable(devices)}"
+    if run.settings.mode == "sync":
+        return _sync(run, devices, now=now, resumed_at=resumed_at)
+    return _async(run, devices, available, now=now)
+
+
+def _sync(run: Run, devices: Mapping[str, Device], *, now: float, resumed_at: float) -> str:
+    if not run.round_open:
+        return "a device that is free; all are at work under earlier leases"
+    online = {device.id for device in devices.values() if device.online}
+    parts = [f"{len(run.answered & run.members)} of {len(run.members)} updates"]
+    waited_for = rounds.awaited(run, online)
+    if waited_for:
+        parts.append(f"waits for {_names(waited_for)} since {span(now - max(run.opened_at, resumed_at))}")
+    gone = sorted(run.members - run.answered - online)
+    parts += [_gone(devices[name], now=now) for name in gone[:_NAMED] if name in devices]
+    late = sorted(set(run.leases) - set(waited_for) - set(gone))
+    if late:
+        parts.append(f"{_names(late)} train{'s' if len(late) == 1 else ''} on, counted later")
+    closes = rounds.deadline(run, resumed_at=resumed_at) - now
+    if closes > 0:
+        parts.append(f"closes in {span(closes)}")
+    return "; ".join(parts)
+
+
+def _async(run: Run, devices: Mapping[str, Device], available: list[str], *, now: float) -> str:
+    strategy = make_strategy(run.settings, in_flight=max(1, len(available)))
+    size = getattr(strategy, "buffer_size", 1)
+    at_work = sorted(run.leases, key=lambda device: run.leases[device].granted_at)
+    parts = [f"{run.accumulator.num_updates} of {size} updates for the next step"]
+    if at_work:
+        oldest = run.leases[at_work[0]]
+        parts.append(f"{len(at_work)} at work, {at_work[0]} longest, since {span(now - oldest.granted_at)}")
+    parts += [
+        _gone(devices[name], now=now) for name in at_work if name in devices and not devices[name].online
+    ][:_NAMED]
+    if run.dirty:
+        due = run.published_at + run.settings.strategy.publish_interval_s
+        parts.append(f"publishes in {span(due - now)}")
+    return "; ".join(parts)
+
+
+def _gone(device: Device, *, now: float) -> str:
+    return f"{device.id} offline {span(now - device.since)} by {device.gone_by or 'its last will'}"
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+
+
+def _unable(devices: Mapping[str, Device]) -> str:
+    unable = [
+        f"{device.id}: {device.problem}" for device in devices.values() if device.online and device.problem
+    ]
+    return f" ({'; '.join(unable[:_NAMED])})" if unable else ""
