@@ -1,0 +1,253 @@
+"""The coordinator's loop: events in, the core decides, its facts go to disk, its effects go out.
+
+    while running:
+        events   = all that are queued, and `TimePassed` if the core's deadline has come
+        effects  = what `core.handle` says to each
+        journal  <- every Record of the batch, in one transaction          (group commit)
+        broker   <- every Send and Clear, only now; Evaluate goes to the model host, Note to the log
+
+While a transaction is under way, events queue up and become the next batch, so the disk sets the size of batches and
+not the pace of events. The inbox is bounded: when it is full, messages stay with the broker.
+
+An exception out of the core ends the process: what it has in memory may not be what is on disk, and the disk is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Protocol, assert_never
+
+from fedmq_coordinator.core.effects import Clear, Effect, Evaluate, Halt, Note, Record, Send
+from fedmq_coordinator.core.events import (
+    BrokerConnected,
+    BrokerDisconnected,
+    CoordinatorStarted,
+    Event,
+    PacketArrived,
+    TimePassed,
+)
+from fedmq_coordinator.core.facts import Fact, VersionPublished
+from fedmq_coordinator.core.machine import Coordinator
+from fedmq_coordinator.shell.clock import Clock
+from fedmq_coordinator.shell.evaluator import Evaluator
+from fedmq_coordinator.shell.model_host import ModelHost
+from fedmq_coordinator.shell.outbox import Outbox, Publisher
+from fedmq_coordinator.shell.store import Journal
+from fedmq_protocol import aio
+from fedmq_protocol.envelope import Sealer
+from fedmq_protocol.errors import FedmqError
+from fedmq_protocol.messages import Status
+from fedmq_protocol.topics import Topics
+
+_log = logging.getLogger(__name__)
+
+INBOX_EVENTS: Final = 256
+_BATCH_EVENTS: Final = 128
+_FAREWELL_S: Final = 2.0
+_LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+_FIELDS: Final = ("run", "round", "device")
+
+
+class HaltedError(FedmqError):
+    """The core says that this coordinator must end, for example because a newer one has taken over."""
+
+
+class StoppingError(FedmqError):
+    """What was asked for cannot be done any more: the coordinator ends."""
+
+
+class BrokerLink(Publisher, Protocol):
+    """As much of a `fedmq_protocol.aio.Connection` as is needed here."""
+
+    def events(self) -> AsyncIterator[aio.Event]: ...
+
+
+@dataclass
+class _Queued:
+    event: Event
+    done: asyncio.Future[None] | None = None
+    """Told when the event's facts are on disk."""
+
+
+class Service:
+    """Drives one core. Everything of it happens in one event loop, but for the journal's transactions.
+
+    Args:
+        core: replayed already; nobody else may touch it but to look.
+        journal: where its facts go.
+        clock: seconds since the epoch.
+        model_host: who evaluates.
+        sources: run -> where its task lies.
+    """
+
+    def __init__(
+        self,
+        core: Coordinator,
+        journal: Journal,
+        *,
+        clock: Clock,
+        model_host: ModelHost,
+        sources: dict[str, str],
+    ) -> None:
+        self.core = core
+        self.journal = journal
+        self.clock = clock
+        self.model_host = model_host
+        self.sources = sources
+        self._inbox: asyncio.Queue[_Queued] = asyncio.Queue(INBOX_EVENTS)
+        self._evaluator = Evaluator(model_host, sources, self._tell)
+        self._outbox: Outbox | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._halted: str | None = None
+        self._stopping = False
+
+    async def begin(self, epoch: int) -> None:
+        """Tell the core that it starts, and put its epoch on disk, before the broker hears of it.
+
+        Raises:
+            StoreError: the journal cannot be written.
+        """
+        await self._handle([_Queued(CoordinatorStarted(epoch))])
+
+    async def run(self, link: BrokerLink, sealer: Sealer, topics: Topics, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; then say goodbye.
+
+        Raises:
+            HaltedError: the core says that this coordinator must end.
+            StoreError: the journal cannot be written.
+        """
+        self._outbox = Outbox(link, sealer)
+        self._outbox.start()
+        tasks = [
+            asyncio.create_task(self._listen(link), name="listen"),
+            asyncio.create_task(self._work(), name="work"),
+            asyncio.create_task(self._evaluator.run(), name="evaluate"),
+        ]
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped}:
+                task.result()
+            if self._halted is None:
+                goodbye = Status(
+                    online=False, session=sealer.epoch, public_key=sealer.public_key, detail="stopped"
+                )
+                self._outbox.put(Send(topics.coordinator_status, goodbye, retain=True))
+            await self._outbox.flush(_FAREWELL_S)
+        finally:
+            self._stopping = True
+            for task in (*tasks, stopped):
+                task.cancel()
+            await asyncio.gather(*tasks, stopped, return_exceptions=True)
+            await self._outbox.stop()
+            self._refuse_queued()
+            self._writer.shutdown()
+        if self._halted is not None:
+            raise HaltedError(self._halted)
+
+    async def submit(self, event: Event) -> None:
+        """Have the core handle an event; return once what it decided is on disk.
+
+        Raises:
+            StoppingError: the coordinator ends before that.
+        """
+        if self._stopping:
+            raise StoppingError("the coordinator is stopping")
+        done = asyncio.get_running_loop().create_future()
+        await self._inbox.put(_Queued(event, done))
+        await done
+
+    # --------------------------------------------------------------------------------------------- tasks
+
+    async def _listen(self, link: BrokerLink) -> None:
+        """From the broker into the inbox; what does not fit stays with the broker."""
+        async for event in link.events():
+            match event:
+                case aio.Message(topic=topic, payload=payload, retained=retained):
+                    await self._tell(PacketArrived(topic, payload, retained))
+                case aio.Connected(max_packet_bytes=limit, refused=refused):
+                    for topic_filter in refused:
+                        _log.error("the broker refuses the coordinator's subscription to %s", topic_filter)
+                    _log.info("connected to the broker")
+                    await self._tell(BrokerConnected(limit))
+                case aio.Disconnected(reason=reason, retry_in_s=retry_in_s):
+                    _log.warning("broker: %s; trying again in %.1f s, and from then on", reason, retry_in_s)
+                    if self._outbox is not None:
+                        self._outbox.drop_all()
+                    await self._tell(BrokerDisconnected(reason))
+                case _:
+                    assert_never(event)
+
+    async def _tell(self, event: Event) -> None:
+        await self._inbox.put(_Queued(event))
+
+    async def _work(self) -> None:
+        while self._halted is None:
+            await self._handle(await self._next_batch())
+
+    async def _next_batch(self) -> list[_Queued]:
+        deadline = self.core.next_deadline()
+        batch: list[_Queued] = []
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - self.clock()):
+                batch.append(await self._inbox.get())
+        except TimeoutError:
+            pass
+        while len(batch) < _BATCH_EVENTS and not self._inbox.empty():
+            batch.append(self._inbox.get_nowait())
+        if deadline is not None and self.clock() >= deadline:
+            batch.append(_Queued(TimePassed()))
+        return batch
+
+    async def _handle(self, batch: Sequence[_Queued]) -> None:
+        effects: list[Effect] = []
+        for queued in batch:
+            effects += self.core.handle(queued.event, now=self.clock())
+            await asyncio.sleep(0)  # the broker's keepalive and the API have their turn between two events
+        facts = [effect.fact for effect in effects if isinstance(effect, Record)]
+        if facts:
+            await self._write(facts)
+        for effect in effects:
+            self._perform(effect)
+        for queued in batch:
+            if queued.done is not None and not queued.done.done():
+                queued.done.set_result(None)
+
+    async def _write(self, facts: list[Fact]) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writer, self.journal.append, facts)
+        for fact in facts:
+            if isinstance(fact, VersionPublished) and fact.private is not None and fact.version > 0:
+                await loop.run_in_executor(self._writer, self.journal.prune, fact.run, fact.version)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Record():
+                pass  # on disk already
+            case Send() | Clear():
+                if self._outbox is not None:
+                    self._outbox.put(effect)
+            case Evaluate():
+                self._evaluator.put(effect)
+            case Note(level=level, text=text, fields=fields):
+                known: dict[str, object] = {name: fields[name] for name in _FIELDS if name in fields}
+                _log.log(_LEVELS[level], text, extra=known | {"fields": fields})
+            case Halt(reason=reason):
+                self._halted = reason
+            case _:
+                assert_never(effect)
+
+    def _refuse_queued(self) -> None:
+        while not self._inbox.empty():
+            done = self._inbox.get_nowait().done
+            if done is not None and not done.done():
+                done.set_exception(StoppingError("the coordinator is stopping"))
