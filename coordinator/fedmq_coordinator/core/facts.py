@@ -47,10 +47,15 @@ class DeviceEnrolled(Fact):
     public_key: bytes
 
 
-class RunCreated(Fact):
-    """A run stands in the queue. `initial` is float32[size], little-endian, as the `float32` codec encodes it."""
+class RunFact(Fact):
+    """Something about one run."""
 
     run: str
+
+
+class RunCreated(RunFact):
+    """A run stands in the queue. `initial` is float32[size], little-endian, as the `float32` codec encodes it."""
+
     settings: RunSettings
     task: TaskRef
     tensor_schema: TensorSchema
@@ -58,20 +63,17 @@ class RunCreated(Fact):
     has_central_data: bool
 
 
-class RunActivated(Fact):
+class RunActivated(RunFact):
     """The run is the active one."""
 
-    run: str
 
-
-class VersionPublished(Fact):
+class VersionPublished(RunFact):
     """A model version exists.
 
     `delta` leads here from the version before. `snapshot` is there at the first version and at a rebase, together with
     `private`: the coordinator's own full-precision weights at this moment, which bound the replay.
     """
 
-    run: str
     version: int
     delta: bytes | None
     snapshot: bytes | None
@@ -80,13 +82,12 @@ class VersionPublished(Fact):
     replica_hash: bytes | None
 
 
-class RoundOpened(Fact):
+class RoundOpened(RunFact):
     """Devices were given leases with the announcement of `version`.
 
     `devices` are those that were given one. A cohort announced as a sampling rule has `rate` and `sampling_seed`.
     """
 
-    run: str
     round: int
     version: int
     lease: int
@@ -97,29 +98,26 @@ class RoundOpened(Fact):
     sampling_seed: bytes | None = None
 
 
-class LeaseGranted(Fact):
+class LeaseGranted(RunFact):
     """One device was given a lease by itself."""
 
-    run: str
     device: str
     lease: int
     version: int
     lease_expires_at: float
 
 
-class LeaseReturned(Fact):
+class LeaseReturned(RunFact):
     """A lease ended without an update."""
 
-    run: str
     device: str
     lease: int
     why: str
 
 
-class UpdateAccepted(Fact):
-    """An update counts. `weight` and `clip` are what it was folded in with: accumulator += (weight * clip) * decoded."""
+class UpdateAccepted(RunFact):
+    """An update counts. `weight` and `clip` are what it was folded in with: acc += (weight * clip) * decoded."""
 
-    run: str
     device: str
     counter: int
     lease: int
@@ -139,10 +137,9 @@ class UpdateAccepted(Fact):
     traffic: tuple[int, int] | None
 
 
-class UpdateRejected(Fact):
+class UpdateRejected(RunFact):
     """An update does not count, and its sender is told so for good."""
 
-    run: str
     device: str
     counter: int
     lease: int
@@ -151,20 +148,18 @@ class UpdateRejected(Fact):
     residual: Literal["restore", "discard"]
 
 
-class StepTaken(Fact):
+class StepTaken(RunFact):
     """weights += scale * accumulator; the accumulator starts anew."""
 
-    run: str
     round: int
     scale: float
     num_updates: int
     closed_by: ClosedBy
 
 
-class Evaluated(Fact):
+class Evaluated(RunFact):
     """The central evaluation of a version."""
 
-    run: str
     version: int
     loss: float
     num_examples: int
@@ -179,10 +174,9 @@ class TrafficSeen(Fact):
     received: int
 
 
-class RunEnded(Fact):
+class RunEnded(RunFact):
     """The run is over."""
 
-    run: str
     state: EndState
     reason: str
     best_version: int | None

@@ -7,7 +7,7 @@ anew: who is online (from retained presence), uploads that are half here, evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final, assert_never
 
 import numpy as np
@@ -21,31 +21,26 @@ from fedmq_coordinator.core.dedupe import Outcome
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.inbox import UnknownSenderError, hear
 from fedmq_coordinator.core.intake import judge
-from fedmq_coordinator.core.publication import Blob, pack_vector
-from fedmq_coordinator.core.replay import steps_before_snapshot
+from fedmq_coordinator.core.publication import pack_vector
+from fedmq_coordinator.core.publishing import Publisher
 from fedmq_coordinator.core.run import HeldLease, Run
 from fedmq_coordinator.core.selection import aim, available, choose_by_rule
+from fedmq_coordinator.core.state import FederationState
 from fedmq_coordinator.core.strategies import Strategy, make_strategy
 from fedmq_coordinator.core.timing import lease_length
 from fedmq_coordinator.core.uploads import Uploads
-from fedmq_protocol.chunks import chunk_count
 from fedmq_protocol.codecs import max_encoded_bytes
 from fedmq_protocol.envelope import open_envelope
-from fedmq_protocol.errors import RemoteError, StoreError
+from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.limits import (
     MAX_COHORT_LIST,
-    MAX_INLINE_DELTA_BYTES,
     MAX_PACKET_BYTES,
-    PACKET_OVERHEAD_BYTES,
 )
 from fedmq_protocol.messages import (
-    Announcement,
     Body,
-    Cohort,
     Get,
     Hello,
     Lease,
-    ModelChunk,
     Notice,
     Offer,
     Presence,
@@ -55,9 +50,8 @@ from fedmq_protocol.messages import (
     Update,
     UpdateHeader,
     UploadChunk,
-    UploadSettings,
 )
-from fedmq_protocol.topics import BlobKind, Topics
+from fedmq_protocol.topics import Topics
 
 _EVALUATION_PATIENCE_S: Final = 60.0
 _CLEAR_GRACE_S: Final = 30.0
@@ -78,77 +72,21 @@ class Coordinator:
 
     def __init__(self, *, federation: str) -> None:
         self.topics = Topics(federation)
-        self.epoch = 0
-        self.devices: dict[str, Device] = {}
-        self.runs: dict[str, Run] = {}
+        self.state = FederationState()
+        self.devices = self.state.devices
+        self.runs = self.state.runs
         self.rejections: dict[str, int] = {}
-        self._queue: list[str] = []
-        self._skip_steps: dict[str, int] = {}
+        self._publisher = Publisher(self.topics)
         self._effects: list[do.Effect] = []
         self._now = 0.0
         self._resumed_at = 0.0
         self._broker: str = "the broker: not connected yet"
-        self._max_packet_bytes = MAX_PACKET_BYTES
         self._paused: dict[str, float] = {}
         self._failures: dict[str, int] = {}
         self._evaluating: dict[tuple[str, int], float] = {}
         self._clear_at: list[tuple[float, str]] = []
         self._uploads = Uploads(_UPLOAD_BUDGET_BYTES)
         self._wake_at: float | None = None
-
-    # The journal
-
-    def replay(self, read: Callable[[], Iterable[f.Fact]]) -> int:
-        """Fold the journal; `read` is called twice. Returns the number of facts.
-
-        Raises:
-            StoreError: a fact contradicts those before it.
-        """
-        self._skip_steps = steps_before_snapshot(read())
-        count = 0
-        for fact in read():
-            try:
-                self.apply(fact)
-            except (KeyError, ValueError, RemoteError) as error:
-                msg = f"the journal contradicts itself at its {count + 1}th fact ({type(fact).__name__}): {error}"
-                raise StoreError(msg) from error
-            count += 1
-        self._skip_steps = {}
-        return count
-
-    def apply(self, fact: f.Fact) -> None:
-        """Make a fact so."""
-        match fact:
-            case f.EpochBegun():
-                self.epoch = fact.epoch
-            case f.DeviceEnrolled():
-                self.devices[fact.device] = Device(fact.device, fact.public_key)
-            case f.TrafficSeen():
-                pass
-            case f.RunCreated():
-                self.runs[fact.run] = Run(fact, skip_steps=self._skip_steps.get(fact.run, 0))
-                self._queue.append(fact.run)
-            case f.RunActivated():
-                self._queue.remove(fact.run)
-                self.runs[fact.run].apply(fact)
-            case f.RunEnded():
-                if fact.run in self._queue:
-                    self._queue.remove(fact.run)
-                self.runs[fact.run].apply(fact)
-            case (
-                f.VersionPublished()
-                | f.RoundOpened()
-                | f.LeaseGranted()
-                | f.LeaseReturned()
-                | f.UpdateAccepted()
-                | f.UpdateRejected()
-                | f.StepTaken()
-                | f.Evaluated()
-            ):
-                self.runs[fact.run].apply(fact)
-            case _:
-                msg = f"unknown fact {type(fact).__name__}"
-                raise AssertionError(msg)
 
     # Events in, effects out
 
@@ -203,14 +141,14 @@ class Coordinator:
     @property
     def active(self) -> Run | None:
         """The run that trains now."""
-        return next((run for run in self.runs.values() if run.state == "active"), None)
+        return self.state.active
 
     def vector(self, run: str) -> NDArray[np.float32]:
         """The newest published replica of a run, float32[size]; not to be written to."""
         return self.runs[run].model.replica
 
     def _record(self, fact: f.Fact) -> None:
-        self.apply(fact)
+        self.state.apply(fact)
         self._effects.append(do.Record(fact))
 
     def _send(self, topic: str, body: Body, *, retain: bool = False) -> None:
@@ -231,18 +169,14 @@ class Coordinator:
 
     def _connected(self, event: e.BrokerConnected) -> None:
         self._broker = ""
-        self._max_packet_bytes = min(MAX_PACKET_BYTES, event.max_packet_bytes or MAX_PACKET_BYTES)
+        self._publisher.max_packet_bytes = min(MAX_PACKET_BYTES, event.max_packet_bytes or MAX_PACKET_BYTES)
         for device in self.devices.values():
             device.online = False
-        run = self.active or self._last_run()
-        if run is not None and run.version >= 0:
-            for version in sorted({run.model.base, *run.model.deltas}):
+        run = self.state.current
+        if run is not None and run.holds_model:
+            for version in self._publisher.versions(run):
                 self._publish_chunks(run, version)
             self._announce(run, inline=True)
-
-    def _last_run(self) -> Run | None:
-        over = [run for run in self.runs.values() if run.over and run.version >= 0]
-        return max(over, key=lambda run: run.ended_at or 0.0, default=None)
 
     def _packet(self, event: e.PacketArrived) -> None:
         if event.topic == self.topics.coordinator_status:
@@ -261,10 +195,8 @@ class Coordinator:
     def _refuse(self, topic: str, error: RemoteError) -> None:
         """Count what is wrong, say it once for each sender and reason, and go on."""
         device = None
-        try:
+        with suppress(RemoteError):
             device = self.devices.get(self.topics.parse_device(topic).device)
-        except RemoteError:
-            pass
         self.rejections[error.reason] = self.rejections.get(error.reason, 0) + 1
         count = device.refuse(error.reason) if device is not None else self.rejections[error.reason]
         if count == 1:
@@ -279,7 +211,7 @@ class Coordinator:
             envelope = open_envelope(self.topics.coordinator_status, payload)
         except RemoteError:
             return
-        if isinstance(envelope.body, Status) and envelope.body.online and envelope.epoch > self.epoch:
+        if isinstance(envelope.body, Status) and envelope.body.online and envelope.epoch > self.state.epoch:
             self._effects.append(
                 do.Halt(f"another coordinator of this federation has taken over, with epoch {envelope.epoch}")
             )
@@ -360,9 +292,10 @@ class Coordinator:
         self._note("warning", f"{device.id} is not selected: {detail}", device=device.id, run=run.id)
 
     def _hello(self, device: Device) -> None:
-        run = self.active or self._last_run()
-        if run is not None and run.version >= 0:
-            self._send(self.topics.down(device.id, "announcement"), self._announcement(run, inline=False))
+        run = self.state.current
+        if run is not None and run.holds_model:
+            announcement = self._publisher.announcement(run, now=self._now, inline=False)
+            self._send(self.topics.down(device.id, "announcement"), announcement)
 
     def _update(self, device: Device, header: UpdateHeader, data: bytes) -> None:
         run = self.runs.get(header.run)
@@ -448,9 +381,9 @@ class Coordinator:
 
     def _get(self, device: Device, get: Get) -> None:
         run = self.runs.get(get.run)
-        if run is None or run.version < 0:
+        if run is None or not run.holds_model:
             return
-        chunk = self._chunk(run, get.version, get.blob, get.index)
+        chunk = self._publisher.chunk(run, get.version, get.blob, get.index)
         if chunk is not None:
             self._send(self.topics.down(device.id, "chunk"), chunk)
 
@@ -507,10 +440,10 @@ class Coordinator:
         self._wake_at = None
         self._clear_due()
         self._evaluating = {key: until for key, until in self._evaluating.items() if until > self._now}
-        if self.active is None and self._queue:
-            self._activate(self.runs[self._queue[0]])
+        if self.active is None and self.state.queue:
+            self._activate(self.runs[self.state.queue[0]])
         run = self.active
-        if run is None or self.epoch == 0:
+        if run is None or self.state.epoch == 0:
             return
         self._expire(run)
         while self.active is run and not run.rounds_done:
@@ -614,11 +547,11 @@ class Coordinator:
 
     def _publish(self, run: Run, *, devices: list[str], goal: int = 0) -> None:
         """Publish the next version, and with its announcement open the round of `devices`."""
-        old = self._retained(run)
+        old = self._publisher.retained(run)
         fact = run.model.next_version(run=run.id, at=self._now)
         self._record(fact)
         if fact.snapshot is not None:
-            current = self._retained(run)
+            current = self._publisher.retained(run)
             self._clear_at += [(self._now + _CLEAR_GRACE_S, topic) for topic in sorted(old - current)]
         self._publish_chunks(run, fact.version)
         if devices:
@@ -685,97 +618,24 @@ class Coordinator:
         self._uploads.clear()
         if run.version >= 0:
             self._announce(run, inline=True)
-            self._clear_at += [(self._now + _CLEAR_GRACE_S, topic) for topic in sorted(self._retained(run))]
+            self._clear_at += [
+                (self._now + _CLEAR_GRACE_S, topic) for topic in sorted(self._publisher.retained(run))
+            ]
 
     def _best(self, run: Run) -> int | None:
-        """The version with the best target metric, or the least loss; of the devices' evaluations if none is central."""
+        """The version with the best target metric, or else the least loss."""
         scored = showing.scores(run)
         return max(scored, key=lambda version: (scored[version], version), default=None)
 
     # What is published
 
-    def _announcement(self, run: Run, *, inline: bool) -> Announcement:
-        model, settings = run.model, run.settings
-        delta = model.deltas.get(model.version)
-        small = delta is not None and delta.ref.size <= MAX_INLINE_DELTA_BYTES
-        compression = settings.compression
-        return Announcement(
-            run=run.id,
-            state="running" if run.state == "queued" or run.state == "active" else run.state,
-            task=run.task,
-            mode=settings.mode,
-            round=run.round,
-            manifest=model.manifest(),
-            inline_delta=delta.data if delta is not None and inline and small else None,
-            cohort=Cohort(devices=[]) if run.over else run.cohort,
-            lease=run.cohort_lease,
-            lease_s=max(0.0, run.lease_expires_at - self._now),
-            train=settings.train,
-            upload=UploadSettings(
-                codec=compression.up,
-                density=compression.density,
-                first_density=compression.first_density or compression.density,
-                anneal_updates=compression.anneal_updates,
-                residual_cap=compression.residual_cap,
-            ),
-            evaluate=settings.federated_evaluation,
-            seed=settings.seed,
-        )
-
     def _announce(self, run: Run, *, inline: bool) -> None:
-        self._send(self.topics.announcement, self._announcement(run, inline=inline), retain=True)
-
-    def _blobs(self, run: Run, version: int) -> dict[BlobKind, Blob]:
-        model = run.model
-        blobs: dict[BlobKind, Blob] = {}
-        if version in model.deltas:
-            blobs["delta"] = model.deltas[version]
-        if version == model.base:
-            blobs["snapshot"] = model.snapshot
-        return blobs
-
-    def _chunk(self, run: Run, version: int, kind: BlobKind, index: int) -> ModelChunk | None:
-        blob = self._blobs(run, version).get(kind)
-        if blob is None or index >= (count := self._chunk_count(blob)):
-            return None
-        model, size = run.model, self._chunk_bytes
-        is_base = version == model.base
-        return ModelChunk(
-            run=run.id,
-            version=version,
-            blob=kind,
-            index=index,
-            count=count,
-            ref=blob.ref,
-            chain_hash=model.chain_hashes[version],
-            rebase=is_base and version in model.deltas,
-            replica_hash=model.base_replica_hash if is_base else None,
-            data=blob.data[index * size : (index + 1) * size],
-        )
-
-    @property
-    def _chunk_bytes(self) -> int:
-        return self._max_packet_bytes - PACKET_OVERHEAD_BYTES
-
-    def _chunk_count(self, blob: Blob) -> int:
-        return chunk_count(blob.ref.size, self._chunk_bytes)
+        announcement = self._publisher.announcement(run, now=self._now, inline=inline)
+        self._send(self.topics.announcement, announcement, retain=True)
 
     def _publish_chunks(self, run: Run, version: int) -> None:
-        for kind, blob in self._blobs(run, version).items():
-            for index in range(self._chunk_count(blob)):
-                chunk = self._chunk(run, version, kind, index)
-                if chunk is not None:
-                    self._send(self.topics.chunk(run.id, version, kind, index), chunk, retain=True)
-
-    def _retained(self, run: Run) -> set[str]:
-        """The topics of every chunk that should be retained now."""
-        model = run.model
-        return {
-            self.topics.chunk(run.id, version, kind, index)
-            for version in {model.base, *model.deltas}
-            for kind, blob in self._blobs(run, version).items()
-            for index in range(self._chunk_count(blob))
-        }
+        for topic, chunk in self._publisher.chunks(run, version):
+            self._send(topic, chunk, retain=True)
 
     def _clear_due(self) -> None:
         due = [topic for at, topic in self._clear_at if at <= self._now]

@@ -36,7 +36,7 @@ class RoundReport(BaseModel):
     """Of `version`, on the devices' own test data, weighted by their numbers of examples."""
     federated_loss: float | None = None
     bytes_up: int = 0
-    """All bytes that the agents sent on their sockets, as far as they have told: an agent tells with its next update."""
+    """All that the agents sent on their sockets, as far as they have told: an agent tells with its next update."""
     bytes_down: int = 0
     participants: list[str] = []
     """Devices whose updates came in this row, late ones of earlier rows among them."""

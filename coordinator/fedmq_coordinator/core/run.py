@@ -66,6 +66,7 @@ class Run:
         self.num_steps = 0
         self._initial: bytes = created.initial
         self._model: PublishedModel | None = None
+        self._last_version = -1
         self._accumulator: Accumulator | None = None
 
         self.round = 0
@@ -114,7 +115,17 @@ class Run:
     @property
     def version(self) -> int:
         """The newest published version; -1 before the first."""
-        return -1 if self._model is None else self._model.version
+        return self._last_version if self._model is None else self._model.version
+
+    @property
+    def holds_model(self) -> bool:
+        """Whether a published model is at hand."""
+        return self._model is not None and self._model.version >= 0
+
+    def release_model(self) -> None:
+        """Forget the weights of a run that is over: memory follows one model. The journal can rebuild them."""
+        if self.over and self._model is not None:
+            self._last_version, self._model = self._model.version, None
 
     @property
     def over(self) -> bool:
@@ -171,7 +182,7 @@ class Run:
                 self.state, self.ended_at, self.end_reason = fact.state, fact.at, fact.reason
                 self.best_version, self.round_open = fact.best_version, False
                 self.leases.clear()
-                self._accumulator = None
+                self._accumulator, self._initial = None, b""
             case _:
                 msg = f"{type(fact).__name__} is not a fact about a run"
                 raise AssertionError(msg)

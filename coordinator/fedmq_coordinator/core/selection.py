@@ -36,7 +36,7 @@ def choose(run: Run, candidates: Sequence[str], count: int) -> list[str]:
 def choose_by_rule(
     run: Run, candidates: Sequence[str], count: int, *, round_number: int, lease: int
 ) -> tuple[float, bytes, list[str]]:
-    """About `count` of the candidates by the rule that devices apply themselves: its rate, its seed, and whom it takes."""
+    """About `count` of the candidates by the rule that devices apply too: its rate, its seed, and whom it takes."""
     seed = run.settings.seed.to_bytes(8, "big") + lease.to_bytes(8, "big")
     rate = min(1.0, count / len(candidates))
     return rate, seed, [device for device in candidates if sample(seed, round_number, device) < rate]

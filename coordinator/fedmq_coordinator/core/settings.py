@@ -50,7 +50,7 @@ class StrategySettings(BaseModel):
     buffer_size: Annotated[int, Field(ge=1)] | None = None
     """FedBuff's K; None: a quarter of the leases in flight, from 2 to 10."""
     max_staleness: Annotated[int, Field(ge=0)] | None = None
-    """Updates that trained on an older version are refused; None: old enough for a device ten times slower than most."""
+    """Updates trained on an older version are refused; None: a device ten times slower than most is heard."""
     max_norm_ratio: Annotated[FiniteFloat, Field(gt=1)] = 10.0
     """An update whose norm is above this many times the running median is refused."""
     clip: Literal["none", "median"] = "none"

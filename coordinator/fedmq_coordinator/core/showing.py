@@ -22,7 +22,7 @@ def federation(
     active = coordinator.active
     return FederationView(
         federation=coordinator.topics.federation,
-        epoch=coordinator.epoch,
+        epoch=coordinator.state.epoch,
         broker_connected=not broker,
         broker_detail=broker,
         active_run=None if active is None else active.id,
@@ -118,7 +118,7 @@ def run(
             )
         case _:
             wait = ""
-    published = run.version >= 0
+    published = run.holds_model
     return RunView(
         run=run.id,
         state=run.state,

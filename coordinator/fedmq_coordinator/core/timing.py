@@ -23,6 +23,7 @@ def task_time(run: Run, device: str) -> float | None:
 
 
 def known_times(run: Run, devices: Iterable[str]) -> list[float]:
+    """The task times of those devices that have answered before."""
     return [time for device in devices if (time := task_time(run, device)) is not None]
 
 

@@ -1,0 +1,120 @@
+"""What of a run stands on the broker: the announcement, and the retained chunks of its newest snapshot and chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from fedmq_coordinator.core.publication import Blob
+from fedmq_coordinator.core.run import Run, RunState
+from fedmq_protocol.chunks import chunk_count
+from fedmq_protocol.limits import MAX_INLINE_DELTA_BYTES, MAX_PACKET_BYTES, PACKET_OVERHEAD_BYTES
+from fedmq_protocol.messages import Announcement, Cohort, ModelChunk, UploadSettings
+from fedmq_protocol.topics import BlobKind, Topics
+
+_ANNOUNCED: Final[dict[RunState, Literal["running", "finished", "stopped"]]] = {
+    "queued": "running",
+    "active": "running",
+    "finished": "finished",
+    "stopped": "stopped",
+}
+
+
+@dataclass
+class Publisher:
+    """Makes messages of a run's model.
+
+    Attributes:
+        topics: the federation's.
+        max_packet_bytes: what the broker takes; chunks are cut to it.
+    """
+
+    topics: Topics
+    max_packet_bytes: int = MAX_PACKET_BYTES
+
+    def announcement(self, run: Run, *, now: float, inline: bool) -> Announcement:
+        """The state of the run. `inline`: with the newest delta in it, if it is small."""
+        model, settings = run.model, run.settings
+        delta = model.deltas.get(model.version)
+        small = delta is not None and delta.ref.size <= MAX_INLINE_DELTA_BYTES
+        compression = settings.compression
+        return Announcement(
+            run=run.id,
+            state=_ANNOUNCED[run.state],
+            task=run.task,
+            mode=settings.mode,
+            round=run.round,
+            manifest=model.manifest(),
+            inline_delta=delta.data if delta is not None and inline and small else None,
+            cohort=Cohort(devices=[]) if run.over else run.cohort,
+            lease=run.cohort_lease,
+            lease_s=max(0.0, run.lease_expires_at - now),
+            train=settings.train,
+            upload=UploadSettings(
+                codec=compression.up,
+                density=compression.density,
+                first_density=compression.first_density or compression.density,
+                anneal_updates=compression.anneal_updates,
+                residual_cap=compression.residual_cap,
+            ),
+            evaluate=settings.federated_evaluation,
+            seed=settings.seed,
+        )
+
+    def versions(self, run: Run) -> list[int]:
+        """The versions of which something is retained."""
+        return sorted({run.model.base, *run.model.deltas})
+
+    def chunk(self, run: Run, version: int, kind: BlobKind, index: int) -> ModelChunk | None:
+        """One chunk, or None if it is not (or no longer) published."""
+        blob = self._blobs(run, version).get(kind)
+        if blob is None or index >= (count := self._count(blob)):
+            return None
+        model = run.model
+        is_base = version == model.base
+        start = index * self._chunk_bytes
+        return ModelChunk(
+            run=run.id,
+            version=version,
+            blob=kind,
+            index=index,
+            count=count,
+            ref=blob.ref,
+            chain_hash=model.chain_hashes[version],
+            rebase=is_base and version in model.deltas,
+            replica_hash=model.base_replica_hash if is_base else None,
+            data=blob.data[start : start + self._chunk_bytes],
+        )
+
+    def chunks(self, run: Run, version: int) -> Iterator[tuple[str, ModelChunk]]:
+        """Every chunk of a version, with its topic."""
+        for kind, blob in self._blobs(run, version).items():
+            for index in range(self._count(blob)):
+                chunk = self.chunk(run, version, kind, index)
+                if chunk is not None:
+                    yield self.topics.chunk(run.id, version, kind, index), chunk
+
+    def retained(self, run: Run) -> set[str]:
+        """The topics of all chunks that should be on the broker now."""
+        return {
+            self.topics.chunk(run.id, version, kind, index)
+            for version in self.versions(run)
+            for kind, blob in self._blobs(run, version).items()
+            for index in range(self._count(blob))
+        }
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return self.max_packet_bytes - PACKET_OVERHEAD_BYTES
+
+    def _count(self, blob: Blob) -> int:
+        return chunk_count(blob.ref.size, self._chunk_bytes)
+
+    def _blobs(self, run: Run, version: int) -> dict[BlobKind, Blob]:
+        blobs: dict[BlobKind, Blob] = {}
+        if version in run.model.deltas:
+            blobs["delta"] = run.model.deltas[version]
+        if version == run.model.base:
+            blobs["snapshot"] = run.model.snapshot
+        return blobs

@@ -1,0 +1,78 @@
+"""The federation's state: a fold over the journal. What is here survives a kill; what is not may be forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.devices import Device
+from fedmq_coordinator.core.replay import steps_before_snapshot
+from fedmq_coordinator.core.run import Run
+from fedmq_protocol.errors import RemoteError, StoreError
+
+
+class FederationState:
+    """Epoch, devices by their keys, and runs. Changed by `apply` alone."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.devices: dict[str, Device] = {}
+        self.runs: dict[str, Run] = {}
+        self.queue: list[str] = []
+        self._skip_steps: dict[str, int] = {}
+
+    @property
+    def active(self) -> Run | None:
+        """The run that trains now."""
+        return next((run for run in self.runs.values() if run.state == "active"), None)
+
+    @property
+    def current(self) -> Run | None:
+        """The active run, or else the one that ended last and whose model is still at hand."""
+        over = [run for run in self.runs.values() if run.over and run.holds_model]
+        return self.active or max(over, key=lambda run: run.ended_at or 0.0, default=None)
+
+    def replay(self, read: Callable[[], Iterable[f.Fact]]) -> int:
+        """Fold the journal; `read` is called twice. Returns the number of facts.
+
+        Raises:
+            StoreError: a fact contradicts those before it.
+        """
+        self._skip_steps = steps_before_snapshot(read())
+        count = 0
+        for fact in read():
+            try:
+                self.apply(fact)
+            except (KeyError, ValueError, RemoteError) as error:
+                msg = f"the journal contradicts itself at fact {count + 1} ({type(fact).__name__}): {error}"
+                raise StoreError(msg) from error
+            count += 1
+        self._skip_steps = {}
+        return count
+
+    def apply(self, fact: f.Fact) -> None:
+        """Make a fact so."""
+        match fact:
+            case f.EpochBegun():
+                self.epoch = fact.epoch
+            case f.DeviceEnrolled():
+                self.devices[fact.device] = Device(fact.device, fact.public_key)
+            case f.TrafficSeen():
+                pass
+            case f.RunCreated():
+                self.runs[fact.run] = Run(fact, skip_steps=self._skip_steps.get(fact.run, 0))
+                self.queue.append(fact.run)
+            case f.RunActivated():
+                self.queue.remove(fact.run)
+                for run in self.runs.values():
+                    run.release_model()
+                self.runs[fact.run].apply(fact)
+            case f.RunEnded():
+                if fact.run in self.queue:
+                    self.queue.remove(fact.run)
+                self.runs[fact.run].apply(fact)
+            case f.RunFact():
+                self.runs[fact.run].apply(fact)
+            case _:
+                msg = f"unknown fact {type(fact).__name__}"
+                raise AssertionError(msg)
