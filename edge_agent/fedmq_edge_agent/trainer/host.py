@@ -1,0 +1,361 @@
+"""The operations of a trainer child, one method each, found by name in one table.
+
+The host holds one opened task and one replica: the published model version that the device has, bit for bit. It reads
+and writes files that the supervisor names; whatever it writes is on disk, whole, before it answers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from fedmq_edge_agent.trainer import weights
+from fedmq_edge_agent.trainer.blame import blaming, describe
+from fedmq_edge_agent.trainer.centralised import reference
+from fedmq_edge_agent.trainer.channel import Message
+from fedmq_edge_agent.trainer.dataset import Examples
+from fedmq_edge_agent.trainer.durable import flush_folder, write_file
+from fedmq_edge_agent.trainer.errors import TrainerError
+from fedmq_edge_agent.trainer.feedback import Owner, read_residual, write_residual
+from fedmq_edge_agent.trainer.opened import Opened, Role, central_data, derived_seed, open_task
+from fedmq_edge_agent.trainer.process import peak_bytes
+from fedmq_edge_agent.trainer.tensors import read_vector, write_vector
+from fedmq_edge_agent.trainer.training import Training
+from fedmq_protocol.chunks import blob_ref
+from fedmq_protocol.codecs.container import names
+from fedmq_protocol.codecs.model import (
+    apply_delta,
+    decode_snapshot,
+    decode_update,
+    encode_snapshot,
+    replica_sha256,
+    requantise,
+    snapshot_codec,
+)
+from fedmq_protocol.errors import CodecError
+from fedmq_protocol.messages import TrainSettings, UploadSettings
+
+Vector = NDArray[np.float32]
+Result = dict[str, Any]
+DataName = Literal["test", "train", "central"]
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The published version that this device holds.
+
+    Attributes:
+        version: its number.
+        vector: float32[schema.size].
+        codec: of the snapshot that it began with; a rebase uses it again.
+    """
+
+    version: int
+    vector: Vector
+    codec: str
+
+
+class Host:
+    """Answers requests, one at a time."""
+
+    def __init__(self) -> None:
+        self._opened: Opened | None = None
+        self._replica: Replica | None = None
+
+    def handle(self, request: Message) -> Message:
+        """Carry out one request; never raises for what the request or the user's code does wrong."""
+        identity = request.get("id")
+        try:
+            return {"id": identity, "ok": True, **self._dispatch(request)}
+        except TrainerError as error:
+            return {"id": identity, "ok": False, "code": error.code, "detail": error.detail}
+        except Exception as error:  # noqa: BLE001 - the supervisor must hear of it, whatever it is
+            failure = TrainerError("bad-request", f"{request.get('op')}: {describe(error)}")
+            return {"id": identity, "ok": False, "code": failure.code, "detail": failure.detail}
+
+    def _dispatch(self, request: Message) -> Result:
+        arguments = {name: value for name, value in request.items() if name not in {"id", "op"}}
+        operation = OPERATIONS.get(str(request.get("op")))
+        if operation is None:
+            raise TrainerError(
+                "bad-request",
+                f"there is no operation {request.get('op')!r}; there are {', '.join(OPERATIONS)}",
+            )
+        try:
+            inspect.signature(operation).bind(self, **arguments)
+        except TypeError as error:
+            raise TrainerError("bad-request", f"{request['op']}: {error}") from None
+        return operation(self, **arguments)
+
+    def ping(self) -> Result:
+        """That the child is there, and its process id, by which the client can end it."""
+        return {"pid": os.getpid()}
+
+    def usage(self) -> Result:
+        """The most memory that this process has had resident so far."""
+        return {"peak_bytes": peak_bytes()}
+
+    def open(self, task: str, settings: dict[str, Any], role: Role, device: str = "") -> Result:
+        """Load a task and its data; forgets the one before."""
+        self._opened, self._replica = None, None
+        opened = self._opened = open_task(task, settings, role, device)
+        return {
+            "name": opened.task.name,
+            "version": opened.task.version,
+            "schema": opened.schema.model_dump(mode="json"),
+            "schema_hash": opened.schema.hash,
+            "num_examples": opened.train_data.count if opened.train_data else 0,
+            "num_test_examples": opened.test_data.count if opened.test_data else 0,
+            "codecs": list(names()),
+            "has_central_data": opened.task.load_test_data is not None,
+        }
+
+    # ------------------------------------------------------------------------------------------ the replica
+
+    def load_snapshot(self, version: int, file: str, replica_hash: bytes) -> Result:
+        """Let the replica be what a snapshot decodes to."""
+        opened, self._replica = self._task(), None
+        data = _read(file)
+        try:
+            replica = Replica(version, decode_snapshot(data, opened.schema), snapshot_codec(data))
+        except CodecError as error:
+            raise TrainerError(
+                "bad-model", f"the snapshot of version {version} does not decode: {error}"
+            ) from None
+        self._keep(replica, replica_hash)
+        return {}
+
+    def apply_delta(self, *, version: int, file: str, rebase: bool, replica_hash: bytes | None) -> Result:
+        """Advance the replica by one version. After an error it is gone: load a snapshot."""
+        opened, before = self._task(), self._held(version - 1)
+        self._replica = None
+        vector = before.vector
+        try:
+            apply_delta(vector, _read(file), opened.schema)
+            if rebase:
+                vector = requantise(vector, opened.schema, before.codec)
+        except CodecError as error:
+            raise TrainerError(
+                "bad-model", f"the delta to version {version} does not decode: {error}"
+            ) from None
+        self._keep(Replica(version, vector, before.codec), replica_hash)
+        return {}
+
+    def replica_hash(self) -> Result:
+        """SHA-256 of the replica's float32 little-endian bytes."""
+        return {"hash": replica_sha256(self._held().vector)}
+
+    def _keep(self, replica: Replica, expected: bytes | None) -> None:
+        if expected is not None and replica_sha256(replica.vector) != expected:
+            detail = f"version {replica.version} decodes to other bits here than at the coordinator"
+            raise TrainerError("bad-model", f"{detail}; the device starts again from a snapshot")
+        self._replica = replica
+
+    # --------------------------------------------------------------------------------------------- training
+
+    def train(  # noqa: PLR0913 - the request's fields, named as they travel
+        self,
+        *,
+        run_dir: str,
+        run: str,
+        device: str,
+        counter: int,
+        lease: int,
+        base_version: int,
+        seed: int,
+        train: dict[str, Any],
+        upload: dict[str, Any],
+        updates_done: int,
+        residual_file: str | None,
+        evaluate: bool,
+    ) -> Result:
+        """Train once on the replica; write the update and the residual that it leaves."""
+        opened, replica = self._task(), self._held(base_version)
+        settings, uploading = _validated(TrainSettings, train), _validated(UploadSettings, upload)
+        owner = Owner(opened.schema.hash, run, device)
+        residual = None
+        if residual_file is not None:
+            residual, _ = read_residual(Path(residual_file), opened.schema.num_parameters, owner)
+        work = Training(opened, replica.vector, settings, uploading)
+        evaluation, warning = work.evaluate(base_version) if evaluate else (None, None)
+        trained = work.train(derived_seed(seed, device, lease))
+        update = work.encode(residual, updates_done)
+        folder = Path(run_dir)
+        payload_file, left_file = folder / f"update-{counter}.bin", folder / f"residual-{counter}.bin"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_residual(left_file, update.residual, owner)
+            write_file(payload_file, [update.payload])
+            flush_folder(folder)
+        except OSError as error:
+            raise TrainerError(
+                "bad-file", f"cannot write the update into {folder}: {error.strerror}"
+            ) from None
+        ref = blob_ref(update.payload)
+        return {
+            "payload_file": str(payload_file),
+            "size": ref.size,
+            "sha256": ref.sha256,
+            "residual_file": str(left_file),
+            "num_examples": trained.num_examples,
+            "train_s": trained.train_s,
+            "encode_s": update.encode_s,
+            "metrics": trained.metrics,
+            "evaluation": evaluation,
+            "residual_dropped": update.residual_dropped,
+            "warning": warning,
+        }
+
+    def restore(
+        self, payload_file: str, residual_file: str | None, out_file: str, run: str = "", device: str = ""
+    ) -> Result:
+        """After a rejection: residual += decoded(payload), nothing else."""
+        opened = self._task()
+        owner = Owner(opened.schema.hash, run, device)
+        residual = np.zeros(opened.schema.num_parameters, dtype=np.float32)
+        if residual_file is not None:
+            residual, owner = read_residual(Path(residual_file), opened.schema.num_parameters, owner)
+        try:
+            decode_update(_read(payload_file), opened.schema).parameters.add_to(residual)
+        except CodecError as error:
+            raise TrainerError("bad-file", f"{payload_file} does not decode: {error}") from None
+        out = Path(out_file)
+        write_residual(out, residual, owner)
+        flush_folder(out.parent)
+        return {}
+
+    # ------------------------------------------------------------------------- the coordinator's model host
+
+    def init(self, seed: int, checkpoint: str | None) -> Result:
+        """Make the weights that a run begins with."""
+        opened = self._task()
+        torch.manual_seed(seed)
+        with blaming("task-error", "making the model"):
+            model = opened.task.model()
+        if checkpoint is not None:
+            weights.load_checkpoint(model, Path(checkpoint), opened.schema)
+        vector = read_vector(model, opened.schema)
+        if not np.isfinite(vector).all():
+            raise TrainerError("task-error", "the model's first weights are not finite")
+        descriptor, name = tempfile.mkstemp(prefix="fedmq-initial-", suffix=".f32")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(vector.astype("<f4", copy=False).data)
+        return {"file": name}
+
+    def snapshot(self, file: str, codec: str, out_file: str) -> Result:
+        """Encode a vector as a snapshot."""
+        opened = self._task()
+        vector = weights.read_vector_file(Path(file), opened.schema.size)
+        try:
+            data, replica = encode_snapshot(vector, opened.schema, codec)
+        except CodecError as error:
+            raise TrainerError("bad-request", str(error)) from None
+        out = Path(out_file)
+        write_file(out, [data])
+        flush_folder(out.parent)
+        return {"size": len(data), "replica_hash": replica_sha256(replica)}
+
+    def evaluate(self, file: str | None = None, on: DataName = "test") -> Result:
+        """Measure a vector, or the model as it is, on this side's test data: at the coordinator the central ones."""
+        opened = self._task()
+        data = _data(opened, on)
+        if file is not None:
+            write_vector(
+                opened.model, weights.read_vector_file(Path(file), opened.schema.size), opened.schema
+            )
+        loss, count, metrics = opened.evaluate(data)
+        return {"loss": loss, "num_examples": count, "metrics": metrics}
+
+    def export(self, file: str, out: str) -> Result:
+        """Write a vector as a safetensors file."""
+        opened = self._task()
+        write_vector(opened.model, weights.read_vector_file(Path(file), opened.schema.size), opened.schema)
+        metadata = {"format": "pt", "task": opened.task.name, "task_version": opened.task.version}
+        weights.save_model(opened.model, Path(out), metadata)
+        return {}
+
+    def centralised(
+        self,
+        epochs: int,
+        train: dict[str, Any],
+        seed: int,
+        evaluate_every: int = 1,
+        devices: list[dict[str, Any]] | None = None,
+    ) -> Result:
+        """Train on all devices' data at once, the reference that a federated run is compared with."""
+        settings = _validated(TrainSettings, train)
+        return reference(self._task(), settings, epochs, seed, evaluate_every, devices)
+
+    # ------------------------------------------------------------------------------------------ what is held
+
+    def _task(self) -> Opened:
+        if self._opened is None:
+            raise TrainerError("bad-request", "no task is open")
+        return self._opened
+
+    def _held(self, version: int | None = None) -> Replica:
+        if self._replica is None:
+            raise TrainerError("bad-model", "no model version is loaded; load a snapshot first")
+        if version is not None and self._replica.version != version:
+            raise TrainerError("bad-model", f"version {self._replica.version} is loaded, not {version}")
+        return self._replica
+
+
+OPERATIONS: Final[dict[str, Callable[..., Result]]] = {
+    "ping": Host.ping,
+    "open": Host.open,
+    "load_snapshot": Host.load_snapshot,
+    "apply_delta": Host.apply_delta,
+    "replica_hash": Host.replica_hash,
+    "train": Host.train,
+    "restore": Host.restore,
+    "init": Host.init,
+    "evaluate": Host.evaluate,
+    "export": Host.export,
+    "centralised": Host.centralised,
+    "snapshot": Host.snapshot,
+    "usage": Host.usage,
+}
+
+
+def _data(opened: Opened, name: DataName) -> Examples:
+    match name:
+        case "train":
+            data = opened.train_data
+        case "central":
+            data = central_data(opened.task, opened.context)
+        case _:
+            data = opened.test_data
+    if data is None:
+        raise TrainerError(
+            "no-data",
+            f"there are no {name} data here; give the task load_test_data, or let load_data return (train, test)",
+        )
+    return data
+
+
+def _validated(model: type[Settings], plain: dict[str, Any]) -> Settings:
+    try:
+        return model.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise TrainerError("bad-request", f"{model.__name__}.{name}: {first['msg']}") from None
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise TrainerError("bad-file", f"cannot read {file}: {error.strerror}") from None

@@ -1,0 +1,57 @@
+"""What a trainer child does with itself as a process: it serves one socket, and never outlives the other end."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from fedmq_edge_agent.trainer import channel
+
+_STDOUT, _STDERR = 1, 2
+
+
+def serve(peer: socket.socket) -> None:
+    """Answer requests on `peer` until it closes.
+
+    Raises:
+        ChannelError: what came is no request.
+    """
+    from fedmq_edge_agent.trainer.host import Host  # noqa: PLC0415 - with PyTorch, when the rest is set up
+
+    host = Host()
+    while (request := channel.read(peer)) is not None:
+        peer.sendall(channel.pack(host.handle(request)))
+
+
+def settle(peer: socket.socket) -> None:
+    """Set up this process as a trainer: quiet, deaf to Ctrl-C, and gone as soon as the other end is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides when to stop; it closes the channel
+    sys.stdout.flush()
+    os.dup2(_STDERR, _STDOUT)  # a task's prints must not mix with what the command prints
+    threading.Thread(target=_leave_with, args=(peer,), name="peer-watch", daemon=True).start()
+
+
+def _leave_with(peer: socket.socket) -> None:
+    """End the process when the other end closes or dies, in the middle of a training too."""
+    watch = select.poll()
+    watch.register(peer, 0)  # a hang-up is always reported
+    watch.poll()
+    os._exit(0)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had resident so far, in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

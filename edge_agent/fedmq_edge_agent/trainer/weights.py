@@ -1,0 +1,104 @@
+"""Weights from and into files: a checkpoint to start from, a model to take away, a flat vector between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from fedmq_edge_agent.trainer.durable import flush_folder, write_file
+from fedmq_edge_agent.trainer.errors import TrainerError
+from fedmq_protocol.schema import TensorSchema
+
+Vector = NDArray[np.float32]
+
+_LISTED = 3  # names that an error shows
+
+
+def load_checkpoint(model: torch.nn.Module, path: Path, schema: TensorSchema) -> None:
+    """Put a `.safetensors` file, or a state_dict that `torch.save` wrote, into the model.
+
+    Whatever `schema` calls local may be missing; the rest must be there, in the same shapes, and nothing else.
+
+    Raises:
+        TrainerError: `bad-checkpoint`; it cannot be read, or is of another model: says which entries.
+    """
+    state = _read_checkpoint(path)
+    entries = {entry.name: entry for entry in schema.entries}
+    needed = {name for name, entry in entries.items() if entry.role not in {"local", "tied"}}
+    for problem, names in (("lacks", needed - state.keys()), ("has unknown", state.keys() - entries.keys())):
+        if names:
+            raise TrainerError("bad-checkpoint", f"{path} is of another model: it {problem} {_some(names)}")
+    shapes = {name for name, value in state.items() if tuple(value.shape) != entries[name].shape}
+    if shapes:
+        raise TrainerError(
+            "bad-checkpoint", f"{path} is of another model: the shape differs for {_some(shapes)}"
+        )
+    damaged = {
+        name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()
+    }
+    if damaged:
+        raise TrainerError("bad-checkpoint", f"{path} holds values that are not finite, in {_some(damaged)}")
+    model.load_state_dict(dict(state), strict=False)
+
+
+def save_model(model: torch.nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a `.safetensors` file with the state_dict's names, shapes and dtypes; tied entries are written each."""
+    state = {
+        name: value.detach().clone().contiguous()
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    try:
+        write_file(path, [save(state, metadata=dict(metadata))])
+        flush_folder(path.parent)
+    except OSError as error:
+        raise TrainerError("bad-file", f"cannot write {path}: {error.strerror}") from None
+
+
+def read_vector_file(path: Path, size: int) -> Vector:
+    """Read raw float32 little-endian values.
+
+    Raises:
+        TrainerError: `bad-file`; missing, of another size, or not finite.
+    """
+    try:
+        vector = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
+    except OSError as error:
+        raise TrainerError("bad-file", f"cannot read {path}: {error.strerror}") from None
+    if len(vector) != size:
+        raise TrainerError("bad-file", f"{path} holds {len(vector)} values, not {size}")
+    if not np.isfinite(vector).all():
+        raise TrainerError("bad-file", f"{path} holds values that are not finite")
+    return vector
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise TrainerError("bad-checkpoint", f"there is no checkpoint {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError) as error:
+        raise TrainerError("bad-checkpoint", f"{path} is not a safetensors file: {error}") from None
+    except Exception as error:  # noqa: BLE001 - torch raises whatever its unpickler meets
+        detail = (
+            f"{path} is not a state_dict of plain tensors ({type(error).__name__}); write it with safetensors"
+        )
+        raise TrainerError("bad-checkpoint", detail) from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise TrainerError(
+            "bad-checkpoint", f"{path} is not a state_dict: save model.state_dict(), nothing else"
+        )
+    return state
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(names)[:_LISTED]
+    return ", ".join(first) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
