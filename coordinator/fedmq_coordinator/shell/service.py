@@ -38,8 +38,8 @@ from fedmq_coordinator.shell.model_host import ModelHost
 from fedmq_coordinator.shell.outbox import Outbox, Publisher
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol import aio
-from fedmq_protocol.envelope import Sealer
-from fedmq_protocol.errors import FedmqError
+from fedmq_protocol.envelope import Sealer, open_envelope
+from fedmq_protocol.errors import FedmqError, RemoteError, SignatureError
 from fedmq_protocol.messages import Status
 from fedmq_protocol.topics import Topics
 
@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 INBOX_EVENTS: Final = 256
 _BATCH_EVENTS: Final = 128
 _FAREWELL_S: Final = 2.0
+_TICK_S: Final = 0.02
+_MAX_STRANGERS: Final = 16
 _LEVELS: Final = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -107,6 +109,9 @@ class Service:
         self._evaluator = Evaluator(model_host, sources, self._tell)
         self._outbox: Outbox | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._handling = asyncio.Lock()
+        self._asked: set[asyncio.Future[None]] = set()
+        self._ticked = False
         self._halted: str | None = None
         self._stopping = False
 
@@ -128,7 +133,7 @@ class Service:
         self._outbox = Outbox(link, sealer)
         self._outbox.start()
         tasks = [
-            asyncio.create_task(self._listen(link), name="listen"),
+            asyncio.create_task(self._listen(link, sealer, topics), name="listen"),
             asyncio.create_task(self._work(), name="work"),
             asyncio.create_task(self._evaluator.run(), name="evaluate"),
         ]
@@ -149,7 +154,8 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, stopped, return_exceptions=True)
             await self._outbox.stop()
-            self._refuse_queued()
+            for future in list(self._asked):
+                future.set_exception(StoppingError("the coordinator is stopping"))
             self._writer.shutdown()
         if self._halted is not None:
             raise HaltedError(self._halted)
@@ -162,27 +168,34 @@ class Service:
         """
         if self._stopping:
             raise StoppingError("the coordinator is stopping")
-        done = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked.add(done)
+        done.add_done_callback(self._asked.discard)
         await self._inbox.put(_Queued(event, done))
         await done
 
     # --------------------------------------------------------------------------------------------- tasks
 
-    async def _listen(self, link: BrokerLink) -> None:
+    async def _listen(self, link: BrokerLink, sealer: Sealer, topics: Topics) -> None:
         """From the broker into the inbox; what does not fit stays with the broker."""
+        assert self._outbox is not None
+        here = Status(online=True, session=sealer.epoch, public_key=sealer.public_key)
+        strangers: set[bytes] = set()
         async for event in link.events():
             match event:
                 case aio.Message(topic=topic, payload=payload, retained=retained):
-                    await self._tell(PacketArrived(topic, payload, retained))
+                    fences = topic == topics.coordinator_status
+                    if not fences or _signed_by(sealer.public_key, topic, payload, strangers):
+                        await self._tell(PacketArrived(topic, payload, retained))
                 case aio.Connected(max_packet_bytes=limit, refused=refused):
                     for topic_filter in refused:
                         _log.error("the broker refuses the coordinator's subscription to %s", topic_filter)
                     _log.info("connected to the broker")
+                    self._outbox.put(Send(topics.coordinator_status, here, retain=True))
                     await self._tell(BrokerConnected(limit))
                 case aio.Disconnected(reason=reason, retry_in_s=retry_in_s):
                     _log.warning("broker: %s; trying again in %.1f s, and from then on", reason, retry_in_s)
-                    if self._outbox is not None:
-                        self._outbox.drop_all()
+                    self._outbox.drop_all()
                     await self._tell(BrokerDisconnected(reason))
                 case _:
                     assert_never(event)
@@ -192,21 +205,28 @@ class Service:
 
     async def _work(self) -> None:
         while self._halted is None:
-            await self._handle(await self._next_batch())
+            batch = await self._next_batch()
+            async with self._handling:
+                await self._handle(batch)
 
     async def _next_batch(self) -> list[_Queued]:
         deadline = self.core.next_deadline()
         batch: list[_Queued] = []
         try:
-            async with asyncio.timeout(None if deadline is None else deadline - self.clock()):
+            async with asyncio.timeout(None if deadline is None else self._until(deadline)):
                 batch.append(await self._inbox.get())
         except TimeoutError:
             pass
         while len(batch) < _BATCH_EVENTS and not self._inbox.empty():
             batch.append(self._inbox.get_nowait())
-        if deadline is not None and self.clock() >= deadline:
+        self._ticked = deadline is not None and self.clock() >= deadline
+        if self._ticked:
             batch.append(_Queued(TimePassed()))
         return batch
+
+    def _until(self, deadline: float) -> float:
+        """Seconds to wait; a deadline that stays in the past although the core was told must not spin."""
+        return max(deadline - self.clock(), _TICK_S if self._ticked else 0.0)
 
     async def _handle(self, batch: Sequence[_Queued]) -> None:
         effects: list[Effect] = []
@@ -246,8 +266,25 @@ class Service:
             case _:
                 assert_never(effect)
 
-    def _refuse_queued(self) -> None:
-        while not self._inbox.empty():
-            done = self._inbox.get_nowait().done
-            if done is not None and not done.done():
-                done.set_exception(StoppingError("the coordinator is stopping"))
+
+def _signed_by(public_key: bytes, topic: str, payload: bytes, strangers: set[bytes]) -> bool:
+    """Whether a coordinator's status comes from a holder of our key, so that its epoch can fence us out.
+
+    Anyone else's is said once for each key, and then ignored: it must not be able to end us.
+    """
+    try:
+        envelope = open_envelope(topic, payload)
+        envelope.verified(public_key)
+    except SignatureError:
+        if envelope.key_id not in strangers and len(strangers) < _MAX_STRANGERS:
+            strangers.add(envelope.key_id)
+            _log.error(
+                "another coordinator, with another key (%s), speaks for this federation: stop it, or give one of the "
+                "two another federation",
+                envelope.key_id.hex(),
+            )
+    except RemoteError as error:
+        _log.debug("not a status on %s: %s", topic, error)
+    else:
+        return True
+    return False

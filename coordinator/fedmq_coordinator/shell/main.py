@@ -1,0 +1,108 @@
+"""One coordinator process, from its folder on disk to its last word to the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+
+from fedmq_coordinator.core.machine import Coordinator
+from fedmq_coordinator.shell.api import make_app
+from fedmq_coordinator.shell.api_server import ApiServer, bind, load_or_create_token
+from fedmq_coordinator.shell.clock import Clock
+from fedmq_coordinator.shell.model_host import ModelHost
+from fedmq_coordinator.shell.service import Service
+from fedmq_coordinator.shell.settings import CoordinatorSettings
+from fedmq_coordinator.shell.store import Journal
+from fedmq_protocol.aio import Connection, Will
+from fedmq_protocol.envelope import COORDINATOR, Sealer
+from fedmq_protocol.messages import Status
+from fedmq_protocol.signing import load_or_create_key
+from fedmq_protocol.topics import Topics
+
+_log = logging.getLogger(__name__)
+
+
+async def run_coordinator(
+    settings: CoordinatorSettings, *, model_host: ModelHost, stop: asyncio.Event | None = None
+) -> None:
+    """Run one coordinator until `stop` is set.
+
+    An unreachable broker is no error: the API is up meanwhile, and says so.
+
+    Args:
+        settings: where everything is.
+        model_host: who describes tasks and evaluates models; closed at the end.
+        stop: end well when it is set; None: run until cancelled.
+
+    Raises:
+        StoreError: the state folder or the journal cannot be used.
+        UsageError: the API's address cannot be had.
+        ConfigError: the broker's password or certificate files cannot be read.
+        HaltedError: another coordinator has taken over.
+    """
+    stop = asyncio.Event() if stop is None else stop
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(model_host.close)
+        journal = await asyncio.to_thread(Journal.open, settings.state_dir, federation=settings.federation)
+        stack.callback(journal.close)
+        core = Coordinator(federation=settings.federation)
+        await asyncio.to_thread(core.state.replay, journal.read)
+        clock = Clock(not_before=journal.last_at or 0.0)
+        resumed = _resumed(core, journal, now=clock())
+        key = load_or_create_key(settings.key_path)
+        service = Service(core, journal, clock=clock, model_host=model_host, sources=journal.sources())
+        await service.begin(core.state.epoch + 1)
+        sealer = Sealer(sender=COORDINATOR, epoch=core.state.epoch, key=key)
+
+        app = make_app(service, defaults=settings.run, token=load_or_create_token(settings.state_dir))
+        api = ApiServer(app, bind(settings), settings.state_dir)
+        await api.start()
+        stack.push_async_callback(api.stop)
+
+        topics = Topics(settings.federation)
+        gone = Status(online=False, session=sealer.epoch, public_key=sealer.public_key, detail="vanished")
+        will = Will(topics.coordinator_status, sealer.seal(topics.coordinator_status, gone), retain=True)
+        client_id = f"{settings.federation}-coordinator"
+        connection = Connection(settings.broker, client_id=client_id, will=will)
+        await connection.subscribe(topics.coordinator_filters())
+        _log.info("%s; the API listens at %s; broker %s", resumed, api.url, settings.broker.shown_url)
+        async with connection:
+            await service.run(connection, sealer, topics, stop)
+
+
+async def run_coordinator_forever(settings: CoordinatorSettings, *, model_host: ModelHost) -> None:
+    """`run_coordinator` until SIGINT or SIGTERM; a second signal does not wait for a good end."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def on_signal() -> None:
+        if stop.is_set():
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        await run_coordinator(settings, model_host=model_host, stop=stop)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _resumed(core: Coordinator, journal: Journal, *, now: float) -> str:
+    """What a start finds, in a line."""
+    if not journal.num_facts or journal.first_at is None:
+        return f"a new journal in {journal.name}"
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(journal.first_at))
+    found = f"journal of {journal.num_facts:,} facts since {since}"
+    run = core.active
+    if run is None:
+        return f"no run to resume; {found}"
+    view = core.run_view(run.id, now=now)
+    buffer = f"{view.updates_in_buffer} of {view.goal} updates in the buffer"
+    return f"resumed run {run.id} at round {view.round}, {buffer}; {found}"
