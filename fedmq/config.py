@@ -102,10 +102,18 @@ class Configuration:
                         f"{self._where(name, key, setting)}: {part!r} is a value and a table at once"
                     )
             place[key[-1]] = self._read(name, key, setting, model)
+        return self.checked(model, plain, table=name)
+
+    def checked(self, model: type[Model], plain: Mapping[str, Any], *, table: str) -> Model:
+        """Build a model of values that come from `table`.
+
+        Raises:
+            ConfigError: a value is wrong; names where it stands.
+        """
         try:
             return model.model_validate(plain)
         except ValidationError as error:
-            raise ConfigError(self._complaint(name, error)) from None
+            raise ConfigError(self._complaint(table, error)) from None
 
     def show(self, tables: Mapping[str, type[BaseModel]]) -> Iterator[Shown]:
         """Each setting of each of `tables`, given or default, secrets masked."""
@@ -142,6 +150,8 @@ class Configuration:
     def _unknown(self, table: str, key: Key, setting: Setting, model: type[BaseModel]) -> str:
         known = [".".join(known) for known, _ in _leaves_of(model)]
         near = nearest(".".join(key), known) or nearest(key[-1], [name.rpartition(".")[2] for name in known])
+        if near is not None:  # within the table that the complaint names, the short name says enough
+            near = near.removeprefix(".".join((*key[:-1], "")))
         return f"{self._where(table, key, setting)}: there is no such setting{near_text(near, known)}"
 
     def _complaint(self, table: str, error: ValidationError) -> str:

@@ -28,7 +28,10 @@ class FederationTable(BaseModel):
 
 
 class CoordinatorTable(BaseModel):
-    """[coordinator]: where its state lives and where its HTTP API listens."""
+    """[coordinator]: where its state lives and where its HTTP API listens.
+
+    [coordinator.data] holds whatever the task's loader of central test data wants.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +40,7 @@ class CoordinatorTable(BaseModel):
         default="127.0.0.1:8470", description="host:port of the HTTP API; port 0: any free one."
     )
     key_file: Path | None = Field(default=None, description="The signing key; default: <state_dir>/key.")
+    data: dict[str, Any] = Field(default={}, description="Free keys for the task's load_test_data.")
 
 
 class DeviceTable(BaseModel):

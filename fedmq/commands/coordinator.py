@@ -1,0 +1,82 @@
+"""`fedmq coordinator`: the process that holds the model and the rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from fedmq.commands.options import broker_option, config_option, federation_option
+from fedmq.extras import needs
+from fedmq.tables import CoordinatorTable, FederationTable, TrainerTable, read
+from fedmq_protocol.broker_settings import BrokerSettings
+
+LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
+
+
+@click.group()
+def coordinator() -> None:
+    """Start the coordinator."""
+
+
+@coordinator.command()
+@config_option
+@broker_option
+@federation_option
+@click.option("--state-dir", type=click.Path(path_type=Path), help="The journal, keys, the API's token.")
+@click.option("--listen", metavar="HOST:PORT", help="Where the HTTP API listens; port 0 takes a free one.")
+@click.option("--verbose", is_flag=True, help="Log everything.")
+def start(
+    config_path: Path | None,
+    broker_url: str | None,
+    federation: str | None,
+    state_dir: Path | None,
+    listen: str | None,
+    verbose: bool,  # noqa: FBT001 - click's signature
+) -> None:
+    """Run the coordinator until Ctrl-C; after a stop or a crash it goes on where it was."""
+    with needs("coordinator"):
+        from fedmq.model_host import TrainerModelHost
+        from fedmq_coordinator.core.settings import RunSettings
+        from fedmq_coordinator.shell.main import run_coordinator_forever
+        from fedmq_coordinator.shell.settings import CoordinatorSettings
+
+    configuration = read(
+        config_path,
+        flags={
+            "broker.url": ("--broker", broker_url),
+            "federation.name": ("--federation", federation),
+            "coordinator.state_dir": ("--state-dir", state_dir),
+            "coordinator.listen": ("--listen", listen),
+        },
+    )
+    table = configuration.table("coordinator", CoordinatorTable)
+    trainer = configuration.table("trainer", TrainerTable)
+    settings = configuration.checked(
+        CoordinatorSettings,
+        {
+            "federation": configuration.table("federation", FederationTable).name,
+            "broker": configuration.table("broker", BrokerSettings),
+            "run": configuration.table("run", RunSettings),
+            "state_dir": table.state_dir,
+            "listen": table.listen,
+            "key_file": table.key_file,
+        },
+        table="coordinator",
+    )
+    begin_logging(verbose=verbose)
+    host = TrainerModelHost(nursery=trainer.nursery, data=table.data)
+    asyncio.run(run_coordinator_forever(settings, model_host=host))
+
+
+def begin_logging(*, verbose: bool) -> None:
+    """A line an event, on stderr."""
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format=LOG_FORMAT, stream=sys.stderr
+    )
+    for chatty in ("asyncio", "httpx", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
