@@ -14,9 +14,10 @@ from fedmq_protocol.schema import TensorSchema
 
 @dataclass(frozen=True)
 class CoordinatorStarted:
-    """The journal has been replayed; `epoch` is one more than any before."""
+    """The journal has been replayed; `epoch` is one more than any before. `public_key` is this coordinator's."""
 
     epoch: int
+    public_key: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def decide(
         resumed_at: when this coordinator started; waiting starts anew then.
     """
     if not run.round_open:
-        return _open(run, available)
+        following = next_round(run, available)
+        return following if following.devices else Wait(None)
     settings = run.settings.selection
     waited_for = awaited(run, online)
     enough = run.accumulator.num_updates >= settings.min_updates
@@ -89,13 +90,12 @@ def decide(
     return Wait(soft if now < soft else hard if now < hard else None)
 
 
-def _open(run: Run, available: list[str]) -> Decision:
+def next_round(run: Run, available: list[str]) -> OpenRound:
+    """Whom the next round is for; nobody if it has to wait, or if all rounds are done."""
     settings = run.settings.selection
-    if len(available) < settings.min_available_devices:
-        return Wait(None)
     free = [device for device in available if device not in run.leases]
-    if not free:
-        return Wait(None)
+    if run.round >= run.settings.rounds or len(available) < settings.min_available_devices or not free:
+        return OpenRound([], 0)
     goal = min(aim(run, len(available)), len(free))
     selected = choose(run, free, math.ceil(goal * settings.over_selection))
     return OpenRound(selected, goal)

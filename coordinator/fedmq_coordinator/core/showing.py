@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from fedmq_coordinator.core import timing
+from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.selection import available
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView, VersionView
 from fedmq_coordinator.core.waiting import waiting
 
-if TYPE_CHECKING:
-    from fedmq_coordinator.core.machine import Coordinator
 
-
-def federation(
-    coordinator: Coordinator, *, broker: str, paused: Mapping[str, float], now: float
-) -> FederationView:
+def federation(desk: Desk, *, broker: str, rejections: dict[str, int], now: float) -> FederationView:
     """Everything but the runs' own views."""
-    active = coordinator.active
+    state, active = desk.state, desk.state.active
     return FederationView(
-        federation=coordinator.topics.federation,
-        epoch=coordinator.state.epoch,
+        federation=desk.topics.federation,
+        epoch=state.epoch,
         broker_connected=not broker,
         broker_detail=broker,
         active_run=None if active is None else active.id,
-        queued_runs=[run.id for run in coordinator.runs.values() if run.state == "queued"],
+        queued_runs=[run.id for run in state.runs.values() if run.state == "queued"],
         devices=[
-            device(each, active, paused=paused, now=now)
-            for each in sorted(coordinator.devices.values(), key=lambda each: each.id)
+            device(each, active, paused=desk.paused, now=now)
+            for each in sorted(state.devices.values(), key=lambda each: each.id)
         ],
-        runs=list(coordinator.runs),
-        rejections=coordinator.rejections,
+        runs=list(state.runs),
+        rejections=rejections,
     )
 
 
@@ -98,23 +94,20 @@ def federated(run: Run) -> list[VersionView]:
     return views
 
 
-def run(
-    run: Run,
-    devices: Mapping[str, Device],
-    available: list[str],
-    *,
-    broker: str,
-    evaluating: bool,
-    now: float,
-    resumed_at: float,
-) -> RunView:
+def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> RunView:
     """One run."""
     match run.state:
         case "queued":
             wait = broker or "the runs before it in the queue"
         case "active":
             wait = waiting(
-                run, devices, available, broker=broker, evaluating=evaluating, now=now, resumed_at=resumed_at
+                run,
+                desk.state.devices,
+                available(desk.state.devices.values(), run, now=now, paused=desk.paused),
+                broker=broker,
+                evaluating=evaluating,
+                now=now,
+                resumed_at=desk.resumed_at,
             )
         case _:
             wait = ""

@@ -1,0 +1,261 @@
+"""What devices say, and what is answered: presence, updates and their receipts, reports, requests for chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from fedmq_coordinator.core import events as e
+from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.dedupe import Outcome
+from fedmq_coordinator.core.desk import Desk
+from fedmq_coordinator.core.devices import Device
+from fedmq_coordinator.core.inbox import UnknownSenderError, hear
+from fedmq_coordinator.core.intake import judge
+from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.strategies import Strategy
+from fedmq_coordinator.core.uploads import Uploads
+from fedmq_protocol.codecs import max_encoded_bytes
+from fedmq_protocol.errors import RemoteError
+from fedmq_protocol.messages import (
+    Body,
+    Get,
+    Hello,
+    Notice,
+    Offer,
+    Presence,
+    Receipt,
+    Report,
+    Update,
+    UpdateHeader,
+    UploadChunk,
+)
+
+_PAUSE_S: Final = 10.0
+_PAUSE_MAX_S: Final = 600.0
+_UPLOAD_BUDGET_BYTES: Final = 256 * 1024 * 1024
+_UPDATE_FRAME_BYTES: Final = 64
+_HONEST_REASONS: Final = frozenset({"too-old", "no-lease"})
+"""Why an update of a device in good order may be refused; any other reason pauses the device."""
+
+
+class Conversation:
+    """Hears devices out. Whatever is wrong is counted, said once, and disturbs nothing else.
+
+    Args:
+        desk: what it works on.
+        strategy: gives the strategy of a run, which weighs its updates.
+    """
+
+    def __init__(self, desk: Desk, strategy: Callable[[Run], Strategy]) -> None:
+        self._desk = desk
+        self._strategy = strategy
+        self._failures: dict[str, int] = {}
+        self._uploads = Uploads(_UPLOAD_BUDGET_BYTES)
+        self.rejections: dict[str, int] = {}
+
+    def forget_uploads(self) -> None:
+        """The run that they were for is over."""
+        self._uploads.clear()
+
+    def hear(self, event: e.PacketArrived) -> None:
+        if not event.payload:
+            return
+        try:
+            heard = hear(self._desk.topics, self._desk.state.devices, event.topic, event.payload)
+            self._message(heard.device, heard.envelope.body)
+        except UnknownSenderError as error:
+            self._desk.note("debug", str(error))
+        except RemoteError as error:
+            self._refuse(event.topic, error)
+
+    def _refuse(self, topic: str, error: RemoteError) -> None:
+        """Count what is wrong, say it once for each sender and reason, and go on."""
+        device = None
+        with suppress(RemoteError):
+            device = self._desk.state.devices.get(self._desk.topics.parse_device(topic).device)
+        self.rejections[error.reason] = self.rejections.get(error.reason, 0) + 1
+        count = device.refuse(error.reason) if device is not None else self.rejections[error.reason]
+        if count == 1:
+            self._desk.note("warning", f"refused a message on {topic}: {error}", reason=error.reason)
+            if device is not None and device.online:
+                notice = Notice(code=error.reason, detail=str(error)[:1024])
+                self._desk.send(self._desk.topics.down(device.id, "notice"), notice)
+
+    def _message(self, device_id: str, body: Body) -> None:
+        match body:
+            case Presence():
+                self._presence(device_id, body)
+                return
+            case _:
+                device = self._desk.state.devices[device_id]
+        match body:
+            case Hello():
+                self._hello(device)
+            case Update():
+                self._update(device, body.header, body.data)
+            case Offer():
+                self._offer(device, body)
+            case UploadChunk():
+                upload = self._uploads.chunk(device.id, body)
+                if upload is not None:
+                    self._uploads.close(device.id, body.counter)
+                    self._update(device, upload.header, upload.assembly.result())
+            case Report():
+                self._report(device, body)
+            case Get():
+                self._get(device, body)
+            case _:
+                msg = f"a device cannot say {type(body).__name__}"
+                raise AssertionError(msg)
+
+    def _presence(self, device_id: str, body: Presence) -> None:
+        if device_id not in self._desk.state.devices:
+            self._desk.record(
+                f.DeviceEnrolled(at=self._desk.now, device=device_id, public_key=body.public_key)
+            )
+            self._desk.note("info", f"{device_id} joined the federation", device=device_id)
+        device = self._desk.state.devices[device_id]
+        if body.session < device.session:
+            return
+        if body.traffic is not None:
+            device.count_traffic(body.traffic)
+            if not body.online:
+                self._desk.record(
+                    f.TrafficSeen(
+                        at=self._desk.now, device=device_id, sent=device.sent, received=device.received
+                    )
+                )
+        if not body.online:
+            if device.online or body.session > device.session:
+                device.left(body, now=self._desk.now)
+                device.session = body.session
+                self._desk.note("info", f"{device_id} left by {device.gone_by}", device=device_id)
+            return
+        came_back = body.session > device.session
+        device.arrived(body, session=body.session, now=self._desk.now)
+        run = self._desk.state.active
+        if run is None:
+            return
+        held = run.leases.get(device_id)
+        if came_back and held is not None and held.lease != run.cohort_lease:
+            self._desk.record(
+                f.LeaseReturned(
+                    at=self._desk.now, run=run.id, device=device_id, lease=held.lease, why="it came back"
+                )
+            )
+        check_task(self._desk, device, run)
+
+    def _hello(self, device: Device) -> None:
+        run = self._desk.state.current
+        if run is not None and run.holds_model:
+            announcement = self._desk.publisher.announcement(run, now=self._desk.now, inline=False)
+            self._desk.send(self._desk.topics.down(device.id, "announcement"), announcement)
+
+    def _update(self, device: Device, header: UpdateHeader, data: bytes) -> None:
+        run = self._desk.state.runs.get(header.run)
+        if header.traffic is not None:
+            device.count_traffic(header.traffic)
+        if run is None:
+            self._receipt(device, header, Outcome("rejected", "discard", "unknown-run", "no such run here"))
+            return
+        settled = run.settled.get(device.id)
+        outcome = settled.find(header.counter) if settled is not None else None
+        if outcome is None and (run.state != "active" or run.rounds_done):
+            outcome = Outcome(
+                "rejected", "discard", "run-over", f"the run is over: {run.end_reason or run.state}"
+            )
+        if outcome is None:
+            fact = judge(run, self._strategy(run), device.id, header, data, now=self._desk.now)
+            self._desk.record(fact)
+            match fact:
+                case f.UpdateAccepted():
+                    outcome = Outcome("accepted", "keep")
+                    self._failures.pop(device.id, None)
+                case f.UpdateRejected():
+                    outcome = Outcome("rejected", fact.residual, fact.reason, fact.detail)
+                    device.refuse(fact.reason)
+                    if fact.reason not in _HONEST_REASONS:
+                        self._pause(device.id)
+                    self._desk.note(
+                        "warning",
+                        f"refused an update of {device.id}: {fact.detail}",
+                        device=device.id,
+                        run=run.id,
+                        reason=fact.reason,
+                    )
+        self._receipt(device, header, outcome)
+
+    def _receipt(self, device: Device, header: UpdateHeader, outcome: Outcome) -> None:
+        receipt = Receipt(
+            run=header.run,
+            counter=header.counter,
+            outcome=outcome.outcome,
+            reason=outcome.reason,
+            detail=outcome.detail[:1024],
+            residual=outcome.residual,
+        )
+        self._desk.send(self._desk.topics.down(device.id, "receipt"), receipt)
+
+    def _offer(self, device: Device, offer: Offer) -> None:
+        header = offer.header
+        run = self._desk.state.runs.get(header.run)
+        settled = None if run is None else run.settled.get(device.id)
+        if (
+            run is None
+            or run.state != "active"
+            or (settled is not None and settled.find(header.counter) is not None)
+        ):
+            self._update(device, header, b"")
+            return
+        bound = max_encoded_bytes(run.schema.num_parameters) + max_encoded_bytes(run.schema.num_buffers)
+        credit = self._uploads.offer(device.id, offer, max_bytes=bound + _UPDATE_FRAME_BYTES)
+        self._desk.send(self._desk.topics.down(device.id, "credit"), credit)
+
+    def _report(self, device: Device, report: Report) -> None:
+        run = self._desk.state.active
+        self._desk.note(
+            "warning",
+            f"{device.id} reports {report.code}: {report.detail}",
+            device=device.id,
+            run=report.run or "",
+        )
+        if report.code in {"task-mismatch", "no-data", "task-error"}:
+            device.problem = report.detail
+        held = None if run is None or report.run != run.id else run.leases.get(device.id)
+        if run is not None and held is not None and report.lease == held.lease:
+            self._pause(device.id)
+            self._desk.record(
+                f.LeaseReturned(
+                    at=self._desk.now, run=run.id, device=device.id, lease=held.lease, why=report.code
+                )
+            )
+
+    def _pause(self, device: str) -> None:
+        """Leave a device that failed in peace for a while, doubling each time."""
+        failures = self._failures[device] = self._failures.get(device, 0) + 1
+        self._desk.paused[device] = self._desk.now + min(_PAUSE_MAX_S, _PAUSE_S * 2 ** (failures - 1))
+
+    def _get(self, device: Device, get: Get) -> None:
+        run = self._desk.state.runs.get(get.run)
+        if run is None or not run.holds_model:
+            return
+        chunk = self._desk.publisher.chunk(run, get.version, get.blob, get.index)
+        if chunk is not None:
+            self._desk.send(self._desk.topics.down(device.id, "chunk"), chunk)
+
+
+def check_task(desk: Desk, device: Device, run: Run) -> None:
+    """Tell a device, and the operator, that its task of this name is not the one that the run pins."""
+    other = device.mismatch(run.task)
+    if other is None:
+        return
+    what = "version" if other.version != run.task.version else "tensor schema"
+    detail = (
+        f"this device has {other.name} {other.version} with another {what} than the run's "
+        f"{run.task.name} {run.task.version}: install the run's task package and restart the agent"
+    )
+    device.problem = detail
+    desk.send(desk.topics.down(device.id, "notice"), Notice(code="task-mismatch", detail=detail))
+    desk.note("warning", f"{device.id} is not selected: {detail}", device=device.id, run=run.id)

@@ -1,0 +1,63 @@
+"""What all parts of the machine work on: the state, the moment, and the effects of the event in hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedmq_coordinator.core import effects as do
+from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.publishing import Publisher
+from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.selection import available
+from fedmq_coordinator.core.state import FederationState
+from fedmq_protocol.messages import Body
+from fedmq_protocol.topics import Topics
+
+
+@dataclass
+class Desk:
+    """State, and what a restart may forget.
+
+    Attributes:
+        topics: the federation's.
+        state: the fold of the journal.
+        publisher: makes announcements and chunks.
+        now: seconds since the epoch, of the event in hand.
+        resumed_at: when this coordinator started; whoever is waited for has the whole time from then on.
+        paused: devices that failed and are left in peace, until when.
+    """
+
+    topics: Topics
+    state: FederationState
+    publisher: Publisher
+    now: float = 0.0
+    resumed_at: float = 0.0
+    paused: dict[str, float] = field(default_factory=dict)
+    _effects: list[do.Effect] = field(default_factory=list)
+
+    def record(self, fact: f.Fact) -> None:
+        """Make a fact so, and have it journaled."""
+        self.state.apply(fact)
+        self._effects.append(do.Record(fact))
+
+    def send(self, topic: str, body: Body, *, retain: bool = False) -> None:
+        self._effects.append(do.Send(topic, body, retain))
+
+    def note(self, level: do.Level, text: str, **fields: str | float) -> None:
+        self._effects.append(do.Note(level, text, fields))
+
+    def put(self, effect: do.Effect) -> None:
+        self._effects.append(effect)
+
+    def take(self) -> list[do.Effect]:
+        """The effects so far, in their order; the desk is clear again."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    def available(self, run: Run) -> list[str]:
+        """Devices that can train `run`, those at work among them."""
+        return available(self.state.devices.values(), run, now=self.now, paused=self.paused)
+
+    def online(self) -> set[str]:
+        """Devices that are connected."""
+        return {device.id for device in self.state.devices.values() if device.online}

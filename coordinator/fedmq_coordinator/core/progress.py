@@ -1,0 +1,259 @@
+"""Moving a run on: activating it, opening and closing its rounds, publishing, evaluating, ending it."""
+
+from __future__ import annotations
+
+from typing import Final, assert_never
+
+from fedmq_coordinator.core import effects as do
+from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core import leases, rounds, showing
+from fedmq_coordinator.core.conversation import check_task
+from fedmq_coordinator.core.desk import Desk
+from fedmq_coordinator.core.run import HeldLease, Run
+from fedmq_coordinator.core.selection import aim, choose_by_rule
+from fedmq_coordinator.core.strategies import Strategy, make_strategy
+from fedmq_coordinator.core.timing import lease_length
+from fedmq_protocol.limits import MAX_COHORT_LIST
+from fedmq_protocol.messages import Lease
+
+_EVALUATION_PATIENCE_S: Final = 60.0
+_CLEAR_GRACE_S: Final = 30.0
+
+
+class Progress:
+    """Takes every decision that is due on the active run, and knows when the next one will be.
+
+    Args:
+        desk: what it works on.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._evaluating: dict[tuple[str, int], float] = {}
+        self._clear_at: list[tuple[float, str]] = []
+        self._wake_at: float | None = None
+
+    def next_deadline(self) -> float | None:
+        """When `settle` should be called again at the latest, in seconds since the epoch."""
+        times = [at for at, _ in self._clear_at]
+        run = self._desk.state.active
+        if run is not None:
+            times += [self._expires_at(lease) for lease in run.leases.values()]
+            times += [at for at in self._desk.paused.values() if at > self._desk.now]
+            times += list(self._evaluating.values())
+        if self._wake_at is not None:
+            times.append(self._wake_at)
+        return min(times) if times else None
+
+    def is_evaluating(self, run: str) -> bool:
+        """Whether an evaluation of the run is under way."""
+        return any(name == run for name, _ in self._evaluating)
+
+    def evaluation_done(self, run: str, version: int) -> None:
+        """An evaluation came back, or failed."""
+        self._evaluating.pop((run, version), None)
+
+    def settle(self) -> None:
+        """Take every decision that is due; leave in `_wake_at` when the next one is."""
+        self._wake_at = None
+        self._clear_due()
+        self._evaluating = {key: until for key, until in self._evaluating.items() if until > self._desk.now}
+        if self._desk.state.active is None and self._desk.state.queue:
+            self._activate(self._desk.state.runs[self._desk.state.queue[0]])
+        run = self._desk.state.active
+        if run is None or self._desk.state.epoch == 0:
+            return
+        self._expire(run)
+        while self._desk.state.active is run and not run.rounds_done:
+            if not (self._settle_sync(run) if run.settings.mode == "sync" else self._settle_async(run)):
+                return
+        if self._desk.state.active is run and run.rounds_done:
+            self._finish(run)
+
+    def _activate(self, run: Run) -> None:
+        self._desk.record(f.RunActivated(at=self._desk.now, run=run.id))
+        self._desk.note("info", f"run {run.id} begins: {run.task.name} {run.task.version}", run=run.id)
+        self._publish(run, devices=[])
+        for device in self._desk.state.devices.values():
+            if device.online and device.presence is not None:
+                device.problem = device.presence.problem
+                check_task(self._desk, device, run)
+
+    def strategy(self, run: Run) -> Strategy:
+        return make_strategy(run.settings, in_flight=aim(run, max(1, len(self._desk.available(run)))))
+
+    def _expire(self, run: Run) -> None:
+        for device, held in list(run.leases.items()):
+            if self._desk.now >= self._expires_at(held):
+                self._desk.record(
+                    f.LeaseReturned(
+                        at=self._desk.now, run=run.id, device=device, lease=held.lease, why="expired"
+                    )
+                )
+
+    def _expires_at(self, held: HeldLease) -> float:
+        """When a lease ends; time in which no coordinator ran does not count."""
+        return max(held.expires_at, self._desk.resumed_at + held.expires_at - held.granted_at)
+
+    def _settle_sync(self, run: Run) -> bool:
+        """Take one decision of a synchronous run; False when there is none to take."""
+        decision = rounds.decide(
+            run,
+            self._desk.available(run),
+            self._desk.online(),
+            now=self._desk.now,
+            resumed_at=self._desk.resumed_at,
+        )
+        match decision:
+            case rounds.Wait():
+                self._wake_at = decision.until
+                return False
+            case rounds.OpenRound():
+                again = run.round_open
+                self._open_round(run, run.round if again else run.round + 1, decision.devices, decision.goal)
+                self.announce(run, inline=False)
+            case rounds.CloseRound():
+                self._step(run, decision.why)
+                following = rounds.next_round(run, self._desk.available(run))
+                self._publish(run, devices=following.devices, goal=following.goal)
+            case _ as unreachable:
+                assert_never(unreachable)
+        return True
+
+    def _settle_async(self, run: Run) -> bool:
+        """Take one decision of an asynchronous run; False when there is none to take."""
+        decision = leases.decide(
+            run, self.strategy(run), self._desk.available(run), self._desk.online(), now=self._desk.now
+        )
+        match decision:
+            case leases.Wait():
+                self._wake_at = decision.until
+                return False
+            case leases.TakeStep():
+                self._step(run, decision.why)
+            case leases.Publish():
+                last = run.version + 1 >= run.settings.rounds
+                self._publish(run, devices=[] if last else decision.devices, goal=len(decision.devices))
+            case leases.Grant():
+                self._grant(run, decision.devices)
+            case _ as unreachable:
+                assert_never(unreachable)
+        return True
+
+    def _step(self, run: Run, why: f.ClosedBy) -> None:
+        scale = self.strategy(run).scale(run.accumulator.buffer)
+        self._desk.record(
+            f.StepTaken(
+                at=self._desk.now,
+                run=run.id,
+                round=run.round,
+                scale=scale,
+                num_updates=run.accumulator.num_updates,
+                closed_by=why,
+            )
+        )
+
+    def _publish(self, run: Run, *, devices: list[str], goal: int = 0) -> None:
+        """Publish the next version, and with its announcement open the round of `devices`."""
+        old = self._desk.publisher.retained(run)
+        fact = run.model.next_version(run=run.id, at=self._desk.now)
+        self._desk.record(fact)
+        if fact.snapshot is not None:
+            current = self._desk.publisher.retained(run)
+            self._clear_at += [(self._desk.now + _CLEAR_GRACE_S, topic) for topic in sorted(old - current)]
+        self.publish_chunks(run, fact.version)
+        if devices:
+            sync = run.settings.mode == "sync"
+            self._open_round(run, run.round + 1 if sync else fact.version + 1, devices, goal)
+        self.announce(run, inline=True)
+        self.evaluate(run)
+
+    def evaluate(self, run: Run) -> None:
+        """Have the newest version evaluated, if the settings ask for it."""
+        every = run.settings.evaluate_every
+        if run.has_central_data and every and (run.version % every == 0 or run.rounds_done):
+            self._evaluating[run.id, run.version] = self._desk.now + _EVALUATION_PATIENCE_S
+            self._desk.put(do.Evaluate(run.id, run.version, run.model.replica.copy()))
+
+    def _open_round(self, run: Run, number: int, devices: list[str], goal: int) -> None:
+        """Give these devices leases by the next announcement; a long list becomes a sampling rule of the same rate."""
+        lease, rate, seed = run.lease + 1, None, None
+        if len(devices) > MAX_COHORT_LIST:
+            free = [device for device in self._desk.available(run) if device not in run.leases]
+            rate, seed, devices = choose_by_rule(run, free, len(devices), round_number=number, lease=lease)
+        self._desk.record(
+            f.RoundOpened(
+                at=self._desk.now,
+                run=run.id,
+                round=number,
+                version=run.version,
+                lease=lease,
+                devices=devices,
+                goal=min(goal, len(devices)),
+                lease_expires_at=self._desk.now + lease_length(run, devices),
+                rate=rate,
+                sampling_seed=seed,
+            )
+        )
+
+    def _grant(self, run: Run, devices: list[str]) -> None:
+        """Give leases one by one."""
+        for device in devices:
+            length = lease_length(run, [device])
+            fact = f.LeaseGranted(
+                at=self._desk.now,
+                run=run.id,
+                device=device,
+                lease=run.lease + 1,
+                version=run.version,
+                lease_expires_at=self._desk.now + length,
+            )
+            self._desk.record(fact)
+            lease = Lease(run=run.id, lease=fact.lease, version=fact.version, lease_s=length)
+            self._desk.send(self._desk.topics.down(device, "lease"), lease)
+
+    def _finish(self, run: Run) -> None:
+        """End a run whose rounds are over, once the last version has been evaluated."""
+        if not self.is_evaluating(run.id):
+            self.end(run, "finished", f"all {run.settings.rounds} rounds are done")
+
+    def check_target(self, run: Run, version: int, metrics: dict[str, float]) -> None:
+        """End a run whose target metric has been reached."""
+        target, metric = run.settings.target, run.settings.target_metric
+        reached = metrics.get(metric)
+        if target is not None and reached is not None and reached >= target:
+            self.end(run, "finished", f"{metric} {reached:.4f} of version {version} reached {target}")
+
+    def end(self, run: Run, state: f.EndState, reason: str) -> None:
+        self._desk.record(
+            f.RunEnded(
+                at=self._desk.now, run=run.id, state=state, reason=reason, best_version=self._best(run)
+            )
+        )
+        self._desk.note("info", f"run {run.id} {state}: {reason}", run=run.id)
+        self._evaluating = {key: at for key, at in self._evaluating.items() if key[0] != run.id}
+        if run.version >= 0:
+            self.announce(run, inline=True)
+            self._clear_at += [
+                (self._desk.now + _CLEAR_GRACE_S, topic)
+                for topic in sorted(self._desk.publisher.retained(run))
+            ]
+
+    def _best(self, run: Run) -> int | None:
+        """The version with the best target metric, or else the least loss."""
+        scored = showing.scores(run)
+        return max(scored, key=lambda version: (scored[version], version), default=None)
+
+    def announce(self, run: Run, *, inline: bool) -> None:
+        announcement = self._desk.publisher.announcement(run, now=self._desk.now, inline=inline)
+        self._desk.send(self._desk.topics.announcement, announcement, retain=True)
+
+    def publish_chunks(self, run: Run, version: int) -> None:
+        for topic, chunk in self._desk.publisher.chunks(run, version):
+            self._desk.send(topic, chunk, retain=True)
+
+    def _clear_due(self) -> None:
+        due = [topic for at, topic in self._clear_at if at <= self._desk.now]
+        self._clear_at = [(at, topic) for at, topic in self._clear_at if at > self._desk.now]
+        for topic in due:
+            self._desk.put(do.Clear(topic))
