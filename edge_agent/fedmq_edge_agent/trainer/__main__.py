@@ -7,21 +7,18 @@ import socket
 import sys
 
 from fedmq_edge_agent.trainer.channel import ChannelError
-from fedmq_edge_agent.trainer.process import serve, settle
+from fedmq_edge_agent.trainer.process import serve, settle, spare_cores, use_threads
 
 
 def main() -> None:
     """Serve the socket until its other end closes."""
     parser = argparse.ArgumentParser(prog="python -m fedmq_edge_agent.trainer", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the supervisor")
-    parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch; 0: as PyTorch decides")
+    parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch; 0: all cores but one")
     options = parser.parse_args()
     with socket.socket(fileno=options.fd) as peer:
         settle(peer)
-        if options.threads > 0:
-            import torch  # noqa: PLC0415 - only where it is needed: the host imports it later
-
-            torch.set_num_threads(options.threads)
+        use_threads(options.threads or spare_cores())
         try:
             serve(peer)
         except (ChannelError, BrokenPipeError, ConnectionResetError) as error:

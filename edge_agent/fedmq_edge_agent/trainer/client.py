@@ -60,7 +60,7 @@ class TrainerClient:
         """Start a child of its own; it begins to answer when PyTorch is imported, at the first `open`.
 
         Args:
-            threads: of PyTorch; 0: as it decides.
+            threads: of PyTorch; 0: as many as there are cores, less one for everything else.
         """
         ours, theirs = socket.socketpair()
         with theirs:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fedmq_edge_agent.trainer.channel import ChannelError
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.process import serve, settle
+from fedmq_edge_agent.trainer.process import serve, settle, use_threads
 
 _CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"  # macOS's own frameworks do not survive a fork
 _PARENT_CHECK_S = 1.0
@@ -45,7 +45,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listener = _listen(options.socket)
     try:
-        _prepare(options.preload, options.threads)
+        _prepare(options.preload)
         _serve(listener, parent, options.threads)
     finally:
         options.socket.unlink(missing_ok=True)
@@ -65,15 +65,11 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _prepare(task: str | None, threads: int) -> None:
+def _prepare(task: str | None) -> None:
     """Import what every child needs, in one thread: a pool of threads would not survive the fork."""
     if not _CAN_FORK:
         return
-    for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(pool, str(threads))
-    import torch  # noqa: PLC0415 - after the variables above
-
-    torch.set_num_threads(1)
+    use_threads(1)
     from fedmq_edge_agent.trainer import warming  # noqa: PLC0415 - imports PyTorch
 
     try:
@@ -132,9 +128,7 @@ def _live(listener: socket.socket, connection: socket.socket, threads: int) -> N
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         settle(connection)
         if threads > 1:
-            import torch  # noqa: PLC0415 - imported long ago
-
-            torch.set_num_threads(threads)
+            use_threads(threads)
         if os.getppid() == nursery:
             serve(connection)
         status = 0
