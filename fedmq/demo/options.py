@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fedmq.tasks import BUILT_IN
 from fedmq_protocol.errors import UsageError
 
-TASKS: Final[dict[str, str]] = {
-    "digits": "fedmq.tasks.digits",
-    "iris": "fedmq.tasks.iris",
-    "breast-cancer": "fedmq.tasks.breast_cancer",
-}
 MODES: Final = ("sync", "fedasync", "fedbuff")
 PARTITIONS: Final = ("iid", "dirichlet", "shards")
 COMPRESSIONS: Final = ("default", "none")
@@ -72,6 +68,11 @@ class DemoOptions:
             raise UsageError(
                 f"--dropouts {self.dropouts} leaves no device of --devices {self.devices}; it must be less"
             )
+
+    @property
+    def task_module(self) -> str:
+        """The task as it is installed."""
+        return BUILT_IN[self.task]
 
     @property
     def num_rounds(self) -> int:

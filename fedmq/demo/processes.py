@@ -7,12 +7,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
+from fedmq.config import variable_key
 from fedmq_protocol.errors import FedmqError
 
 END_WITHIN_S: Final = 4.0
@@ -55,18 +55,20 @@ class Processes:
     folder: Path
     _children: list[Child] = field(default_factory=list)
 
-    def start(self, name: str, arguments: list[str], *, pipes: bool = False) -> Child:
-        """Start `python ARGUMENTS…`, with stderr (and stdout, without pipes) in a log of its own.
+    def start(self, name: str, command: list[str], *, pipes: bool = False) -> Child:
+        """Start a command, with stderr (and stdout, without pipes) in a log of its own.
 
         Each child leads a session of its own: Ctrl-C in the terminal reaches the demo alone, which then ends them.
         """
         log = self.folder / f"{name}.log"
+        environment = {key: value for key, value in os.environ.items() if variable_key(key) is None}
         with log.open("ab") as file:
             process = subprocess.Popen(  # noqa: S603 - our own modules
-                [sys.executable, *arguments],
+                command,
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else file,
                 stderr=file,
+                env=environment,  # settings are the demo's own, whatever the terminal has exported
                 start_new_session=True,
                 close_fds=True,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +14,8 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from fedmq.report.sizes import bytes_text
 
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH: Final = 40
@@ -48,6 +50,7 @@ class Scene:
     """Everything that the view shows at one moment."""
 
     elapsed_s: float
+    broker: str = ""
     doing: str = "starting"
     """What goes on now: the stage of the start, or what the run waits for."""
     round: int = 0
@@ -71,8 +74,7 @@ class Heading:
     task: str
     num_devices: int
     mode: str
-    broker: str = ""
-    word: str = field(default="round")
+    word: str = "round"
 
 
 class View(Protocol):
@@ -131,7 +133,7 @@ class PlainView:
             if done < len(scene.losses):
                 parts.append(f"loss {scene.losses[done]:.4f}")
             parts += [
-                f"up {size(scene.bytes_up)}, down {size(scene.bytes_down)} so far",
+                f"up {bytes_text(scene.bytes_up)}, down {bytes_text(scene.bytes_down)} so far",
                 f"{scene.elapsed_s:.1f} s",
             ]
             self._print("  ".join(parts))
@@ -143,7 +145,7 @@ class PlainView:
 
 def picture(heading: Heading, scene: Scene) -> RenderableType:
     """One frame of the live view."""
-    parts: list[RenderableType] = [_title(heading), Text(), _facts(heading, scene)]
+    parts: list[RenderableType] = [_title(heading, scene), Text(), _facts(heading, scene)]
     if scene.devices:
         parts += [Text(), _devices(scene)]
     if scene.news:
@@ -163,23 +165,13 @@ def sparkline(values: Sequence[float], *, width: int = _SPARK_WIDTH) -> str:
     return "".join(_BLOCKS[round((value - low) / (high - low) * top)] for value in shown)
 
 
-def size(count: float) -> str:
-    """1234567 as «1.2 MB», decimal units."""
-    thousand, fine = 1000, 10
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < thousand:
-            return f"{count:.1f} {unit}" if unit != "B" and count < fine else f"{count:.0f} {unit}"
-        count /= thousand
-    return f"{count:.1f} TB"
-
-
-def _title(heading: Heading) -> Text:
+def _title(heading: Heading, scene: Scene) -> Text:
     line = Text("fedmq", style="bold")
     line.append(
         f"  {heading.task} on {heading.num_devices} devices, {heading.mode}", style="default not bold"
     )
-    if heading.broker:
-        line.append(f"  ·  {heading.broker}", style="dim not bold")
+    if scene.broker:
+        line.append(f"  ·  {scene.broker}", style="dim not bold")
     return line
 
 
@@ -199,7 +191,7 @@ def _facts(heading: Heading, scene: Scene) -> Table:
         accuracy.append(f"  best {max(scene.accuracies):.1%}", style="dim default not bold")
         facts.add_row("accuracy", accuracy)
     if scene.bytes_up or scene.bytes_down:
-        traffic = Text(f"{size(scene.bytes_up)} up, {size(scene.bytes_down)} down")
+        traffic = Text(f"{bytes_text(scene.bytes_up)} up, {bytes_text(scene.bytes_down)} down")
         if scene.bytes_float32:
             ratio = scene.bytes_float32 / (scene.bytes_up + scene.bytes_down)
             traffic.append(f"   1/{ratio:.0f} of float32", style="dim")
@@ -235,8 +227,8 @@ def _devices(scene: Scene) -> RenderableType:
             Text(device.state, style=_STATE_STYLES.get(device.state, "")),
             str(device.updates),
             "-" if device.num_examples is None else str(device.num_examples),
-            size(device.bytes_up),
-            size(device.bytes_down),
+            bytes_text(device.bytes_up),
+            bytes_text(device.bytes_down),
             "-" if device.task_time_s is None else f"{device.task_time_s:.2f} s",
             Text(device.remark, style="dim"),
         )

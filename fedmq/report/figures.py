@@ -80,6 +80,8 @@ class Report(BaseModel):
     rounds: list[RoundFigures]
     updates: list[UpdateFigures]
     num_parameters: int
+    began_at: float
+    """When the first lease was given: 0 of all other times. Seconds since the epoch."""
 
     accuracy: list[float]
     """Of each round that was evaluated, on the coordinator's held-out data or else on the devices'."""

@@ -62,6 +62,7 @@ def figures(run: RunReport, devices: Sequence[DeviceView], *, target: float | No
         rounds=rounds,
         updates=updates,
         num_parameters=run.num_parameters,
+        began_at=began,
         accuracy=accuracy,
         loss=[row.loss for row in rounds if row.loss is not None],
         round_seconds=seconds,

@@ -9,7 +9,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from fedmq.report.figures import Report
-from fedmq.report.pictures import all_pictures, bytes_text
+from fedmq.report.pictures import all_pictures
+from fedmq.report.sizes import bytes_text
 
 
 def render(report: Report) -> str:

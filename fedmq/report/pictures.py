@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from fedmq.report.figures import Report
+from fedmq.report.sizes import bytes_text
 
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 UP, DOWN, REFERENCE, LATE = "#010206", "#010207", "#010208", "#010209"
@@ -220,15 +221,6 @@ def timeline(report: Report) -> Picture:
         f"A timeline of {len(rows)} devices.",
         _svg("timeline", draw, height=0.9 + 0.24 * len(rows)),
     )
-
-
-def bytes_text(count: float) -> str:
-    """1234567 as «1.2 MB», decimal units."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(count) < 1000:  # noqa: PLR2004 - decimal units
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"  # noqa: PLR2004
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
