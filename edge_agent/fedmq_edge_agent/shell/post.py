@@ -1,0 +1,124 @@
+"""Messages on their way out: sealed and published one after the other, in order, and dropped when the connection is.
+
+What is dropped is no loss: the core sends again whatever has no receipt. Nothing waits here twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import assert_never
+
+from fedmq_edge_agent.core.effects import Send, SendUpdate, SendUploadChunk, Subscribe, Unsubscribe
+from fedmq_edge_agent.shell.disk import Disk
+from fedmq_protocol.aio import Connection
+from fedmq_protocol.envelope import Sealer
+from fedmq_protocol.errors import ConnectionFailedError
+from fedmq_protocol.messages import Body, Presence, Update, UploadChunk
+from fedmq_protocol.signing import SigningKey
+from fedmq_protocol.topics import Topics
+
+_log = logging.getLogger(__name__)
+
+Outgoing = Subscribe | Unsubscribe | Send | SendUpdate | SendUploadChunk
+
+
+class Post:
+    """The outgoing queue of one agent.
+
+    Args:
+        connection: where it goes out.
+        topics: of the federation.
+        device: the sender.
+        key: the sender's.
+        disk: where payloads are read from.
+    """
+
+    def __init__(
+        self, connection: Connection, *, topics: Topics, device: str, key: SigningKey, disk: Disk
+    ) -> None:
+        self._connection = connection
+        self._topics = topics
+        self._device = device
+        self._key = key
+        self._disk = disk
+        self._sealer = Sealer(sender=device, epoch=0, key=key)
+        self._queue: deque[Outgoing] = deque()
+        self._filled = asyncio.Event()
+
+    def begin_session(self, session: int) -> None:
+        """Sign with this session number from now on."""
+        self._sealer = Sealer(sender=self._device, epoch=session, key=self._key)
+
+    def seal(self, topic: str, body: Body) -> bytes:
+        """A packet's payload."""
+        return self._sealer.seal(topic, body)
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received on the socket since the start."""
+        traffic = self._connection.traffic
+        return traffic.bytes_sent, traffic.bytes_received
+
+    def put(self, outgoing: Outgoing) -> None:
+        """Queue it, unless the very same waits already."""
+        if outgoing not in self._queue:
+            self._queue.append(outgoing)
+            self._filled.set()
+
+    def connection_lost(self) -> None:
+        """Drop what was to be said; keep what was to be forgotten, or it would be subscribed to again."""
+        kept = [outgoing for outgoing in self._queue if isinstance(outgoing, Unsubscribe)]
+        self._queue.clear()
+        self._queue.extend(kept)
+
+    async def run(self) -> None:
+        """Send what is queued, for ever."""
+        while True:
+            while not self._queue:
+                self._filled.clear()
+                await self._filled.wait()
+            await self._send(self._queue.popleft())
+
+    async def _send(self, outgoing: Outgoing) -> None:
+        try:
+            match outgoing:
+                case Subscribe(topics):
+                    await self._connection.subscribe(topics)
+                case Unsubscribe(topics):
+                    await self._connection.unsubscribe(topics)
+                case Send(topic, body, retain):
+                    if isinstance(body, Presence):
+                        body = body.model_copy(update={"traffic": self.traffic})
+                    await self._publish(topic, body, retain=retain)
+                case SendUpdate(header, file):
+                    data = self._disk.read(header.run, file)
+                    if data is not None:  # settled while it was queued
+                        header = header.model_copy(update={"traffic": self.traffic})
+                        await self._publish(
+                            self._topics.up(self._device, "update"), Update(header=header, data=data)
+                        )
+                case SendUploadChunk(run, counter, index, file, offset, size):
+                    data = self._disk.read(run, file, offset, size)
+                    if data is not None:
+                        chunk = UploadChunk(run=run, counter=counter, index=index, data=data)
+                        await self._publish(self._topics.up(self._device, "chunk"), chunk)
+                case _:
+                    assert_never(outgoing)
+        except ConnectionFailedError as error:
+            _log.debug("%s: not sent: %s", self._device, error)
+        except ValueError as error:
+            _log.error("%s: not sent: %s", self._device, error)  # the line says all
+
+    async def _publish(self, topic: str, body: Body, *, retain: bool = False) -> None:
+        await self._connection.publish(topic, self.seal(topic, body), retain=retain)
+
+    async def goodbye(self, presence: Presence) -> None:
+        """Publish the last presence, past the queue.
+
+        Raises:
+            ConnectionFailedError: there is no connection.
+        """
+        body = presence.model_copy(update={"traffic": self.traffic})
+        await self._publish(self._topics.presence(self._device), body, retain=True)

@@ -1,0 +1,326 @@
+"""The agent's one loop: a packet, an answer of the trainer, or the clock -> event -> effects.
+
+Events are taken one at a time, and their effects are done in order before the next one: a state is on disk before the
+message that relies on it is queued. Nothing here waits for the network or for the trainer: both have tasks of their
+own, so that keepalives go out while PyTorch computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import random
+import time
+from collections.abc import Coroutine
+from typing import Any, assert_never
+
+from fedmq_edge_agent.core.effects import (
+    Ask,
+    CommitState,
+    Effect,
+    FinishBlob,
+    Note,
+    PinCoordinator,
+    RemoveFiles,
+    RemoveRun,
+    Request,
+    SaveModelIndex,
+    Send,
+    SendUpdate,
+    SendUploadChunk,
+    StartTrainer,
+    StopTrainer,
+    StoreBlob,
+    Subscribe,
+    Unsubscribe,
+    WriteBlobPart,
+)
+from fedmq_edge_agent.core.events import (
+    AgentStarted,
+    BlobFinished,
+    Connected,
+    Disconnected,
+    Event,
+    PacketArrived,
+    TimePassed,
+    TrainerAnswered,
+    TrainerDied,
+    TrainerStarted,
+)
+from fedmq_edge_agent.core.machine import Agent, AgentLimits
+from fedmq_edge_agent.shell.disk import Disk
+from fedmq_edge_agent.shell.post import Post
+from fedmq_edge_agent.shell.settings import AgentSettings
+from fedmq_edge_agent.shell.trainer import Child, StartChild, TrainerCalls, starter
+from fedmq_edge_agent.trainer.errors import TrainerError
+from fedmq_protocol import aio
+from fedmq_protocol.errors import ConnectionFailedError, FedmqError, StoreError
+from fedmq_protocol.topics import Topics
+
+_log = logging.getLogger("fedmq_edge_agent")
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+GOODBYE_S = 1.0
+FLUSH_S = 0.5
+
+
+class AgentService:
+    """One device's supervisor.
+
+    Args:
+        settings: what it is told.
+        start_child: how it gets a trainer; by default as the settings say.
+
+    Raises:
+        ConfigError: a setting cannot work.
+        StoreError: the state folder cannot be used, or is in use.
+    """
+
+    def __init__(self, settings: AgentSettings, *, start_child: StartChild | None = None) -> None:
+        settings.check()
+        self.settings = settings
+        self._topics = Topics(settings.federation)
+        self._disk = Disk(settings.state_dir)
+        try:
+            key = self._disk.key()
+            configured = settings.read_coordinator_key()
+            state = self._disk.load_state()
+            self.agent = Agent(
+                AgentLimits(
+                    federation=settings.federation,
+                    device=settings.device,
+                    outbox_limit=settings.outbox_limit,
+                    agent_version=_version(),
+                    times=settings.trainer.limits(),
+                ),
+                public_key=key.public_key,
+                coordinator_key=self._disk.pinned_key() if configured is None else configured,
+                state=state,
+                indexes=self._disk.load_indexes(state),
+                chance=random.Random().random,  # noqa: S311  # jitter, not a secret
+            )
+        except BaseException:
+            self._disk.close()
+            raise
+        self._session = 0
+        self._connection = aio.Connection(
+            settings.broker,
+            client_id=f"fedmq-{settings.federation}-{settings.device}",
+            will=self._will,
+            flush_timeout_s=FLUSH_S,
+        )
+        self._post = Post(
+            self._connection, topics=self._topics, device=settings.device, key=key, disk=self._disk
+        )
+        self._start_child = starter(settings.trainer) if start_child is None else start_child
+        self._calls = TrainerCalls(settings, self._disk)
+        self._child: Child | None = None
+        self._turn = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None] | None = None
+
+    # ------------------------------------------------------------------------------ life
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set.
+
+        Raises:
+            StoreError: the disk does not take what must be kept.
+        """
+        self._failed = asyncio.get_running_loop().create_future()
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+        problem = ""
+        try:
+            await self._connection.subscribe(self._topics.device_filters(self.settings.device))
+            await self._connection.start()
+            self._spawn(self._post.run(), "post")
+            await self._handle(AgentStarted())
+            self._spawn(self._listen(), "broker")
+            await asyncio.wait({stopped, self._failed}, return_when=asyncio.FIRST_COMPLETED)
+            if self._failed.done():
+                self._failed.result()
+        except FedmqError as error:
+            problem = str(error)
+            raise
+        finally:
+            stopped.cancel()
+            await self._leave(problem)
+
+    async def _leave(self, problem: str) -> None:
+        """Say goodbye, end the child, let go of everything; quick, and whatever else goes wrong."""
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = list(self._background)
+        for task in tasks:
+            task.cancel()
+        if self._child is not None:
+            self._child.kill()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.agent.session is not None:
+            goodbye = self.agent.presence(online=False, session=self.agent.session)
+            goodbye = goodbye.model_copy(update={"problem": problem[:1_000]})
+            with contextlib.suppress(ConnectionFailedError, ValueError, TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await self._post.goodbye(goodbye)
+        await self._connection.stop()
+        if self._child is not None:
+            with contextlib.suppress(Exception):
+                await self._child.close()
+        if self._failed is not None and not self._failed.done():
+            self._failed.cancel()
+        self._disk.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"{self.settings.device}-{name}")
+        self._background.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None and self._failed is not None:
+            error = task.exception()
+            if not self._failed.done() and error is not None:
+                self._failed.set_exception(error)
+
+    # ------------------------------------------------------------------------------ events
+
+    async def _listen(self) -> None:
+        async for event in self._connection.events():
+            match event:
+                case aio.Connected(max_packet_bytes=theirs):
+                    limit = min(self.settings.broker.max_packet_bytes, theirs or 1 << 28)
+                    self._say(logging.INFO, f"connected to the broker at {self.settings.broker.address}")
+                    await self._handle(Connected(self._session, limit))
+                case aio.Disconnected(reason=reason):
+                    self._say(logging.WARNING, f"{reason}; trying again")
+                    self._post.connection_lost()
+                    await self._handle(Disconnected(reason))
+                case aio.Message(topic=topic, payload=payload):
+                    await self._handle(PacketArrived(topic, payload))
+                case _:
+                    assert_never(event)
+
+    async def _handle(self, event: Event) -> None:
+        async with self._turn:
+            for effect in self.agent.handle(event, now=time.monotonic()):
+                await self._perform(effect)
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.agent.next_deadline()
+        if deadline is not None:
+            delay_s = max(0.0, deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._time_passed)
+
+    def _time_passed(self) -> None:
+        self._timer = None
+        self._spawn(self._handle(TimePassed()), "clock")
+
+    def _will(self) -> aio.Will:
+        """The last will of a connection that is about to be made, with a session number of its own."""
+        self._session = self.agent.next_session()
+        self._post.begin_session(self._session)
+        topic = self._topics.presence(self.settings.device)
+        presence = self.agent.presence(online=False, session=self._session)
+        return aio.Will(topic, self._post.seal(topic, presence), retain=True)
+
+    # ------------------------------------------------------------------------------ effects
+
+    async def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Subscribe() | Unsubscribe() | Send() | SendUpdate() | SendUploadChunk():
+                self._post.put(effect)
+            case CommitState(state):
+                await asyncio.to_thread(self._disk.save_state, state)
+            case PinCoordinator(public_key):
+                await asyncio.to_thread(self._disk.pin, public_key)
+            case SaveModelIndex(run, index):
+                self._disk.save_index(run, index)
+            case StoreBlob(run, blob, version, data):
+                self._disk.store_blob(run, blob, version, data)
+            case WriteBlobPart(run, blob, version, offset, data):
+                self._disk.write_part(run, blob, version, offset, data)
+            case FinishBlob():
+                self._spawn(self._finish(effect), "blob")
+            case RemoveFiles(run, names):
+                self._disk.remove(run, names)
+            case RemoveRun(run):
+                await asyncio.to_thread(self._disk.remove_run, run)
+            case StartTrainer(generation):
+                self._spawn(self._start_trainer(generation), "trainer")
+            case StopTrainer():
+                self._stop_trainer()
+            case Ask(generation, request):
+                self._spawn(self._ask(generation, request), "trainer")
+            case Note(level, text, fields):
+                self._say(_LEVELS[level], text, **fields)
+            case _:
+                assert_never(effect)
+
+    async def _finish(self, effect: FinishBlob) -> None:
+        try:
+            ok = await asyncio.to_thread(
+                self._disk.finish_blob, effect.run, effect.blob, effect.version, effect.ref
+            )
+        except OSError as error:
+            raise StoreError(f"cannot put a model file in place: {error}") from error
+        await self._handle(BlobFinished(effect.run, effect.blob, effect.version, ok))
+
+    def _say(self, level: int, text: str, **fields: str | float) -> None:
+        extra = {
+            "device": self.settings.device,
+            "run": fields.get("run", ""),
+            "round": fields.get("round", ""),
+        }
+        _log.log(level, "%s", text, extra=extra)
+
+    # ------------------------------------------------------------------------------ the trainer child
+
+    async def _start_trainer(self, generation: int) -> None:
+        try:
+            child = await self._start_child()
+        except (TrainerError, OSError) as error:
+            await self._handle(TrainerDied(generation, f"it cannot be started: {error}"))
+            return
+        if generation != self.agent.trainer.generation:  # given up meanwhile
+            await _end(child)
+            return
+        self._child = child
+        await self._handle(TrainerStarted(generation))
+
+    async def _ask(self, generation: int, request: Request) -> None:
+        child = self._child
+        assert child is not None, "the core asks only a trainer that has started"
+        try:
+            answer = await self._calls.carry_out(child, request)
+        except TrainerError as error:
+            if self._child is child:
+                self._child = None
+            await _end(child)
+            await self._handle(TrainerDied(generation, error.detail))
+        else:
+            await self._handle(TrainerAnswered(generation, answer))
+
+    def _stop_trainer(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            self._spawn(_end(child), "trainer-end")
+
+
+async def _end(child: Child) -> None:
+    child.kill()
+    await child.close()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fedmq")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
