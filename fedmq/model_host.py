@@ -31,14 +31,21 @@ class TrainerModelHost:
 
     Args:
         nursery: the socket of a nursery that forks the child; None: the child is a process of its own.
+        threads: of PyTorch, in a child of its own; 0: as it decides.
         data: settings for the task's `load_test_data`, as [coordinator.data] has them.
         timeout_s: a call that takes longer ends the child, and fails.
     """
 
     def __init__(
-        self, *, nursery: Path | None = None, data: Mapping[str, Any] | None = None, timeout_s: float = 3600.0
+        self,
+        *,
+        nursery: Path | None = None,
+        threads: int = 0,
+        data: Mapping[str, Any] | None = None,
+        timeout_s: float = 3600.0,
     ) -> None:
         self._nursery = nursery
+        self._threads = threads
         self._data = dict(data or {})
         self._timeout_s = timeout_s
         self._client: TrainerClient | None = None
@@ -123,7 +130,7 @@ class TrainerModelHost:
         self._opened = None
         if self._client is None:
             if self._nursery is None:
-                self._client = await TrainerClient.spawn()
+                self._client = await TrainerClient.spawn(threads=self._threads)
             else:
                 self._client = await TrainerClient.connect(self._nursery)
         answer = await self._call("open", task=_place(task), settings=self._data, role="coordinator")

@@ -57,23 +57,15 @@ class DeviceTable(BaseModel):
     )
     coordinator_key: str | None = Field(
         default=None,
-        description="The coordinator's public key in hex; without it the first one seen is trusted.",
+        description="The coordinator's public key, 64 hex digits or a file with them; else the first seen is believed.",
+    )
+    outbox_limit: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=4, description="With so many updates without a receipt, no further training."
     )
     slow_s: Annotated[FiniteFloat, Field(ge=0)] = Field(
-        default=0.0, description="Be this much slower at each task: for trying out stragglers."
+        default=0.0, description="For trials: each training takes so many seconds longer."
     )
     data: dict[str, Any] = Field(default={}, description="Free keys for the task's data loader.")
-
-
-class TrainerTable(BaseModel):
-    """[trainer]: how the child that holds PyTorch is started."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    nursery: Path | None = Field(
-        default=None,
-        description="Socket of a running nursery to fork the child from; else a process of its own.",
-    )
 
 
 def read(
@@ -89,8 +81,9 @@ def read(
 
 
 def models() -> dict[str, type[BaseModel]]:
-    """Every table's model, for `fedmq config show`."""
+    """Every table's model, for `fedmq config show`; [trainer] says how the child that holds PyTorch is started."""
     from fedmq_coordinator.core.settings import RunSettings
+    from fedmq_edge_agent.shell.settings import TrainerSettings
     from fedmq_protocol.broker_settings import BrokerSettings
 
     return {
@@ -99,7 +92,7 @@ def models() -> dict[str, type[BaseModel]]:
         "coordinator": CoordinatorTable,
         "run": RunSettings,
         "device": DeviceTable,
-        "trainer": TrainerTable,
+        "trainer": TrainerSettings,
     }
 
 

@@ -12,7 +12,7 @@ import click
 
 from fedmq.commands.options import broker_option, config_option, federation_option
 from fedmq.extras import needs
-from fedmq.tables import CoordinatorTable, FederationTable, TrainerTable, read
+from fedmq.tables import CoordinatorTable, FederationTable, read
 from fedmq_protocol.broker_settings import BrokerSettings
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
@@ -41,6 +41,7 @@ def start(
     """Run the coordinator until Ctrl-C; after a stop or a crash it goes on where it was."""
     with needs("coordinator"):
         from fedmq.model_host import TrainerModelHost
+        from fedmq_edge_agent.shell.settings import TrainerSettings
         from fedmq_coordinator.core.settings import RunSettings
         from fedmq_coordinator.shell.main import run_coordinator_forever
         from fedmq_coordinator.shell.settings import CoordinatorSettings
@@ -55,7 +56,7 @@ def start(
         },
     )
     table = configuration.table("coordinator", CoordinatorTable)
-    trainer = configuration.table("trainer", TrainerTable)
+    trainer = configuration.table("trainer", TrainerSettings)
     settings = configuration.checked(
         CoordinatorSettings,
         {
@@ -69,7 +70,7 @@ def start(
         table="coordinator",
     )
     begin_logging(verbose=verbose)
-    host = TrainerModelHost(nursery=trainer.nursery, data=table.data)
+    host = TrainerModelHost(nursery=trainer.nursery, threads=trainer.threads, data=table.data)
     asyncio.run(run_coordinator_forever(settings, model_host=host))
 
 
