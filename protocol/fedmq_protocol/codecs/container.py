@@ -124,6 +124,8 @@ TINY: Final = 64
 """Vectors up to this long are sent dense by the sparse codecs too: an envelope's signature alone is longer."""
 
 _DENSE_FROM: Final = Fraction(1, 4)  # from this density on, a sparse codec also tries dense int4
+_NEGATIVE_ZERO: Final = np.uint32(0x8000_0000)
+_SLICE: Final = 1 << 16  # elements worked on at once where all are
 _DENSE_HEAD: Final = struct.Struct("<BI")  # tag, n
 _SPARSE_HEAD: Final = struct.Struct("<BIII")  # tag, n, k, bytes of indices
 
@@ -221,18 +223,16 @@ def split(p: Float32Array, spec: CodecSpec) -> tuple[bytes, Decoded, Float32Arra
         ValueError: as `encode`.
     """
     payload, decoded = encode(p, spec)
-    residual = p + np.float32(0.0)  # a copy, with +0 for -0
+    residual = p.copy()
+    as_bits = residual.view(np.uint32)  # integers, since a processor may be set to lose subnormals
+    as_bits[as_bits == _NEGATIVE_ZERO] = 0
     match decoded:
         case Sparse(indices=indices, values=values):
-            before = residual[indices]
-            after = before - values
-            residual[indices] = after
+            residual[indices] = _exact_difference(residual[indices], values)
         case Dense(values=values):
-            before = residual
-            residual = after = np.where(values == 0, before, before - values)
-    assert np.array_equal(values + after, before), (
-        "sent + residual must be p: see the docstring of this module"
-    )
+            for start in range(0, len(p), _SLICE):
+                part = slice(start, start + _SLICE)
+                residual[part] = _exact_difference(residual[part], values[part])
     return payload, decoded, residual
 
 
@@ -287,6 +287,12 @@ def max_encoded_bytes(n: int, spec: CodecSpec | None = None) -> int:
     k = spec.kept(n)
     index_bytes = INDEX_CODES[codec.indices].max_bytes(n, k)
     return _SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + KEPT_VALUES[codec.values].body_bytes(k)
+
+
+def _exact_difference(before: Float32Array, sent: Float32Array) -> Float32Array:
+    after = np.where(sent == 0, before, before - sent)
+    assert np.array_equal(sent + after, before), "sent + residual must be p: see the docstring of this module"
+    return after
 
 
 def _encode_dense(vector: Float32Array, values: int) -> tuple[bytes, Dense]:

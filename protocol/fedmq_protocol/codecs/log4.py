@@ -41,7 +41,6 @@ _LARGEST: Final = np.uint32(0x7F7F_0000).view(np.float32)
 _OFFSETS: Final = (
     32  # scales tried for each step: a quarter of a level apart, from the largest magnitude down
 )
-_SAMPLE: Final = 4096  # magnitudes looked at to choose step and scale
 _OTHER_BITS: Final = 64.0
 """What an element is taken to cost besides its value. Its index takes about 8 bits, and with 8 here the most is carried
 a bit; with more, values get more precise and uploads longer: 3 % with 64, for half of the error."""
@@ -118,9 +117,9 @@ def _candidates(largest: np.float32) -> tuple[Float32Array, NDArray[np.int64]]:
 
 
 def _best(magnitudes: Float32Array, levels: Float32Array) -> int:
-    """Which row of float32[c, 8] carries most of the sum of squares a bit, estimated on a sample."""
-    ordered = np.sort(magnitudes[:: -(-len(magnitudes) // _SAMPLE)]).astype(np.float64)
-    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    """Which row of float32[c, 8] carries most of the sum of squares a bit."""
+    ordered = np.sort(magnitudes)
+    sums = np.concatenate([[0.0], np.cumsum(ordered, dtype=np.float64)])
     cuts = np.searchsorted(ordered, _borders(levels))
     cuts = np.concatenate([cuts, np.full((len(levels), 1), len(ordered))], axis=1)
     counts = np.diff(cuts, axis=1)

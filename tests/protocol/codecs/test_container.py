@@ -79,6 +79,23 @@ def test_a_second_decoder_reads_the_same(p: Vector, spec: CodecSpec) -> None:
     assert CODECS[codec_name(payload)].tag == payload[0]
 
 
+@given(hard_vectors(), SPECS)
+def test_a_processor_that_flushes_subnormals_changes_nothing(p: Vector, spec: CodecSpec) -> None:
+    torch = pytest.importorskip("torch")
+    payload, decoded, residual = split(p, spec)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot be told to")
+    try:
+        flushing = split(p, spec)
+        again = decode(payload, len(p))
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushing[0] == payload
+    assert same(flushing[1], decoded)
+    assert same(again, decoded)
+    assert np.array_equal(bits(flushing[2]), bits(residual))
+
+
 @given(hard_vectors(), SPECS, st.integers(2, 6))
 def test_over_rounds_what_was_sent_and_what_is_left_make_what_came(
     p: Vector, spec: CodecSpec, rounds: int

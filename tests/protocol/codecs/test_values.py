@@ -119,6 +119,16 @@ def test_log_levels_adapt_to_the_tail(
     assert len(wrap(longer)) > len(wrap(body))
 
 
+def test_log_levels_see_the_few_that_carry_most() -> None:
+    x = np.random.default_rng(12).pareto(1.1, 30_000).astype(np.float32) + np.float32(1e-3)
+    squares = np.sort(np.square(x, dtype=np.float64))
+    assert squares[-30:].sum() > 0.5 * squares.sum()
+    kept, _, decoded = log4.quantise(x)
+    sent = np.zeros_like(x)
+    sent[kept] = decoded
+    assert nmse(x, sent) < 0.03
+
+
 def test_signs_send_the_mean_of_what_is_worth_sending() -> None:
     x = np.array([1.0, -1.25, 1.5, -1.25, 0.1], np.float32)
     kept, body, decoded = sign1.quantise(x)
