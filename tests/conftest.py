@@ -9,3 +9,5 @@ settings.register_profile(
     "fedmq", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("fedmq")
+
+pytest_plugins = ["tests.broker_fixtures"]

@@ -12,31 +12,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 from jsonschema.validators import validator_for
 
-from fedmq.cli import cli
 from fedmq.tables import models, read
+from tests.command_lines import check_command
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 DOCKERFILES = sorted({ROOT / service["build"]["dockerfile"] for service in OURS.values()})
-
-
-def check_command(arguments: list[str]) -> None:
-    """Let click parse a command line as far as its options, without running it."""
-    context = click.Context(cli, info_name="fedmq")
-    command: click.Command = cli
-    while isinstance(command, click.Group):
-        found = command.get_command(context, arguments[0])
-        assert found is not None, f"fedmq has no {arguments[0]!r}"
-        command, arguments = found, arguments[1:]
-    parser = command.make_parser(context)
-    parser.parse_args(list(arguments))  # raises on an unknown option
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
