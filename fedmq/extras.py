@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,3 +25,13 @@ def needs(extra: str) -> Iterator[None]:
         if missing in _OURS:
             raise
         raise UsageError(f"this needs `pip install fedmq[{extra}]` ({missing} is missing)") from None
+
+
+def require(module: str, extra: str) -> None:
+    """Look whether a module is there that a child process will need, without importing it here.
+
+    Raises:
+        UsageError: it is not; names the install that brings it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UsageError(f"this needs `pip install fedmq[{extra}]` ({module} is missing)")

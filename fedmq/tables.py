@@ -110,3 +110,10 @@ def parse_sets(pairs: tuple[str, ...], *, table: str) -> dict[str, str]:
         key = key.strip().removeprefix(f"{table}.")
         sets[f"{table}.{key}"] = text.strip()
     return sets
+
+
+def task_place(task: str) -> str:
+    """What a task is called for the trainer: `digits` and its like are built in; anything else stands for itself."""
+    from fedmq.tasks import BUILT_IN
+
+    return BUILT_IN.get(task, task)

@@ -2,9 +2,153 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
+
+from fedmq.commands.options import broker_option, config_option, federation_option
+from fedmq.extras import require
+from fedmq.tables import DeviceTable, FederationTable, parse_sets, read, task_place
+from fedmq_protocol.broker_settings import BrokerSettings
+from fedmq_protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedmq_edge_agent.trainer.trial import Measured, Trial
 
 
 @click.group()
 def agent() -> None:
     """Start a device's agent, or try out a task without a federation."""
+
+
+@agent.command()
+@config_option
+@broker_option
+@federation_option
+@click.option("--id", "device", metavar="NAME", help="The device's name; unique in the federation.")
+@click.option("--task", help="The task: a Python file, or an installed module.")
+@click.option("--state-dir", type=click.Path(path_type=Path), help="Key, model, outbox; default: state/<id>.")
+@click.option(
+    "--data", "pairs", multiple=True, metavar="KEY=VALUE", help="For the loader: --data partition_id=0"
+)
+@click.option("--verbose", is_flag=True, help="Log everything.")
+def start(
+    config_path: Path | None,
+    broker_url: str | None,
+    federation: str | None,
+    device: str | None,
+    task: str | None,
+    state_dir: Path | None,
+    pairs: tuple[str, ...],
+    verbose: bool,  # noqa: FBT001 - click's signature
+) -> None:
+    """Be a device until Ctrl-C. Whatever it has not delivered yet is kept for the next start."""
+    from fedmq_edge_agent.shell.main import run_agent_forever
+    from fedmq_edge_agent.shell.settings import AgentSettings, TrainerSettings
+
+    configuration = read(
+        config_path,
+        flags={
+            "broker.url": ("--broker", broker_url),
+            "federation.name": ("--federation", federation),
+            "device.id": ("--id", device),
+            "device.task": ("--task", task),
+            "device.state_dir": ("--state-dir", state_dir),
+        },
+        sets=parse_sets(pairs, table="device.data"),
+    )
+    table = configuration.table("device", DeviceTable)
+    if table.id is None or table.task is None:
+        missing = "id" if table.id is None else "task"
+        variable = f"FEDMQ_DEVICE__{missing.upper()}"
+        raise ConfigError(
+            f"a device needs its {missing}: set {missing} in [device], {variable}, or --{missing}"
+        )
+    given = table.model_dump(exclude={"id"})
+    given["task"] = task_place(table.task)
+    given["state_dir"] = table.state_dir or Path("state") / table.id
+    settings = configuration.checked(
+        AgentSettings,
+        {
+            **given,
+            "device": table.id,
+            "federation": configuration.table("federation", FederationTable).name,
+            "broker": configuration.table("broker", BrokerSettings),
+            "trainer": configuration.table("trainer", TrainerSettings),
+        },
+        table="device",
+    )
+    run_agent_forever(settings, log_level="debug" if verbose else "info")
+
+
+@agent.command("try")
+@click.argument("task")
+@config_option
+@click.option(
+    "--data", "pairs", multiple=True, metavar="KEY=VALUE", help="For the loader: --data folder=letters"
+)
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Of a run: --set train.local_epochs=2"
+)
+def try_(task: str, config_path: Path | None, pairs: tuple[str, ...], sets: tuple[str, ...]) -> None:
+    """Train TASK for one round here, without a broker, and say what that costs.
+
+    TASK is a Python file, or an installed module. [device.data] and [run] of the file hold here as they would there.
+    """
+    require("torch", "trainer")
+    from fedmq_coordinator.core.settings import RunSettings
+    from fedmq_edge_agent.trainer.trial import try_task
+    from fedmq_protocol.messages import UploadSettings
+
+    configuration = read(
+        config_path, sets={**parse_sets(pairs, table="device.data"), **parse_sets(sets, table="run")}
+    )
+    run = configuration.table("run", RunSettings)
+    data = configuration.table("device", DeviceTable).data
+    compression = run.compression
+    upload = UploadSettings(
+        codec=compression.up,
+        density=compression.density,
+        first_density=compression.first_density or compression.density,
+        anneal_updates=compression.anneal_updates,
+        residual_cap=compression.residual_cap,
+    )
+    trial = try_task(task_place(task), data, run.train, upload, seed=run.seed)
+    for name, text in _described(trial):
+        click.echo(f"{name:<14} {text}")
+
+
+def _described(trial: Trial) -> list[tuple[str, str]]:
+    from fedmq.report.sizes import bytes_text
+
+    roles = ", ".join(
+        f"{group.elements:,} in {group.tensors} {role}{'' if group.tensors == 1 else 's'}"
+        for role, group in trial.groups.items()
+    )
+    where = {
+        "test": "this device's test data",
+        "central": "the central test data",
+        "train": "the training data",
+    }
+    smaller = trial.float32_bytes / max(1, trial.update_bytes)
+    return [
+        ("task", f"{trial.name} {trial.version}, schema {trial.schema_hash[:12]}"),
+        ("model", roles),
+        ("data", f"{trial.num_examples} examples, {trial.num_test_examples} of its own to test on"),
+        ("evaluated on", where[trial.evaluated_on]),
+        ("before", _measured(trial.before)),
+        ("after", _measured(trial.after)),
+        (
+            "time",
+            f"{trial.open_s:.1f} s to open, {trial.train_s:.2f} s to train, {trial.encode_s:.3f} s to encode",
+        ),
+        ("memory", f"{bytes_text(trial.peak_bytes)} at most, in the trainer"),
+        ("download", f"{bytes_text(trial.snapshot_bytes)} at first, then deltas"),
+        ("upload", f"{bytes_text(trial.update_bytes)} a round, 1/{smaller:.0f} of float32"),
+    ]
+
+
+def _measured(measured: Measured) -> str:
+    metrics = "".join(f", {name} {value:.4f}" for name, value in measured.metrics.items())
+    return f"loss {measured.loss:.4f}{metrics}"

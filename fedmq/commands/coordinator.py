@@ -41,10 +41,10 @@ def start(
     """Run the coordinator until Ctrl-C; after a stop or a crash it goes on where it was."""
     with needs("coordinator"):
         from fedmq.model_host import TrainerModelHost
-        from fedmq_edge_agent.shell.settings import TrainerSettings
         from fedmq_coordinator.core.settings import RunSettings
         from fedmq_coordinator.shell.main import run_coordinator_forever
         from fedmq_coordinator.shell.settings import CoordinatorSettings
+        from fedmq_edge_agent.shell.settings import TrainerSettings
 
     configuration = read(
         config_path,

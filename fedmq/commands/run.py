@@ -11,7 +11,7 @@ import click
 
 from fedmq.commands.options import config_option, json_option, state_dir_option
 from fedmq.extras import needs
-from fedmq.tables import CoordinatorTable, parse_sets, read
+from fedmq.tables import CoordinatorTable, parse_sets, read, task_place
 from fedmq_protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def start(  # noqa: PLR0913, PLR0917 - one argument an option
     pairs: tuple[str, ...],
     watch: bool,  # noqa: FBT001 - click's signature
 ) -> None:
-    """Queue a run of TASK: a Python file, or an installed module such as fedmq.tasks.digits.
+    """Queue a run of TASK: a Python file, an installed module, or one that comes along: digits, iris, breast-cancer.
 
     Settings are those of [run] in the file, variables, and flags; `fedmq config show` lists them.
     """
@@ -97,7 +97,7 @@ def start(  # noqa: PLR0913, PLR0917 - one argument an option
     if checkpoint is not None and not checkpoint.is_file():
         raise UsageError(f"there is no file {str(checkpoint)!r} to begin with")
     with client_of(config_path, state_dir) as client:
-        started = client.start_run(task, name=name, settings=settings, checkpoint=checkpoint)
+        started = client.start_run(task_place(task), name=name, settings=settings, checkpoint=checkpoint)
         click.echo(started)
         if watch:
             _watch(client, started)

@@ -15,7 +15,6 @@ When stdin closes or SIGTERM comes, every agent is asked to end, then made to.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import json
@@ -138,9 +137,9 @@ def _say(message: dict[str, object]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve one fleet: PARENT SPEC FOLDER."""
-    parent, spec, folder = arguments
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Serve one fleet: PARENT FOLDER; the folder has `devices.json`."""
+    parent, folder = arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it ends its children in order
     wakeup, notify = os.pipe()
     for end in (wakeup, notify):
         os.set_blocking(end, False)
@@ -150,18 +149,13 @@ def main(arguments: list[str]) -> int:
     end_with(int(parent))
     from fedmq.demo.agents import read_spec, serve
 
-    fleet = Fleet(read_spec(Path(spec)), serve, Path(folder))
+    fleet = Fleet(read_spec(Path(folder) / "devices.json"), serve, Path(folder))
     try:
         fleet.start()
         fleet.watch(wakeup)
     finally:
         fleet.end()
     return 0
-
-
-def warm_up() -> None:
-    """Import what every agent needs, before the forks."""
-    asyncio.new_event_loop().close()
 
 
 if __name__ == "__main__":
