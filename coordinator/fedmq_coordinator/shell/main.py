@@ -13,7 +13,7 @@ from fedmq_coordinator.shell.api import make_app
 from fedmq_coordinator.shell.api_server import ApiServer, bind, load_or_create_token
 from fedmq_coordinator.shell.clock import Clock
 from fedmq_coordinator.shell.model_host import ModelHost
-from fedmq_coordinator.shell.service import Service
+from fedmq_coordinator.shell.service import HaltedError, Service
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.aio import Connection, Will
@@ -54,7 +54,7 @@ async def run_coordinator(
         resumed = _resumed(core, journal, now=clock())
         key = load_or_create_key(settings.key_path)
         service = Service(core, journal, clock=clock, model_host=model_host, sources=journal.sources())
-        await service.begin(core.state.epoch + 1)
+        await service.begin(core.state.epoch + 1, key.public_key)
         sealer = Sealer(sender=COORDINATOR, epoch=core.state.epoch, key=key)
 
         app = make_app(service, defaults=settings.run, token=load_or_create_token(settings.state_dir))
@@ -70,7 +70,13 @@ async def run_coordinator(
         await connection.subscribe(topics.coordinator_filters())
         _log.info("%s; the API listens at %s; broker %s", resumed, api.url, settings.broker.shown_url)
         async with connection:
-            await service.run(connection, sealer, topics, stop)
+            try:
+                await service.run(connection, sealer, topics, stop)
+            except HaltedError:
+                await (
+                    connection.stop()
+                )  # take leave: the last will would hide the coordinator that has taken over
+                raise
 
 
 async def run_coordinator_forever(settings: CoordinatorSettings, *, model_host: ModelHost) -> None:
@@ -104,5 +110,7 @@ def _resumed(core: Coordinator, journal: Journal, *, now: float) -> str:
     if run is None:
         return f"no run to resume; {found}"
     view = core.run_view(run.id, now=now)
-    buffer = f"{view.updates_in_buffer} of {view.goal} updates in the buffer"
+    buffer = (
+        f"{view.updates_in_buffer} of {view.goal} updates in the buffer" if view.goal else "no round open"
+    )
     return f"resumed run {run.id} at round {view.round}, {buffer}; {found}"

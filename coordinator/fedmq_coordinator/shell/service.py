@@ -15,6 +15,7 @@ An exception out of the core ends the process: what it has in memory may not be 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +40,9 @@ from fedmq_coordinator.shell.outbox import Outbox, Publisher
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol import aio
 from fedmq_protocol.envelope import Sealer, open_envelope
-from fedmq_protocol.errors import FedmqError, RemoteError, SignatureError
+from fedmq_protocol.errors import FedmqError, RemoteError
 from fedmq_protocol.messages import Status
+from fedmq_protocol.signing import key_id
 from fedmq_protocol.topics import Topics
 
 _log = logging.getLogger(__name__)
@@ -115,13 +117,13 @@ class Service:
         self._halted: str | None = None
         self._stopping = False
 
-    async def begin(self, epoch: int) -> None:
+    async def begin(self, epoch: int, public_key: bytes) -> None:
         """Tell the core that it starts, and put its epoch on disk, before the broker hears of it.
 
         Raises:
             StoreError: the journal cannot be written.
         """
-        await self._handle([_Queued(CoordinatorStarted(epoch))])
+        await self._handle([_Queued(CoordinatorStarted(epoch, public_key))])
 
     async def run(self, link: BrokerLink, sealer: Sealer, topics: Topics, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then say goodbye.
@@ -184,9 +186,9 @@ class Service:
         async for event in link.events():
             match event:
                 case aio.Message(topic=topic, payload=payload, retained=retained):
-                    fences = topic == topics.coordinator_status
-                    if not fences or _signed_by(sealer.public_key, topic, payload, strangers):
-                        await self._tell(PacketArrived(topic, payload, retained))
+                    if topic == topics.coordinator_status:
+                        _warn_of_strangers(sealer.public_key, topic, payload, strangers)
+                    await self._tell(PacketArrived(topic, payload, retained))
                 case aio.Connected(max_packet_bytes=limit, refused=refused):
                     for topic_filter in refused:
                         _log.error("the broker refuses the coordinator's subscription to %s", topic_filter)
@@ -267,24 +269,14 @@ class Service:
                 assert_never(effect)
 
 
-def _signed_by(public_key: bytes, topic: str, payload: bytes, strangers: set[bytes]) -> bool:
-    """Whether a coordinator's status comes from a holder of our key, so that its epoch can fence us out.
-
-    Anyone else's is said once for each key, and then ignored: it must not be able to end us.
-    """
-    try:
+def _warn_of_strangers(public_key: bytes, topic: str, payload: bytes, strangers: set[bytes]) -> None:
+    """Say once for each other key that speaks as a coordinator. The core heeds our own key's statuses alone."""
+    with contextlib.suppress(RemoteError):
         envelope = open_envelope(topic, payload)
-        envelope.verified(public_key)
-    except SignatureError:
-        if envelope.key_id not in strangers and len(strangers) < _MAX_STRANGERS:
+        if envelope.key_id not in strangers | {key_id(public_key)} and len(strangers) < _MAX_STRANGERS:
             strangers.add(envelope.key_id)
             _log.error(
                 "another coordinator, with another key (%s), speaks for this federation: stop it, or give one of the "
                 "two another federation",
                 envelope.key_id.hex(),
             )
-    except RemoteError as error:
-        _log.debug("not a status on %s: %s", topic, error)
-    else:
-        return True
-    return False
