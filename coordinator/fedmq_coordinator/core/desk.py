@@ -24,6 +24,9 @@ class Desk:
         publisher: makes announcements and chunks.
         now: seconds since the epoch, of the event in hand.
         resumed_at: when this coordinator started; whoever is waited for has the whole time from then on.
+        connected: whether the broker can be spoken to; without it no decision is taken and no time runs out.
+        presumed_until: so long a device that has not been heard of since connecting is taken to be there, if it has a
+            lease: its retained presence is on its way.
         paused: devices that failed and are left in peace, until when.
     """
 
@@ -32,6 +35,8 @@ class Desk:
     publisher: Publisher
     now: float = 0.0
     resumed_at: float = 0.0
+    connected: bool = False
+    presumed_until: float = 0.0
     paused: dict[str, float] = field(default_factory=dict)
     _effects: list[do.Effect] = field(default_factory=list)
 
@@ -59,5 +64,10 @@ class Desk:
         return available(self.state.devices.values(), run, now=self.now, paused=self.paused)
 
     def online(self) -> set[str]:
-        """Devices that are connected."""
-        return {device.id for device in self.state.devices.values() if device.online}
+        """Devices that are connected, or may be taken to be."""
+        presumed = self.now < self.presumed_until
+        return {
+            device.id
+            for device in self.state.devices.values()
+            if device.online or (presumed and not device.heard)
+        }

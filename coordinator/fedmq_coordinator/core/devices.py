@@ -15,6 +15,8 @@ class Device:
     public_key: bytes
     session: int = -1
     online: bool = False
+    heard: bool = False
+    """Whether it has said anything of its presence since the coordinator connected to the broker."""
     since: float = 0.0
     """When it came or went."""
     gone_by: str = ""
@@ -29,11 +31,12 @@ class Device:
     _counted: tuple[int, int] = (0, 0)
 
     def arrived(self, presence: Presence, *, session: int, now: float) -> None:
-        self.session, self.online, self.presence, self.problem = session, True, presence, presence.problem
+        self.session, self.presence, self.problem = session, presence, presence.problem
+        self.online = self.heard = True
         self.since, self.gone_by = now, ""
 
     def left(self, presence: Presence, *, now: float) -> None:
-        self.online, self.since = False, now
+        self.online, self.heard, self.since = False, True, now
         self.gone_by = "its goodbye" if presence.problem == GOODBYE else "its last will"
 
     def offers(self, task: TaskRef) -> bool:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 from fedmq_coordinator.core.facts import UpdateAccepted, UpdateRejected
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.strategies import Rejection, Strategy, Submission
-from fedmq_protocol.codecs import decode_update
+from fedmq_protocol.codecs import CodecSpec, decode_update
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.messages import UpdateHeader
 
@@ -42,6 +42,13 @@ def judge(
         )
 
 
+def _max_kept(run: Run) -> int:
+    """The most parameters that an update of this run may hold: as many as its densest setting asks for."""
+    compression = run.settings.compression
+    density = max(compression.density, compression.first_density or 0.0)
+    return CodecSpec(compression.up, density).kept(run.schema.num_parameters)
+
+
 def _accept(
     run: Run, strategy: Strategy, device: str, header: UpdateHeader, data: bytes, *, now: float
 ) -> UpdateAccepted:
@@ -57,7 +64,7 @@ def _accept(
     if len(data) != header.payload.size or hashlib.sha256(data).digest() != header.payload.sha256:
         raise _Refusal("bad-hash", "the payload is not the one that the header promises", "restore")
     try:
-        update = decode_update(data, run.schema)
+        update = decode_update(data, run.schema, max_kept=_max_kept(run))
     except CodecError as error:
         raise _Refusal(error.reason, str(error)) from error
     staleness = run.version - header.base_version

@@ -9,7 +9,7 @@ and comes anew: who is online (from retained presence), uploads that are half he
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Final, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Status
 from fedmq_protocol.topics import Topics
+
+_PRESUMED_S: Final = 5.0
 
 
 class Coordinator:
@@ -69,6 +71,7 @@ class Coordinator:
                 self._connected(event)
             case e.BrokerDisconnected():
                 self._broker = f"the broker: {event.reason}"
+                self._desk.connected = False
             case e.PacketArrived(topic=topic) if topic == self.topics.coordinator_status:
                 self._other_status(event.payload)
             case e.PacketArrived():
@@ -137,11 +140,14 @@ class Coordinator:
     def _connected(self, event: e.BrokerConnected) -> None:
         """Publish again what may be gone, and learn anew who is online from what is retained."""
         self._broker = ""
+        self._desk.connected = True
+        self._desk.resumed_at = self._desk.now
+        self._desk.presumed_until = self._desk.now + _PRESUMED_S
         self._desk.publisher.max_packet_bytes = min(
             MAX_PACKET_BYTES, event.max_packet_bytes or MAX_PACKET_BYTES
         )
         for device in self.state.devices.values():
-            device.online = False
+            device.online = device.heard = False
         run = self.state.current
         if run is not None and run.holds_model:
             for version in self._desk.publisher.versions(run):

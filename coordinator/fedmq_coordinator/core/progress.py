@@ -35,9 +35,12 @@ class Progress:
 
     def next_deadline(self) -> float | None:
         """When `settle` should be called again at the latest, in seconds since the epoch."""
+        if not self._desk.connected:
+            return None
         times = [at for at, _ in self._clear_at]
         run = self._desk.state.active
         if run is not None:
+            times += [self._desk.presumed_until] if self._desk.now < self._desk.presumed_until else []
             times += [self._expires_at(lease) for lease in run.leases.values()]
             times += [at for at in self._desk.paused.values() if at > self._desk.now]
             times += list(self._evaluating.values())
@@ -54,21 +57,28 @@ class Progress:
         self._evaluating.pop((run, version), None)
 
     def settle(self) -> None:
-        """Take every decision that is due; leave in `_wake_at` when the next one is."""
+        """Take every decision that is due, until the active run waits for something, or no run is left."""
         self._wake_at = None
-        self._clear_due()
+        if self._desk.connected:
+            self._clear_due()
         self._evaluating = {key: until for key, until in self._evaluating.items() if until > self._desk.now}
-        if self._desk.state.active is None and self._desk.state.queue:
-            self._activate(self._desk.state.runs[self._desk.state.queue[0]])
-        run = self._desk.state.active
-        if run is None or self._desk.state.epoch == 0:
+        if self._desk.state.epoch == 0 or not self._desk.connected:
             return
+        while self._advance():
+            pass
+
+    def _advance(self) -> bool:
+        """Take one decision; False when there is none to take."""
+        state = self._desk.state
+        run = state.active
+        if run is None:
+            if state.queue:
+                self._activate(state.runs[state.queue[0]])
+            return state.active is not None
         self._expire(run)
-        while self._desk.state.active is run and not run.rounds_done:
-            if not (self._settle_sync(run) if run.settings.mode == "sync" else self._settle_async(run)):
-                return
-        if self._desk.state.active is run and run.rounds_done:
-            self._finish(run)
+        if run.rounds_done:
+            return self._finish(run)
+        return self._settle_sync(run) if run.settings.mode == "sync" else self._settle_async(run)
 
     def _activate(self, run: Run) -> None:
         self._desk.record(f.RunActivated(at=self._desk.now, run=run.id))
@@ -212,10 +222,12 @@ class Progress:
             lease = Lease(run=run.id, lease=fact.lease, version=fact.version, lease_s=length)
             self._desk.send(self._desk.topics.down(device, "lease"), lease)
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: Run) -> bool:
         """End a run whose rounds are over, once the last version has been evaluated."""
-        if not self.is_evaluating(run.id):
-            self.end(run, "finished", f"all {run.settings.rounds} rounds are done")
+        if self.is_evaluating(run.id):
+            return False
+        self.end(run, "finished", f"all {run.settings.rounds} rounds are done")
+        return True
 
     def check_target(self, run: Run, version: int, metrics: dict[str, float]) -> None:
         """End a run whose target metric has been reached."""

@@ -55,8 +55,11 @@ class StrategySettings(BaseModel):
     """An update whose norm is above this many times the running median is refused."""
     clip: Literal["none", "median"] = "none"
     """median: scale an update down to the running median of the norms."""
-    publish_interval_s: NonNegative = 0.25
-    """Async: a version is published at most this often; steps in between are private."""
+    publish_interval_s: NonNegative = 0.0
+    """Async: a version is published at most this often; steps in between are private, and add up unseen.
+
+    Keep it well below the time that a device trains: updates that come between two publications do not count as late.
+    """
 
 
 class CompressionSettings(BaseModel):

@@ -104,6 +104,7 @@ def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> R
                 run,
                 desk.state.devices,
                 available(desk.state.devices.values(), run, now=now, paused=desk.paused),
+                online=desk.online(),
                 broker=broker,
                 evaluating=evaluating,
                 now=now,

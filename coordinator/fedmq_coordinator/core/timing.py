@@ -61,9 +61,16 @@ def lease_length(run: Run, devices: Iterable[str]) -> float:
 
 
 def flush_at(run: Run) -> float | None:
-    """When a partial buffer is stepped although it is not full: twice the median interval after the last arrival."""
+    """When a partial buffer is stepped although it is not full.
+
+    Twice the median interval after the last arrival, but not before a median device could have trained once.
+    """
     arrivals = list(run.arrivals)
+    task_times = known_times(run, run.durations)
     if len(arrivals) < _MIN_ARRIVALS:
         return None
     gaps = [later - earlier for earlier, later in pairwise(arrivals)]
-    return arrivals[-1] + _FLUSH_INTERVALS * max(median(gaps), run.settings.strategy.publish_interval_s)
+    usual_task_s = median(task_times) if task_times else 0.0
+    return arrivals[-1] + max(
+        _FLUSH_INTERVALS * median(gaps), usual_task_s, run.settings.strategy.publish_interval_s
+    )

@@ -28,10 +28,12 @@ class Uploads:
 
     Args:
         budget_bytes: how much all of them together may hold; an offer beyond it waits.
+        min_chunk_bytes: smaller chunks are refused, unless the whole update is smaller.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, *, min_chunk_bytes: int = MIN_CHUNK_BYTES) -> None:
         self._budget_bytes = budget_bytes
+        self._min_chunk_bytes = min_chunk_bytes
         self._open: OrderedDict[tuple[str, int], Upload] = OrderedDict()
 
     def offer(self, device: str, offer: Offer, *, max_bytes: int) -> Credit:
@@ -45,8 +47,8 @@ class Uploads:
         if size > max_bytes:
             msg = f"an update of {size} bytes; at most {max_bytes} can be right for this model"
             raise RemoteError(msg, reason="too-large")
-        if offer.chunk_bytes < min(MIN_CHUNK_BYTES, max(1, size)):
-            msg = f"chunks of {offer.chunk_bytes} bytes; at least {MIN_CHUNK_BYTES}"
+        if offer.chunk_bytes < min(self._min_chunk_bytes, max(1, size)):
+            msg = f"chunks of {offer.chunk_bytes} bytes; at least {self._min_chunk_bytes}"
             raise RemoteError(msg, reason="bad-chunk")
         key = (device, header.counter)
         upload = self._open.get(key)

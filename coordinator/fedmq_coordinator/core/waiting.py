@@ -30,6 +30,7 @@ def waiting(
     devices: Mapping[str, Device],
     available: list[str],
     *,
+    online: set[str],
     broker: str,
     evaluating: bool,
     now: float,
@@ -45,14 +46,13 @@ def waiting(
     if idle and len(available) < need:
         return f"{len(available)} of {need} devices that can train {run.task.name} {run.task.version}{_unable(devices)}"
     if run.settings.mode == "sync":
-        return _sync(run, devices, now=now, resumed_at=resumed_at)
-    return _async(run, devices, available, now=now)
+        return _sync(run, devices, online, now=now, resumed_at=resumed_at)
+    return _async(run, devices, available, online, now=now)
 
 
-def _sync(run: Run, devices: Mapping[str, Device], *, now: float, resumed_at: float) -> str:
+def _sync(run: Run, devices: Mapping[str, Device], online: set[str], *, now: float, resumed_at: float) -> str:
     if not run.round_open:
         return "a device that is free; all are at work under earlier leases"
-    online = {device.id for device in devices.values() if device.online}
     parts = [f"{len(run.answered & run.members)} of {len(run.members)} updates"]
     waited_for = rounds.awaited(run, online)
     if waited_for:
@@ -68,7 +68,9 @@ def _sync(run: Run, devices: Mapping[str, Device], *, now: float, resumed_at: fl
     return "; ".join(parts)
 
 
-def _async(run: Run, devices: Mapping[str, Device], available: list[str], *, now: float) -> str:
+def _async(
+    run: Run, devices: Mapping[str, Device], available: list[str], online: set[str], *, now: float
+) -> str:
     strategy = make_strategy(run.settings, in_flight=max(1, len(available)))
     size = getattr(strategy, "buffer_size", 1)
     at_work = sorted(run.leases, key=lambda device: run.leases[device].granted_at)
@@ -76,9 +78,9 @@ def _async(run: Run, devices: Mapping[str, Device], available: list[str], *, now
     if at_work:
         oldest = run.leases[at_work[0]]
         parts.append(f"{len(at_work)} at work, {at_work[0]} longest, since {span(now - oldest.granted_at)}")
-    parts += [
-        _gone(devices[name], now=now) for name in at_work if name in devices and not devices[name].online
-    ][:_NAMED]
+    parts += [_gone(devices[name], now=now) for name in at_work if name in devices and name not in online][
+        :_NAMED
+    ]
     if run.dirty:
         due = run.published_at + run.settings.strategy.publish_interval_s
         parts.append(f"publishes in {span(due - now)}")

@@ -124,14 +124,21 @@ def encode_update(
     return blob, left
 
 
-def decode_update(data: bytes, schema: TensorSchema) -> DecodedUpdate:
+def decode_update(data: bytes, schema: TensorSchema, *, max_kept: int | None = None) -> DecodedUpdate:
     """Decode what a device sent. All values are finite.
+
+    Args:
+        data: the blob.
+        schema: the model's.
+        max_kept: the most parameters that a sparse update may hold, where that is known; it bounds memory.
 
     Raises:
         CodecError: the blob is damaged, hostile, or of another schema.
     """
     parameters, buffers = _unpack(data)
-    return DecodedUpdate(decode(parameters, schema.num_parameters), _decode_buffers(buffers, schema))
+    return DecodedUpdate(
+        decode(parameters, schema.num_parameters, max_kept=max_kept), _decode_buffers(buffers, schema)
+    )
 
 
 def replica_sha256(replica: Vector) -> bytes:

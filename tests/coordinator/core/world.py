@@ -1,0 +1,224 @@
+"""A coordinator's core and scripted devices that speak real, signed packets to it. No network, no clock, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq_coordinator.core import effects as do
+from fedmq_coordinator.core import events as e
+from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.machine import Coordinator
+from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.settings import RunSettings
+from fedmq_protocol.chunks import blob_ref
+from fedmq_protocol.codecs import CodecSpec, encode_update
+from fedmq_protocol.envelope import Sealer
+from fedmq_protocol.messages import Announcement, Body, Presence, Receipt, TaskRef, Update, UpdateHeader
+from fedmq_protocol.schema import TensorEntry, TensorSchema
+from fedmq_protocol.signing import SigningKey
+
+Vector = NDArray[np.float32]
+B = TypeVar("B", bound=Body)
+
+SCHEMA = TensorSchema(
+    entries=(
+        TensorEntry(name="w", shape=(40, 10), dtype="float32", role="parameter"),
+        TensorEntry(name="running_mean", shape=(10,), dtype="float32", role="buffer"),
+    )
+)
+TASK = TaskRef(name="toy", version="1", schema_hash=SCHEMA.hash)
+FLOAT32 = {"up": "float32", "down": "float32", "snapshot": "float32"}
+
+
+def settings(**fields: object) -> RunSettings:
+    """Run settings out of plain nested fields."""
+    return RunSettings.model_validate(fields)
+
+
+@dataclass
+class Device:
+    """What a device needs to speak."""
+
+    id: str
+    sealer: Sealer
+    counter: int = 0
+    residual: Vector | None = None
+
+
+@dataclass
+class World:
+    """The core, what it journaled and sent, and the time."""
+
+    core: Coordinator = field(default_factory=lambda: Coordinator(federation="home"))
+    now: float = 1_000_000.0
+    journal: list[tuple[str, bytes]] = field(default_factory=list)
+    effects: list[do.Effect] = field(default_factory=list)
+    devices: dict[str, Device] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tell(e.CoordinatorStarted(epoch=1))
+        self.tell(e.BrokerConnected())
+
+    def tell(self, event: e.Event) -> list[do.Effect]:
+        """Hand an event to the core; journal what it records, as the shell does."""
+        effects = self.core.handle(event, now=self.now)
+        self.journal += [f.dump(effect.fact) for effect in effects if isinstance(effect, do.Record)]
+        self.effects += effects
+        return effects
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, with every deadline on the way."""
+        end = self.now + seconds
+        while (due := self.core.next_deadline()) is not None and due <= end:
+            assert due > self.now or self.now == end or due >= self.now - 1e-9, "the core asks for the past"
+            before = self.now
+            self.now = max(self.now, due)
+            self.tell(e.TimePassed())
+            after = self.core.next_deadline()
+            assert after is None or after > before, "the core spins"
+        self.now = end
+        self.tell(e.TimePassed())
+
+    def start_run(self, run_settings: RunSettings, run: str = "r1", initial: Vector | None = None) -> Run:
+        vector = np.zeros(SCHEMA.size, dtype=np.float32) if initial is None else initial
+        self.tell(e.RunRequested(run, run_settings, TASK, SCHEMA, vector))
+        return self.core.runs[run]
+
+    def join(self, name: str, *, session: int = 1, task: TaskRef = TASK, problem: str = "") -> Device:
+        """A device connects."""
+        key = SigningKey(hashlib.sha256(name.encode()).digest())
+        device = self.devices.get(name) or Device(name, Sealer(sender=name, epoch=session, key=key))
+        device.sealer.epoch = session
+        self.devices[name] = device
+        birth = Presence(
+            online=True,
+            session=session,
+            public_key=key.public_key,
+            tasks=[task],
+            problem=problem,
+            num_examples=10,
+        )
+        self.say(device, "presence", birth)
+        return device
+
+    def leave(self, name: str, *, session: int = 1) -> None:
+        """Its last will comes."""
+        device = self.devices[name]
+        self.say(
+            device, "presence", Presence(online=False, session=session, public_key=device.sealer.public_key)
+        )
+
+    def say(self, device: Device, kind: str, body: Body) -> list[do.Effect]:
+        root = f"fedmq/v1/home/dev/{device.id}"
+        topic = f"{root}/presence" if kind == "presence" else f"{root}/up/{kind}"
+        return self.tell(e.PacketArrived(topic, device.sealer.seal(topic, body)))
+
+    def update(
+        self,
+        name: str,
+        delta: Vector | float,
+        *,
+        lease: int | None = None,
+        base: int | None = None,
+        num_examples: int = 10,
+        codec: str | None = None,
+        run: str = "r1",
+        **changes: object,
+    ) -> Update:
+        """The next update of a device, ready to be said."""
+        device, state = self.devices[name], self.core.runs[run]
+        vector = np.full(SCHEMA.size, delta, dtype=np.float32) if isinstance(delta, float) else delta
+        spec = CodecSpec(codec or state.settings.compression.up, state.settings.compression.density)
+        data, device.residual = encode_update(vector, device.residual, SCHEMA, spec)
+        fields: dict[str, object] = {
+            "run": run,
+            "counter": device.counter,
+            "lease": state.cohort_lease if lease is None else lease,
+            "base_version": state.version if base is None else base,
+            "schema_hash": SCHEMA.hash,
+            "num_examples": num_examples,
+            "payload": blob_ref(data),
+        }
+        device.counter += 1
+        return Update(header=UpdateHeader.model_validate(fields | changes), data=data)
+
+    def send(self, name: str, delta: Vector | float, **fields: object) -> Receipt:
+        """Make an update, say it, and return its receipt."""
+        return self.receipt(self.say(self.devices[name], "update", self.update(name, delta, **fields)))  # type: ignore[arg-type]
+
+    @staticmethod
+    def receipt(effects: list[do.Effect]) -> Receipt:
+        found = [
+            effect.body
+            for effect in effects
+            if isinstance(effect, do.Send) and isinstance(effect.body, Receipt)
+        ]
+        assert len(found) == 1
+        return found[0]
+
+    def sent(self, kind: type[B]) -> list[B]:
+        """Every body of a kind that the core has sent."""
+        return [x.body for x in self.effects if isinstance(x, do.Send) and isinstance(x.body, kind)]
+
+    def announcement(self) -> Announcement:
+        return self.sent(Announcement)[-1]
+
+    def facts(self) -> Iterator[f.Fact]:
+        """The journal, read back from its bytes."""
+        return (f.load(kind, data) for kind, data in self.journal)
+
+    def of(self, kind: type[f.Fact]) -> list[f.Fact]:
+        return [fact for fact in self.facts() if isinstance(fact, kind)]
+
+    def replayed(self) -> Coordinator:
+        """A new core that knows the journal alone."""
+        core = Coordinator(federation="home")
+        core.state.replay(self.facts)
+        return core
+
+    def restart(self) -> None:
+        """Kill the coordinator and start another one on the same journal; devices stay connected."""
+        self.core = self.replayed()
+        self.tell(e.CoordinatorStarted(epoch=self.core.state.epoch + 1))
+        self.tell(e.BrokerConnected())
+        for device in self.devices.values():
+            self.join(device.id, session=device.sealer.epoch)
+
+
+def assert_same_bits(one: Coordinator, other: Coordinator) -> None:
+    """Two cores hold the same state, weights and accumulators to the bit."""
+    assert one.state.epoch == other.state.epoch
+    assert one.state.devices.keys() == other.state.devices.keys()
+    assert one.runs.keys() == other.runs.keys()
+    for name, run in one.runs.items():
+        twin = other.runs[name]
+        for what in (
+            "state",
+            "round",
+            "round_open",
+            "lease",
+            "members",
+            "answered",
+            "leases",
+            "version",
+            "num_steps",
+        ):
+            assert getattr(run, what) == getattr(twin, what), what
+        assert run.durations == twin.durations
+        assert run.norms == twin.norms
+        assert {d: list(s._outcomes.items()) for d, s in run.settled.items()} == {
+            d: list(s._outcomes.items()) for d, s in twin.settled.items()
+        }
+        if run.holds_model:
+            assert run.model.replica.tobytes() == twin.model.replica.tobytes()
+            assert run.model.weights.tobytes() == twin.model.weights.tobytes()
+            assert run.model.manifest() == twin.model.manifest()
+        if not run.over:
+            assert run.accumulator._sum.tobytes() == twin.accumulator._sum.tobytes()
+            assert run.accumulator.buffer == twin.accumulator.buffer
