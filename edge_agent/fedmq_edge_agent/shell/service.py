@@ -89,7 +89,7 @@ class AgentService:
             self.agent = Agent(
                 AgentLimits(
                     federation=settings.federation,
-                    device=settings.device,
+                    device=settings.id,
                     outbox_limit=settings.outbox_limit,
                     agent_version=_version(),
                     times=settings.trainer.limits(),
@@ -106,13 +106,11 @@ class AgentService:
         self._session = 0
         self._connection = aio.Connection(
             settings.broker,
-            client_id=f"fedmq-{settings.federation}-{settings.device}",
+            client_id=f"fedmq-{settings.federation}-{settings.id}",
             will=self._will,
             flush_timeout_s=FLUSH_S,
         )
-        self._post = Post(
-            self._connection, topics=self._topics, device=settings.device, key=key, disk=self._disk
-        )
+        self._post = Post(self._connection, topics=self._topics, device=settings.id, key=key, disk=self._disk)
         self._start_child = starter(settings.trainer) if start_child is None else start_child
         self._calls = TrainerCalls(settings, self._disk)
         self._child: Child | None = None
@@ -133,7 +131,7 @@ class AgentService:
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         problem = ""
         try:
-            await self._connection.subscribe(self._topics.device_filters(self.settings.device))
+            await self._connection.subscribe(self._topics.device_filters(self.settings.id))
             await self._connection.start()
             self._spawn(self._post.run(), "post")
             await self._handle(AgentStarted())
@@ -173,7 +171,7 @@ class AgentService:
         self._disk.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=f"{self.settings.device}-{name}")
+        task = asyncio.create_task(work, name=f"{self.settings.id}-{name}")
         self._background.add(task)
         task.add_done_callback(self._done)
         return task
@@ -226,7 +224,7 @@ class AgentService:
         """The last will of a connection that is about to be made, with a session number of its own."""
         self._session = self.agent.next_session()
         self._post.begin_session(self._session)
-        topic = self._topics.presence(self.settings.device)
+        topic = self._topics.presence(self.settings.id)
         presence = self.agent.presence(online=False, session=self._session)
         return aio.Will(topic, self._post.seal(topic, presence), retain=True)
 
@@ -274,7 +272,7 @@ class AgentService:
 
     def _say(self, level: int, text: str, **fields: str | float) -> None:
         extra = {
-            "device": self.settings.device,
+            "device": self.settings.id,
             "run": fields.get("run", ""),
             "round": fields.get("round", ""),
         }

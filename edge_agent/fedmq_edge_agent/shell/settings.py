@@ -57,7 +57,7 @@ class AgentSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     federation: Id = Field(default="home", description="The federation's name; part of every topic.")
-    device: Id = Field(description="This device's name; unique in the federation.")
+    id: Id = Field(description="This device's name; unique in the federation.")
     state_dir: Path = Field(description="Folder for the key, the model and the updates without a receipt.")
     task: str = Field(
         min_length=1, description="The task to train: a .py file, or package.module[:attribute]."

@@ -117,7 +117,7 @@ class TrainerCalls:
     async def _open(self, child: Child) -> Answer:
         settings = self._settings
         task, data = settings.task, dict(settings.data)
-        reply = await child.call("open", task=task, settings=data, role="device", device=settings.device)
+        reply = await child.call("open", task=task, settings=data, role="device", device=settings.id)
         try:
             ref = TaskRef(name=reply["name"], version=reply["version"], schema_hash=reply["schema_hash"])
         except ValidationError as error:
@@ -145,7 +145,7 @@ class TrainerCalls:
             "train",
             run_dir=str(self._disk.run_dir(request.run)),
             run=request.run,
-            device=self._settings.device,
+            device=self._settings.id,
             counter=request.counter,
             lease=request.lease,
             base_version=request.base_version,
@@ -183,7 +183,7 @@ class TrainerCalls:
             residual_file=before,
             out_file=self._disk.file(request.run, request.out_file),
             run=request.run,
-            device=self._settings.device,
+            device=self._settings.id,
         )
         return ResidualRestored(request.run, request.counter, request.out_file)
 
