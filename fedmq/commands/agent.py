@@ -65,14 +65,13 @@ def start(
         raise ConfigError(
             f"a device needs its {missing}: set {missing} in [device], {variable}, or --{missing}"
         )
-    given = table.model_dump(exclude={"id"})
+    given = table.model_dump()
     given["task"] = task_place(table.task)
     given["state_dir"] = table.state_dir or Path("state") / table.id
     settings = configuration.checked(
         AgentSettings,
         {
             **given,
-            "device": table.id,
             "federation": configuration.table("federation", FederationTable).name,
             "broker": configuration.table("broker", BrokerSettings),
             "trainer": configuration.table("trainer", TrainerSettings),

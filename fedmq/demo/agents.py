@@ -31,7 +31,7 @@ def serve(settings: AgentSettings) -> int:
 def _settings(device: dict[str, Any]) -> AgentSettings:
     return AgentSettings(
         federation=device["federation"],
-        device=device["id"],
+        id=device["id"],
         state_dir=Path(device["state_dir"]),
         task=device["task"],
         data=device["data"],

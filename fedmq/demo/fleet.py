@@ -149,7 +149,11 @@ def main(arguments: list[str]) -> int:
     end_with(int(parent))
     from fedmq.demo.agents import read_spec, serve
 
-    fleet = Fleet(read_spec(Path(folder) / "devices.json"), serve, Path(folder))
+    try:
+        fleet = Fleet(read_spec(Path(folder) / "devices.json"), serve, Path(folder))
+    except ValueError as error:
+        sys.stderr.write(f"fedmq: a device's settings do not hold: {' '.join(str(error).split())}\n")
+        return 1
     try:
         fleet.start()
         fleet.watch(wakeup)

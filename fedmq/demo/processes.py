@@ -19,6 +19,7 @@ END_WITHIN_S: Final = 4.0
 """How long a process may take to end by itself before it is killed."""
 _LOOK_S: Final = 0.02
 _TAIL_BYTES: Final = 4096
+_VOICE: Final = "fedmq: "
 
 
 class ProcessEndedError(FedmqError):
@@ -38,14 +39,15 @@ class Child:
         return self.process.pid
 
     def last_words(self) -> str:
-        """The last line that it wrote."""
+        """The last that it said of its own accord, or else its last line."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
                 lines = file.read().decode("utf-8", "replace").strip().splitlines()
         except OSError:
             lines = []
-        return lines[-1].strip() if lines else "it said nothing"
+        said = [line for line in lines if line.startswith(_VOICE)] or lines
+        return said[-1].removeprefix(_VOICE).strip() if said else "it said nothing"
 
 
 @dataclass
@@ -84,9 +86,7 @@ class Processes:
         """
         for child in self._children:
             if _is_over(child):
-                raise ProcessEndedError(
-                    f"the {child.name} has ended: {child.last_words().removeprefix('fedmq: ')}"
-                )
+                raise ProcessEndedError(f"the {child.name} has ended: {child.last_words()}")
 
     async def end(self, *children: Child) -> None:
         """Ask `children` to end, wait, and kill those that do not, with all that they have started."""

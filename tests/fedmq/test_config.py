@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from fedmq.config import Origin, variable_key
+from fedmq.tables import CoordinatorTable, DeviceTable, models, parse_sets, read
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_edge_agent.shell.settings import AgentSettings
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.errors import ConfigError, UsageError
-
-from fedmq.config import Origin, variable_key
-from fedmq.tables import CoordinatorTable, DeviceTable, models, parse_sets, read
 
 FILE = """
 [federation]
@@ -195,11 +195,11 @@ def test_set_names_settings_of_its_table() -> None:
 
 def test_the_tables_offer_what_the_components_take() -> None:
     """A setting that a component gains must find its way into a file."""
-    agent = set(AgentSettings.model_fields) - {"federation", "broker", "trainer", "device"}
-    assert set(DeviceTable.model_fields) == agent | {"id"}
+    agent = set(AgentSettings.model_fields) - {"federation", "broker", "trainer"}
+    assert set(DeviceTable.model_fields) == agent
     coordinator = set(CoordinatorSettings.model_fields) - {"federation", "broker", "run"}
     assert set(CoordinatorTable.model_fields) == coordinator | {"data"}
-    for name in agent - {"task", "state_dir", "data"}:
+    for name in agent - {"id", "task", "state_dir", "data"}:
         assert DeviceTable.model_fields[name].default == AgentSettings.model_fields[name].default
     for name in coordinator:
         assert CoordinatorTable.model_fields[name].default == CoordinatorSettings.model_fields[name].default
