@@ -27,7 +27,8 @@ from fedmq_protocol.messages import UploadSettings
 Vector = NDArray[np.float32]
 
 _MAGIC: Final = b"fedmq residual 1\n"
-_HEAD: Final = struct.Struct(">32sI")  # SHA-256 of all that follows it, length of the owner's bytes
+_DIGEST_BYTES: Final = 32  # SHA-256 of all that follows it
+_LENGTH: Final = struct.Struct(">I")  # of the owner
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,10 @@ def write_residual(path: Path, residual: Vector, owner: Owner) -> None:
     """Write float32[num_parameters] with a checksum, and the name of its owner."""
     who = msgpack.packb([owner.schema_hash, owner.run, owner.device])
     values = np.ascontiguousarray(residual, dtype="<f4").data.cast("B")
-    digest = hashlib.sha256(who)
+    head = _LENGTH.pack(len(who)) + who
+    digest = hashlib.sha256(head)
     digest.update(values)
-    write_file(path, [_MAGIC, _HEAD.pack(digest.digest(), len(who)), who, values])
+    write_file(path, [_MAGIC, digest.digest(), head, values])
 
 
 def read_residual(path: Path, num_parameters: int, owner: Owner) -> tuple[Vector, Owner]:
@@ -102,17 +104,16 @@ def read_residual(path: Path, num_parameters: int, owner: Owner) -> tuple[Vector
         data = path.read_bytes()
     except OSError as error:
         raise TrainerError("bad-residual", f"{path} cannot be read: {error.strerror}") from None
-    body = memoryview(data)[len(_MAGIC) + _HEAD.size :]
-    if not data.startswith(_MAGIC) or len(data) < len(_MAGIC) + _HEAD.size:
-        raise TrainerError("bad-residual", f"{path} is not a residual, or its beginning is torn")
-    digest, length = _HEAD.unpack_from(data, len(_MAGIC))
-    if hashlib.sha256(body).digest() != digest:
-        raise TrainerError("bad-residual", f"{path} is torn: its checksum does not fit")
-    written = Owner(*msgpack.unpackb(body[:length]))
+    start = len(_MAGIC) + _DIGEST_BYTES
+    body = memoryview(data)[start:]
+    if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != data[len(_MAGIC) : start]:
+        raise TrainerError("bad-residual", f"{path} is torn, or no residual: its checksum does not fit")
+    (length,) = _LENGTH.unpack_from(body)  # what the checksum vouches for was written by write_residual
+    written = Owner(*msgpack.unpackb(body[_LENGTH.size : _LENGTH.size + length]))
     difference = owner.difference(written)
     if difference:
         raise TrainerError("bad-residual", f"{path} belongs to {difference}")
-    values = np.frombuffer(body[length:], dtype="<f4").astype(np.float32)  # a copy, writable
+    values = np.frombuffer(body[_LENGTH.size + length :], dtype="<f4").astype(np.float32)  # a copy, writable
     if len(values) != num_parameters:
         raise TrainerError("bad-residual", f"{path} holds {len(values)} values, not {num_parameters}")
     return values, written

@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch in each child")
     options = parser.parse_args()
     parent = os.getppid() if options.parent is None else options.parent
+    if os.getppid() != parent:
+        return 0
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listener = _listen(options.socket)

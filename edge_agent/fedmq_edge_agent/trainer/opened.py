@@ -92,7 +92,9 @@ class Opened:
                 loss, metrics = supervised.evaluate(self.model, data, loss=self.task.loss)
                 count = data.count
             else:
-                loss, count, metrics = _evaluation(self.task.evaluate(self.model, data.raw), data.count)
+                with torch.no_grad():
+                    returned = self.task.evaluate(self.model, data.raw)
+                loss, count, metrics = _evaluation(returned, data.count)
         if not math.isfinite(loss):
             raise TrainerError(
                 "evaluate-failed", f"evaluating: the loss is {loss}; the model diverged, or the data hold NaN"
