@@ -100,16 +100,16 @@ async def test_a_restart_goes_on_in_the_same_round_with_the_same_buffer(
         async with coordinator(tmp_path, mosquitto.url) as running:
             for device in (first, second):
                 await stack.enter_async_context(device.online())
-            await running.ask("start_run", "find.py", name="r", settings={"selection": {"min_updates": 2}})
+            await running.ask("start_run", "find.py", name="r")
             view = await eventually(lambda: running.ask("run", "r"), lambda view: view.updates_in_buffer == 1)
             assert "dev-1" in view.waiting
-            before = (view.round, view.updates_in_buffer)
+            before = (view.round, view.updates_in_buffer, view.goal)
         second.trains = True
         second._lease = 0  # it trains under the lease that is still its own
         async with coordinator(tmp_path, mosquitto.url) as running:
             assert (await running.ask("status")).epoch == 2
             view = await running.ask("run", "r")
-            assert (view.round, view.updates_in_buffer) == before
+            assert (view.round, view.updates_in_buffer, view.goal) == before
             view = await running.until("r", "finished")
             report = await running.ask("report", "r")
     assert [row.participants for row in report.rounds] == [["dev-0", "dev-1"]] * 3
