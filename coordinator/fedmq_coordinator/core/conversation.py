@@ -122,10 +122,9 @@ class Conversation:
         if body.traffic is not None:
             device.count_traffic(body.traffic)
             if not body.online:
+                sent, received = body.traffic  # the agent's own counters, as updates carry them
                 self._desk.record(
-                    f.TrafficSeen(
-                        at=self._desk.now, device=device_id, sent=device.sent, received=device.received
-                    )
+                    f.TrafficSeen(at=self._desk.now, device=device_id, sent=sent, received=received)
                 )
         if not body.online:
             if device.online or body.session > device.session:
