@@ -186,6 +186,7 @@ class Agent:
         self._task_problem = ""
         self._taken: dict[str, int] = {}  # the highest lease of a run that was begun with, or given back
         self._training: HeldLease | None = None
+        self._early_lease: HeldLease | None = None  # of a run that was not announced yet
         self._mismatch_told = ""
         self._ended = ""  # the run that was last said to be over
         self._hello_attempts = 0
@@ -204,6 +205,13 @@ class Agent:
         self._effects = []
         self._take_in(event, now=now)
         self._advance(now=now)
+        return self._effects
+
+    def last_effects(self) -> list[Effect]:
+        """What is to be done before an orderly end: the commit that was due anyway."""
+        self._effects = []
+        if self._commit_at is not None:
+            self._commit()
         return self._effects
 
     def next_deadline(self) -> float | None:
@@ -380,9 +388,7 @@ class Agent:
             case Announcement() as announcement:
                 self._on_announcement(announcement, now=now)
             case Lease() as lease:
-                self._offer_lease(
-                    lease.run, lease.lease, lease.version, now=now, expires_at=now + lease.lease_s
-                )
+                self._on_lease(lease, now=now)
             case Receipt() as receipt:
                 self._on_receipt(receipt, now=now)
             case Credit() as credit:
@@ -460,15 +466,19 @@ class Agent:
             self._follow(announcement.run, now=now)
         assert self.following is not None
         self._effects += self.following.announced(announcement, now=now)
+        run, version = announcement.run, announcement.manifest.version
         if in_cohort(announcement.cohort, announcement.round, self.limits.device):
             expires_at = self._announced_at + announcement.lease_s
-            version = announcement.manifest.version
-            self._offer_lease(announcement.run, announcement.lease, version, now=now, expires_at=expires_at)
+            self._offer_lease(HeldLease(run, announcement.lease, version, now, expires_at))
+        early, self._early_lease = self._early_lease, None
+        if early is not None and early.run == run:
+            self._offer_lease(early)
 
     def _follow(self, run: str, *, now: float) -> None:
         self._stop_following()
         if run not in self.state.runs:
             self._note("info", "a new run", run=run)
+            self._commit_at = now
         self.state = self.state.with_run(run).model_copy(update={"active": run})
         self._commit_soon(now=now)
         index = self._indexes.pop(run, ModelIndex())
@@ -511,16 +521,21 @@ class Agent:
 
     # ------------------------------------------------------------------------------ leases
 
-    def _offer_lease(self, run: str, lease: int, version: int, *, now: float, expires_at: float) -> None:
-        if self.following is None or self.following.run != run:
-            return
-        known = [
-            self.state.runs[run].lease,
-            self._taken.get(run, 0),
-            0 if self.lease is None else self.lease.lease,
-        ]
-        if lease > max(known):
-            self.lease = HeldLease(run, lease, version, now, expires_at)
+    def _on_lease(self, lease: Lease, *, now: float) -> None:
+        held = HeldLease(lease.run, lease.lease, lease.version, now, now + lease.lease_s)
+        if self.following is not None and self.following.run == lease.run:
+            self._offer_lease(held)
+        elif lease.run != self._ended:
+            # It overtook the announcement, or the broker keeps none for us: ask for it.
+            self._early_lease = held
+            self.hello_at = now
+
+    def _offer_lease(self, lease: HeldLease) -> None:
+        """Take a lease of the followed run, unless a newer one, or this one, was taken before."""
+        run, kept = lease.run, self.state.runs[lease.run]
+        newest = max(kept.lease, self._taken.get(run, 0), 0 if self.lease is None else self.lease.lease)
+        if lease.lease > newest:
+            self.lease = lease
 
     def train_at(self) -> float | None:
         """When training can begin; None: not before something happens."""

@@ -115,16 +115,22 @@ class Disk:
             ) from error
 
     def load_indexes(self, state: AgentState) -> dict[str, ModelIndex]:
-        """The chains of model files of the runs in `state`; what belongs to no run is removed."""
+        """The chains of model files of the runs in `state`. Whatever nothing refers to is removed."""
         indexes: dict[str, ModelIndex] = {}
         for run_dir in self._runs.iterdir():
-            if run_dir.name not in state.runs:
+            run = state.runs.get(run_dir.name)
+            if run is None:
                 shutil.rmtree(run_dir, ignore_errors=True)
                 continue
-            for partial in (*run_dir.glob("*.part"), *run_dir.glob("*.tmp")):
-                partial.unlink(missing_ok=True)
+            index = ModelIndex()
             with contextlib.suppress(OSError, StoreError):  # a cache: what it does not tell is fetched again
-                indexes[run_dir.name] = load_index((run_dir / _INDEX).read_bytes())
+                index = load_index((run_dir / _INDEX).read_bytes())
+            indexes[run_dir.name] = index
+            kept = {_INDEX, run.residual_file}
+            kept |= {link.file for link in index.links} | {pending.file for pending in run.pending}
+            for file in run_dir.iterdir():
+                if file.name not in kept:
+                    file.unlink(missing_ok=True)
         return indexes
 
     # ------------------------------------------------------------------------------ writing

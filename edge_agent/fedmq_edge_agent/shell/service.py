@@ -156,6 +156,9 @@ class AgentService:
         if self._child is not None:
             self._child.kill()
         await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(StoreError):  # nothing would be lost, only learnt again
+            for effect in self.agent.last_effects():
+                await self._perform(effect)
         if self.agent.session is not None:
             goodbye = self.agent.presence(online=False, session=self.agent.session)
             goodbye = goodbye.model_copy(update={"problem": problem[:1_000]})

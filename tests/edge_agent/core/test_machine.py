@@ -256,7 +256,9 @@ def test_the_snapshot_is_pulled_first_chunk_first_and_then_loaded(device: Device
     device.hear(device.coordinator.status())
     effects = device.hear(device.coordinator.announcement())
     topics = [TOPICS.chunk("r1", 0, "snapshot", index) for index in range(3)]
-    assert quiet(effects) == [Subscribe((topics[0],))]
+    commit, subscribe = quiet(effects)
+    assert isinstance(commit, CommitState)
+    assert subscribe == Subscribe((topics[0],))
     retained = device.coordinator.retained()
     chunks = device.coordinator.chunks("snapshot", 0)
     assert device.hear((topics[0], retained[topics[0]])) == [
@@ -351,6 +353,19 @@ def test_of_the_leases_that_come_while_training_only_the_newest_is_kept(joined: 
     assert quiet(joined.hear(joined.coordinator.lease("dev-1", 2))) == []
     [ask] = of(joined.trained(), Ask)
     assert (ask.request.lease, ask.request.counter, ask.request.residual_file) == (3, 2, "residual-1.bin")
+
+
+def test_a_lease_that_overtakes_the_announcement_is_kept_and_the_announcement_asked_for(
+    device: Device,
+) -> None:
+    device.start()
+    device.connect()
+    device.hear(device.coordinator.status())
+    assert bodies(device.hear(device.coordinator.lease("dev-1", 5)), Hello) == [Hello()]
+    device.hear(device.coordinator.announcement())
+    device.fetch()
+    [ask] = of(device.answer(ModelLoaded("r1", 0)), Ask)
+    assert ask.request.lease == 5
 
 
 def test_a_lease_that_runs_out_is_not_trained_for(joined: Device) -> None:

@@ -1,0 +1,96 @@
+"""An agent against a real Mosquitto, with the coordinator's part read from a script."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedmq_broker.runner import RunningBroker
+from fedmq_edge_agent import AgentSettings, run_agent
+from fedmq_protocol.aio import BrokerSettings
+from tests.broker_fixtures import Connect
+from tests.edge_agent.scripted import ScriptedCoordinator
+from tests.edge_agent.shell.fake_child import FakeChild
+from tests.edge_agent.shell.on_air import OnAir
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def settings(mosquitto: RunningBroker, tmp_path: Path) -> AgentSettings:
+    broker = BrokerSettings(url=mosquitto.url, reconnect_min_s=0.05, reconnect_max_s=0.5)
+    return AgentSettings(id="dev-1", state_dir=tmp_path / "dev-1", task="unused.py", broker=broker)
+
+
+@pytest.fixture
+async def on_air(mosquitto: RunningBroker, connect: Connect) -> AsyncIterator[OnAir]:
+    coordinator = OnAir(await connect(mosquitto.url, "coordinator"), ScriptedCoordinator())
+    yield coordinator
+    await coordinator.close()
+
+
+class RunningAgent:
+    """An agent in this process.
+
+    Attributes:
+        children: the trainers that it started, in order.
+    """
+
+    def __init__(self, settings: AgentSettings, make_child: Callable[[], FakeChild]) -> None:
+        self.children: list[FakeChild] = []
+        self._stop = asyncio.Event()
+
+        async def start_child() -> FakeChild:
+            self.children.append(make_child())
+            return self.children[-1]
+
+        self.task = asyncio.create_task(run_agent(settings, stop=self._stop, start_child=start_child))
+
+    async def stop(self) -> None:
+        self._stop.set()
+        await self.task
+
+
+StartAgent = Callable[..., Awaitable[RunningAgent]]
+
+
+@pytest.fixture
+async def start_agent() -> AsyncIterator[StartAgent]:
+    running: list[RunningAgent] = []
+
+    async def start(settings: AgentSettings, make_child: Callable[[], FakeChild] = FakeChild) -> RunningAgent:
+        running.append(RunningAgent(settings, make_child))
+        return running[-1]
+
+    yield start
+    for agent in running:
+        with contextlib.suppress(Exception):
+            await agent.stop()
+
+
+StartProcess = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Iterator[StartProcess]:
+    running: list[subprocess.Popen[bytes]] = []
+    log = (tmp_path / "agent.log").open("wb")
+
+    def start(settings: AgentSettings, *arguments: str) -> subprocess.Popen[bytes]:
+        file = tmp_path / "settings.json"
+        file.write_text(settings.model_dump_json(exclude_none=True), encoding="utf-8")
+        command = [sys.executable, "-m", "tests.edge_agent.shell.agent_process", str(file), *arguments]
+        running.append(subprocess.Popen(command, cwd=ROOT, stderr=log))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+    log.close()

@@ -1,0 +1,346 @@
+"""The supervisor against a real broker: presence, the whole path of an update, and what happens when things break."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedmq_broker.probe import find_free_port
+from fedmq_broker.runner import RunningBroker
+from fedmq_edge_agent import AgentSettings, run_agent
+from fedmq_edge_agent.shell.disk import Disk
+from fedmq_edge_agent.trainer.errors import TrainerError
+from fedmq_protocol.aio import BrokerSettings
+from fedmq_protocol.errors import ConfigError, StoreError
+from fedmq_protocol.messages import Get, Hello, Presence, Report, Update
+from fedmq_protocol.signing import SigningKey
+from tests.broker_fixtures import Connect
+from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
+from tests.edge_agent.shell.conftest import StartAgent, StartProcess
+from tests.edge_agent.shell.fake_child import FakeChild
+from tests.edge_agent.shell.on_air import OnAir
+
+pytestmark = pytest.mark.mosquitto
+
+StartBroker = Callable[..., RunningBroker]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Look until something holds that no message tells of."""
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - there is nothing to wait on but the clock
+            await asyncio.sleep(0.01)
+
+
+async def test_a_device_joins_trains_and_delivers(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
+) -> None:
+    for _ in range(3):
+        on_air.script.publish()
+    await on_air.announce(inline=False)
+    agent = await start_agent(settings)
+    presence = await on_air.device_up()
+    assert presence.tasks == [on_air.script.task]
+    assert presence.num_examples == 143
+    assert presence.traffic is not None
+    await on_air.announce(chunks=False, lease=1, cohort=EVERYBODY)
+    update = await on_air.receive("dev-1")
+    assert (update.header.lease, update.header.base_version) == (1, 3)
+    assert update.header.metrics == {"train_loss": 0.5}
+    assert update.header.evaluation is not None
+    assert update.header.traffic is not None
+    assert min(update.header.traffic) > 1_000
+    on_air.heard[-1].verified(presence.public_key)
+    assert await on_air.accept("dev-1", update)
+    # The next round: an inline delta, and straight on.
+    on_air.script.publish()
+    await on_air.say(on_air.script.announcement(lease=2, cohort=EVERYBODY))
+    second = await on_air.receive("dev-1")
+    assert (second.header.counter, second.header.base_version) == (2, 4)
+    assert await on_air.accept("dev-1", second)
+    train = [arguments for op, arguments in agent.children[0].calls if op == "train"]
+    assert Path(train[1]["residual_file"]).name == "residual-1.bin"
+
+
+async def test_goodbye_comes_with_the_traffic_and_the_same_session(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
+) -> None:
+    agent = await start_agent(settings)
+    birth = await on_air.device_up()
+    began = time.monotonic()
+    await agent.stop()
+    assert time.monotonic() - began < 2
+    goodbye = await on_air.wait_for(Presence, lambda presence: not presence.online)
+    assert goodbye.session == birth.session
+    assert goodbye.traffic is not None
+    again = await start_agent(settings)
+    await on_air.device_up(after=birth.session)
+    assert not again.task.done()
+
+
+async def test_the_last_will_of_a_killed_agent_has_its_session(
+    on_air: OnAir, settings: AgentSettings, start_process: StartProcess
+) -> None:
+    process = start_process(settings)
+    birth = await on_air.device_up()
+    process.kill()
+    will = await on_air.wait_for(Presence, lambda presence: not presence.online)
+    assert will.session == birth.session
+    assert on_air.heard[-1].epoch == birth.session
+    on_air.heard[-1].verified(birth.public_key)
+
+
+async def test_a_large_update_goes_in_chunks(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
+) -> None:
+    await on_air.announce(lease=1, cohort=EVERYBODY)
+    await start_agent(settings, lambda: FakeChild(payload_bytes=1_000_000))
+    update = await on_air.receive("dev-1")
+    assert len(update.data) == 1_000_000
+    assert await on_air.accept("dev-1", update)
+    assert len(on_air.all_of(Update)) == 0
+
+
+@pytest.mark.parametrize("payload_bytes", [2_000, 400_000])
+async def test_killed_after_training_it_delivers_the_pending_update_once_restarted(
+    on_air: OnAir, settings: AgentSettings, start_process: StartProcess, payload_bytes: int
+) -> None:
+    await on_air.announce(lease=1, cohort=EVERYBODY)
+    process = start_process(settings, str(payload_bytes))
+    first = await on_air.receive("dev-1")
+    birth = await on_air.device_up()
+    assert on_air.script.count("dev-1", "r1", first.header.counter, first.data)  # counted, but no receipt yet
+    process.kill()
+    process.wait()
+    on_air.script.uploads.clear()
+    start_process(settings, str(payload_bytes))
+    second = await on_air.receive("dev-1")
+    assert (second.header.counter, second.data) == (first.header.counter, first.data)
+    assert not await on_air.accept("dev-1", second)
+    # The lease that both saw was used: the next training is for the next one.
+    await on_air.device_up(after=birth.session)
+    await on_air.say(on_air.script.lease("dev-1", 2))
+    third = await on_air.receive("dev-1")
+    assert (third.header.counter, third.header.lease) == (first.header.counter + 1, 2)
+    assert await on_air.accept("dev-1", third)
+
+
+async def test_killed_while_training_it_trains_again_for_the_same_lease(
+    on_air: OnAir, settings: AgentSettings, start_process: StartProcess, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    await on_air.announce(lease=1, cohort=EVERYBODY)
+    process = start_process(settings, "2000", str(gate))
+    await on_air.device_up()
+    await until((settings.state_dir / "runs" / "r1" / "model.idx").exists)
+    process.kill()
+    process.wait()
+    gate.touch()
+    start_process(settings, "2000", str(gate))
+    update = await on_air.receive("dev-1")
+    assert (update.header.counter, update.header.lease) == (1, 1)
+    assert await on_air.accept("dev-1", update)
+
+
+async def test_a_restarted_agent_loads_the_model_from_disk(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent, connect: Connect
+) -> None:
+    on_air.script.publish()
+    await on_air.announce(lease=1, cohort=EVERYBODY)
+    first = await start_agent(settings)
+    await on_air.accept("dev-1", await on_air.receive("dev-1"))
+    await until(lambda: not (settings.state_dir / "runs" / "r1" / "update-1.bin").exists())
+    await first.stop()
+    for topic in on_air.script.retained():
+        await on_air.connection.publish(topic, b"", retain=True)
+    await on_air.announce(chunks=False, inline=False, lease=2, cohort=EVERYBODY)
+    second = await start_agent(settings)
+    update = await on_air.receive("dev-1")
+    assert (update.header.lease, update.header.base_version) == (2, 1)
+    assert [op for op, _ in second.children[0].calls] == ["open", "load_snapshot", "apply_delta", "train"]
+
+
+async def test_a_damaged_model_file_is_noticed_and_fetched_again(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
+) -> None:
+    on_air.script.publish()
+    await on_air.announce()
+    first = await start_agent(settings)
+    base = settings.state_dir / "runs" / "r1" / "delta-1.bin"
+    await until(lambda: bool(first.children) and first.children[0].version == 1)
+    await first.stop()
+    base.write_bytes(bytes(base.stat().st_size))
+    birth = await on_air.device_up()
+    second = await start_agent(settings)
+    await on_air.device_up(after=birth.session)
+    await on_air.say(on_air.script.lease("dev-1", 1))
+    update = await on_air.receive("dev-1")
+    assert update.header.base_version == 1
+    assert [op for op, _ in second.children[0].calls][:4] == [
+        "open",
+        "load_snapshot",
+        "load_snapshot",
+        "apply_delta",
+    ]
+
+
+async def test_without_retained_messages_hello_and_get_do(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
+) -> None:
+    await start_agent(settings.model_copy(update={"coordinator_key": on_air.script.key.public_key.hex()}))
+    await on_air.wait_for(Hello)
+    answer = on_air.script.announced(1, EVERYBODY, 60.0)
+    await on_air.say(on_air.script.seal(on_air.script.topics.down("dev-1", "announcement"), answer))
+    down = on_air.script.topics.down("dev-1", "chunk")
+    for chunk in on_air.script.chunks("snapshot", 0):  # unasked ones are ignored, so ask is what we wait for
+        get = await on_air.wait_for(Get)
+        wanted = on_air.script.chunks(get.blob, get.version)[get.index]
+        assert wanted.count == chunk.count
+        await on_air.say(on_air.script.seal(down, wanted))
+    assert (await on_air.receive("dev-1")).header.lease == 1
+
+
+async def test_a_trainer_that_crashes_is_started_again_and_the_lease_given_back(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    await on_air.announce()
+    agent = await start_agent(settings, lambda: FakeChild(wait_for=gate))
+    await on_air.device_up()
+    await on_air.say(on_air.script.lease("dev-1", 1))
+    await until(lambda: "train" in [op for op, _ in agent.children[0].calls])
+    agent.children[0].kill()
+    report = await on_air.wait_for(Report)
+    assert (report.code, report.lease) == ("train-failed", 1)
+    gate.touch()
+    await on_air.say(on_air.script.lease("dev-1", 2))
+    assert (await on_air.receive("dev-1")).header.lease == 2
+    assert len(agent.children) == 2
+
+
+async def test_the_receipt_to_restore_makes_a_new_residual(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
+) -> None:
+    await on_air.announce(lease=1, cohort=EVERYBODY)
+    agent = await start_agent(settings)
+    await on_air.receive("dev-1")
+    await on_air.say(on_air.script.receipt("dev-1", 1, residual="restore"))
+    await on_air.say(on_air.script.lease("dev-1", 2))
+    await on_air.receive("dev-1")
+    trains = [arguments for op, arguments in agent.children[0].calls if op == "train"]
+    assert Path(trains[1]["residual_file"]).name == "restored-1.bin"
+    await agent.stop()
+    disk = Disk(settings.state_dir)
+    kept = disk.load_state().runs["r1"]
+    disk.close()
+    assert kept.residual_file == "residual-2.bin"
+    assert [pending.header.counter for pending in kept.pending] == [2]
+
+
+async def test_a_task_error_stays_connected_and_says_why(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
+) -> None:
+    def make_child() -> FakeChild:
+        child = FakeChild()
+        if not made:
+            child.refuse["open"] = TrainerError("no-data", "the folder data/ is empty: put images there")
+        made.append(child)
+        return child
+
+    made: list[FakeChild] = []
+    await start_agent(settings, make_child)
+    presence = await on_air.wait_for(Presence, lambda presence: presence.problem.startswith("no-data"))
+    assert presence.online
+    assert "put images there" in presence.problem
+    await on_air.device_up()  # it is tried again by itself
+
+
+async def test_garbage_on_every_topic_does_not_disturb(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
+) -> None:
+    await on_air.announce(chunks=True)
+    await start_agent(settings)
+    await on_air.device_up()
+    liar = ScriptedCoordinator(key=SigningKey(b"l" * 32))
+    topics = on_air.script.topics
+    for topic in (
+        topics.coordinator_status,
+        topics.announcement,
+        topics.down("dev-1", "lease"),
+        topics.down("dev-1", "receipt"),
+    ):
+        for payload in (b"", b"\x00" * 100_000, os.urandom(500)):
+            await on_air.connection.publish(topic, payload)
+    await on_air.say(liar.status())
+    await on_air.say(liar.announcement(lease=99, cohort=EVERYBODY))
+    await on_air.say(on_air.script.lease("dev-1", 1))
+    assert (await on_air.receive("dev-1")).header.lease == 1
+    assert {report.code for report in on_air.all_of(Report)} == {"bad-message"}
+
+
+async def test_an_unreachable_broker_is_tried_again_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+    start: StartBroker,
+    start_agent: StartAgent,
+    settings: AgentSettings,
+    connect: Connect,
+) -> None:
+    port = find_free_port("127.0.0.1")
+    broker = BrokerSettings(url=f"mqtt://127.0.0.1:{port}", reconnect_min_s=0.02, reconnect_max_s=0.1)
+    with caplog.at_level(logging.INFO, logger="fedmq_edge_agent"):
+        await start_agent(settings.model_copy(update={"broker": broker}))
+
+        def warnings() -> list[logging.LogRecord]:
+            return [record for record in caplog.records if record.levelno == logging.WARNING]
+
+        await until(lambda: bool(warnings()))
+        started = start("mosquitto", port=port)  # by the time it is up, several attempts have failed
+        coordinator = OnAir(await connect(started.url, "coordinator"), ScriptedCoordinator())
+        await coordinator.device_up()
+        await coordinator.close()
+    [line] = [record for record in warnings() if record.name == "fedmq_edge_agent"]
+    assert str(port) in line.getMessage()
+    assert line.device == "dev-1"  # type: ignore[attr-defined]
+
+
+async def test_a_second_agent_on_the_same_folder_is_refused(
+    settings: AgentSettings, start_agent: StartAgent, on_air: OnAir
+) -> None:
+    await start_agent(settings)
+    await on_air.device_up()
+    with pytest.raises(StoreError, match="another agent uses"):
+        await run_agent(settings)
+
+
+async def test_a_damaged_state_is_named(settings: AgentSettings) -> None:
+    settings.state_dir.mkdir()
+    (settings.state_dir / "state").write_bytes(b"torn")
+    with pytest.raises(StoreError, match="remove it to begin anew"):
+        await run_agent(settings)
+
+
+async def test_a_wrong_coordinator_key_is_a_setting_that_is_wrong(settings: AgentSettings) -> None:
+    with pytest.raises(ConfigError, match="64 hex digits"):
+        await run_agent(settings.model_copy(update={"coordinator_key": "nonsense"}))
+
+
+async def test_sigterm_says_goodbye(
+    on_air: OnAir, settings: AgentSettings, start_process: StartProcess, tmp_path: Path
+) -> None:
+    await on_air.announce(lease=1, cohort=EVERYBODY)
+    process = start_process(settings, "2000", str(tmp_path / "never"))
+    await on_air.device_up()
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    goodbye = await on_air.wait_for(Presence, lambda presence: not presence.online)
+    assert goodbye.traffic is not None  # a last will has none
+    await asyncio.to_thread(process.wait, 5)
+    assert time.monotonic() - began < 2
+    assert process.returncode == 0
