@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
-from fedmq.tasks.tables import Examples, Table, held_out_table
+from fedmq.tasks.tables import Examples, Table, held_out_table, shuffled
 from fedmq_edge_agent.trainer.context import DeviceContext
 from fedmq_edge_agent.trainer.task import Task
 
@@ -20,7 +20,7 @@ def table() -> Table:
     Trying out, all data are here, and this is convenient. A real federation agrees on constants beforehand.
     """
     x, y = load_breast_cancer(return_X_y=True)
-    raw = held_out_table(x.astype(np.float32), y.astype(np.int64), test_fraction=0.2, seed=2024)
+    raw = held_out_table(x.astype(np.float32), y.astype(np.int64), shuffled(len(y), 2024), test_fraction=0.2)
     mean, spread = raw.train_x.mean(axis=0), raw.train_x.std(axis=0)  # [30] each
     return Table((raw.train_x - mean) / spread, raw.train_y, (raw.test_x - mean) / spread, raw.test_y)
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from torch import nn
 
-from fedmq.tasks.tables import Examples, Table, held_out_table
+from fedmq.tasks.tables import Examples, Table, held_out_table, shuffled
 from fedmq_edge_agent.trainer.context import DeviceContext
 from fedmq_edge_agent.trainer.task import Task
 
@@ -20,7 +20,9 @@ _HIDDEN = 512
 def table() -> Table:
     """All digits, pixels from 0 to 1."""
     x, y = load_digits(return_X_y=True)
-    return held_out_table((x / _WHITE).astype(np.float32), y.astype(np.int64), test_fraction=0.2, seed=2024)
+    return held_out_table(
+        (x / _WHITE).astype(np.float32), y.astype(np.int64), shuffled(len(y), 2024), test_fraction=0.2
+    )
 
 
 def model() -> nn.Module:

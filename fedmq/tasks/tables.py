@@ -38,7 +38,7 @@ class Table:
             )
         mine = part_of(context, self.train_y)
         num_test = int(fraction * len(mine))
-        order = _shuffle(len(mine), context.seed)
+        order = shuffled(len(mine), context.seed)
         test, train = mine[order[:num_test]], mine[order[num_test:]]
         held_out = (self.train_x[test], self.train_y[test]) if num_test else None
         return (self.train_x[train], self.train_y[train]), held_out
@@ -48,13 +48,13 @@ class Table:
         return self.test_x, self.test_y
 
 
-def held_out_table(x: Features, y: Classes, *, test_fraction: float, seed: int) -> Table:
-    """Hold a fraction of the examples out, always the same for the same seed."""
-    order = _shuffle(len(y), seed)
+def held_out_table(x: Features, y: Classes, order: NDArray[np.intp], *, test_fraction: float) -> Table:
+    """Hold the first examples of an order out."""
     num_test = int(test_fraction * len(y))
     test, train = order[:num_test], order[num_test:]
     return Table(x[train], y[train], x[test], y[test])
 
 
-def _shuffle(count: int, seed: int) -> NDArray[np.intp]:
+def shuffled(count: int, seed: int) -> NDArray[np.intp]:
+    """An order of 0...count-1, the same with every version of NumPy."""
     return np.argsort(np.random.default_rng(seed).random(count), kind="stable")
