@@ -123,6 +123,9 @@ class VirtualDevice:
     trains: bool = True
     _counter: int = 0
     _lease: int = 0
+    _epoch: int = 0
+    _outbox: dict[int, Update] = field(default_factory=dict)
+    """What has no receipt yet; sent again when the coordinator's epoch changes."""
 
     def __post_init__(self) -> None:
         self.topics = Topics(self.federation)
@@ -168,7 +171,12 @@ class VirtualDevice:
                     await self.say(self.topics.presence(self.id), self._presence(online=True), retain=True)
                 case Message(topic=topic, payload=payload) if payload:
                     with contextlib.suppress(RemoteError):
-                        await self._hear(open_envelope(topic, payload).body)
+                        envelope = open_envelope(topic, payload)
+                        await self._hear(envelope.body)
+                        if envelope.epoch > self._epoch and not topic.endswith("status"):
+                            self._epoch = envelope.epoch
+                            for update in self._outbox.values():
+                                await self.say(self.topics.up(self.id, "update"), update)
                 case _:
                     pass
 
@@ -183,6 +191,7 @@ class VirtualDevice:
                 await self._train(body.run, body.lease)
             case Receipt():
                 self.receipts.append(body)
+                self._outbox.pop(body.counter, None)
             case Notice():
                 self.notices.append(body)
             case _:
@@ -223,7 +232,8 @@ class VirtualDevice:
             ),
             traffic=(traffic.bytes_sent, traffic.bytes_received),
         )
-        await self.say(self.topics.up(self.id, "update"), Update(header=header, data=data))
+        update = self._outbox[self._counter] = Update(header=header, data=data)
+        await self.say(self.topics.up(self.id, "update"), update)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from fedmq_coordinator.shell.main import run_coordinator
 from fedmq_coordinator.shell.service import HaltedError
 from fedmq_protocol.envelope import Sealer, open_envelope
 from fedmq_protocol.errors import StoreError
-from fedmq_protocol.messages import Status
+from fedmq_protocol.messages import Hello, Status
 from fedmq_protocol.signing import SigningKey, load_or_create_key
 from fedmq_protocol.topics import Topics
 from tests.broker_fixtures import Connect, next_message
@@ -104,12 +104,14 @@ async def test_a_restart_goes_on_in_the_same_round_with_the_same_buffer(
             view = await eventually(lambda: running.ask("run", "r"), lambda view: view.updates_in_buffer == 1)
             assert "dev-1" in view.waiting
             before = (view.round, view.updates_in_buffer, view.goal)
-        second.trains = True
-        second._lease = 0  # it trains under the lease that is still its own
         async with coordinator(tmp_path, mosquitto.url) as running:
             assert (await running.ask("status")).epoch == 2
             view = await running.ask("run", "r")
             assert (view.round, view.updates_in_buffer, view.goal) == before
+            second.trains = True
+            second._lease = 0  # it trains under the lease that is still its own
+            await running.connected()
+            await second.say(TOPICS.up("dev-1", "hello"), Hello())
             view = await running.until("r", "finished")
             report = await running.ask("report", "r")
     assert [row.participants for row in report.rounds] == [["dev-0", "dev-1"]] * 3
