@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import contextlib
+import getpass
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
 from fedmq_broker.mosquitto import find_mosquitto
+from fedmq_broker.probe import find_free_port
 from fedmq_broker.runner import BrokerKind, RunningBroker, start_broker
 from fedmq_protocol.aio import BrokerSettings, Connection, Event, Message
 
 NO_MOSQUITTO = "mosquitto is not installed (apt-get install mosquitto, or brew install mosquitto)"
 
-Connect: TypeAlias = Callable[..., Awaitable[Connection]]
+Connect: TypeAlias = Callable[..., Coroutine[None, None, Connection]]
 
 
 def require_mosquitto() -> Path:
@@ -36,7 +43,7 @@ def mosquitto(tmp_path: Path) -> Iterator[RunningBroker]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., RunningBroker]]:
-    """Brokers on demand that end with the test: `start("mosquitto", port=1234)`."""
+    """Brokers on demand; they end with the test."""
     running: list[RunningBroker] = []
 
     def start_one(
@@ -55,7 +62,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., RunningBroker]]:
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Make connections that end with the test: `await connect(broker.url, "dev-1", will=...)`."""
+    """What makes connections, which end with the test; settings and options go by name."""
     connections: list[Connection] = []
 
     async def connect_one(url: str, client_id: str, *, wait: bool = True, **options: object) -> Connection:
@@ -99,3 +106,137 @@ async def silence(
     while (message := await next_message(events)).topic != marker:
         seen.append(message)
     return seen
+
+
+# ------------------------------------------------------------------------------------- Mosquitto, set up by the test
+
+
+@dataclass(frozen=True)
+class CustomBroker:
+    """A Mosquitto with a configuration of the test's own."""
+
+    port: int
+    pid: int
+    log_path: Path
+
+
+@pytest.fixture
+def custom_mosquitto(tmp_path: Path) -> Iterator[Callable[[str], CustomBroker]]:
+    """Mosquitto with a given configuration, in which `{port}` stands for a free port."""
+    program = require_mosquitto()
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start_one(text: str) -> CustomBroker:
+        port = find_free_port("127.0.0.1")
+        config_path = tmp_path / f"mosquitto-{port}.conf"
+        config_path.write_text(text.replace("{port}", str(port)) + f"\nuser {getpass.getuser()}\n")
+        log_path = config_path.with_suffix(".log")
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [program, "-v", "-c", config_path], stdout=log, stderr=subprocess.STDOUT
+            )
+        processes.append(process)
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return CustomBroker(port, process.pid, log_path)
+            time.sleep(0.02)
+        raise AssertionError(f"mosquitto did not start: {log_path.read_text()}")
+
+    yield start_one
+    for process in processes:
+        process.terminate()
+        process.wait(10)
+
+
+# ------------------------------------------------------------------------------------- between client and broker
+
+
+class Proxy:
+    """A TCP proxy that counts what passes, and may swallow what a client of MQTT 5 says.
+
+    Attributes:
+        up_bytes: from clients to the broker, over all connections.
+        down_bytes: from the broker to clients.
+        connections: how many were made.
+        mute_version: a CONNECT of this protocol level gets no answer, as with some brokers.
+        flowing: while this is cleared, nothing from the broker is passed on.
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self.up_bytes = self.down_bytes = self.connections = 0
+        self.mute_version: int | None = None
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+        self._target_port = target_port
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        port = self._server.sockets[0].getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        """Break every connection, both ways, without a farewell."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.append(writer)
+        first = await reader.read(65536)
+        self.up_bytes += len(first)
+        if self.mute_version is not None and b"MQTT" + bytes([self.mute_version]) in first[:16]:
+            await reader.read()
+            writer.close()
+            return
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        self._writers.append(to_writer)
+        to_writer.write(first)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, up: bool) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    if up:
+                        self.up_bytes += len(data)
+                    else:
+                        await self.flowing.wait()
+                        self.down_bytes += len(data)
+                    sink.write(data)
+                    await sink.drain()
+            with contextlib.suppress(OSError):
+                sink.close()
+
+        await asyncio.gather(pump(reader, to_writer, up=True), pump(to_reader, writer, up=False))
+
+
+@pytest.fixture
+async def proxy_to() -> AsyncIterator[Callable[[int], Awaitable[Proxy]]]:
+    """What puts a proxy before a broker's port."""
+    proxies: list[Proxy] = []
+
+    async def start_one(port: int) -> Proxy:
+        proxy = Proxy(port)
+        await proxy.start()
+        proxies.append(proxy)
+        return proxy
+
+    yield start_one
+    for proxy in proxies:
+        await proxy.stop()

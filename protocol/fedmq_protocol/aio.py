@@ -15,7 +15,8 @@ first and 3.1.1 where that is all the broker knows, and back-pressure instead of
 **Back-pressure.** A broker that keeps to MQTT 5 sends at most `receive_maximum` messages before we acknowledge, and
 those fit in the inbox. Others send more: when the inbox is full, the connection is not read until the consumer catches
 up, and TCP holds the broker back. As acknowledgements come by the same connection, reading goes on, up to four times
-the bound, while a `publish` or `subscribe` waits for one: a consumer may publish from within its loop.
+the bound, while a `publish` or `subscribe` waits for one: a consumer may publish from within its loop. Where still more
+may come at once, publish from another task: an acknowledgement behind all that is only read as the consumer goes on.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         self._first = loop.create_future()
         self._keeper = asyncio.create_task(self._keep(give_up_at=loop.time() + timeout_s if wait else None))
+        self._keeper.add_done_callback(self._keeper_ended)
         if not wait:
             return
         try:
@@ -150,8 +152,7 @@ class Connection:
             session.abort()
         if self._keeper is not None:
             self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await asyncio.wait([self._keeper])
         if self._first is not None and not self._first.done():
             self._first.cancel()
         self._inbox.close()
@@ -211,7 +212,10 @@ class Connection:
 
         Raises:
             RefusedError: the broker refuses a filter; that filter is forgotten.
+            ValueError: a filter breaks the rules of MQTT (section 4.7).
         """
+        for topic_filter in filters:
+            _check_filter(topic_filter)
         self._filters |= dict.fromkeys(filters, qos)
         session = self._open_session()
         if session is None:
@@ -284,6 +288,8 @@ class Connection:
                     self._first.set_result(None)
                 reason = await self._serve(session, connected)
                 stood_s = loop.time() - since
+            if self._stopped.is_set():
+                return
             failures = 0 if stood_s > _SETTLED_S else failures + 1
             delay_s = self._delay(failures, reason)
             hopeless = reason.fault is Fault.REFUSED or (
@@ -299,6 +305,17 @@ class Connection:
                     Disconnected(reason.text, permanent=reason.fault is Fault.REFUSED, retry_in_s=delay_s)
                 )
             await asyncio.sleep(delay_s)
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        """A bug, such as a will that cannot be made, must not end in silence: whoever waits gets the exception."""
+        error = None if keeper.cancelled() else keeper.exception()
+        if error is not None:
+            if self._session is not None:
+                self._session.abort()
+            if self._first is not None and not self._first.done():
+                self._first.set_exception(error)
+                self._first.exception()  # seen, even if nobody waits
+            self._inbox.close(error)
 
     def _delay(self, failures: int, reason: Reason) -> float:
         """Exponential, with jitter: after a broker's restart a fleet must not come back in step."""
@@ -386,3 +403,10 @@ class Connection:
         if self._session is not None:
             full, overfull = self._inbox.full, self._inbox.overfull
             self._session.set_paused(paused=overfull or (full and not self._session.waits))
+
+
+def _check_filter(topic_filter: str) -> None:
+    levels = topic_filter.split("/")
+    misplaced = any(level not in {"+", "#"} and ("+" in level or "#" in level) for level in levels)
+    if not topic_filter or misplaced or "#" in levels[:-1] or "\0" in topic_filter:
+        raise ValueError(f"{topic_filter!r} is no topic filter")

@@ -25,6 +25,7 @@ class Inbox:
         self._early: list[Message] | None = None
         self._arrived = asyncio.Event()
         self._closed = False
+        self._error: BaseException | None = None
 
     @property
     def full(self) -> bool:
@@ -63,10 +64,12 @@ class Inbox:
             self._early = None
 
     async def take(self) -> Event | None:
-        """The next event; None once the inbox is closed."""
+        """The next event; None once the inbox is closed; the error with which it was closed, raised."""
         while not self._events and not self._closed:
             self._arrived.clear()
             await self._arrived.wait()
+        if self._error is not None:
+            raise self._error
         if self._closed:
             return None
         event = self._events.popleft()
@@ -74,9 +77,10 @@ class Inbox:
             self._bytes -= _cost(event)
         return event
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """End the stream. What was not consumed was not acknowledged either."""
         self._closed = True
+        self._error = self._error or error
         self._arrived.set()
 
 

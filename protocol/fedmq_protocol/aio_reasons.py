@@ -127,11 +127,14 @@ def explain_refusal(code: int, name: str, settings: BrokerSettings, username: st
             return Reason(f"{who} refuses the connection: {name.lower()}", Fault.UNREACHABLE)
 
 
-def explain_loss(settings: BrokerSettings, *, error: OSError | None, ended: bool, said: str | None) -> Reason:
+def explain_loss(
+    settings: BrokerSettings, client_id: str, *, error: OSError | None, ended: bool, said: str | None
+) -> Reason:
     """An established connection broke.
 
     Args:
         settings: where the broker is.
+        client_id: ours.
         error: what the socket raised, if it did.
         ended: the broker closed the stream.
         said: the reason in the broker's DISCONNECT (MQTT 5), if there was one.
@@ -139,7 +142,7 @@ def explain_loss(settings: BrokerSettings, *, error: OSError | None, ended: bool
     who = f"the broker at {settings.address}"
     if said is not None and "taken over" in said.lower():
         return Reason(
-            f"another client with our id has connected to {who}: two processes must not share a name",
+            f"another client named {client_id!r} has connected to {who}: two processes must not share a name",
             Fault.UNREACHABLE,
         )
     if said is not None:
@@ -148,7 +151,9 @@ def explain_loss(settings: BrokerSettings, *, error: OSError | None, ended: bool
         detail = (error.strerror or str(error)).lower()
         return Reason(f"the connection to {settings.address} broke: {detail}", Fault.UNREACHABLE)
     if ended:
-        return Reason(f"{who} closed the connection", Fault.UNREACHABLE)
+        # Some brokers do so when a client id is taken over, and do not say why.
+        hint = f"if that repeats, look for a second client named {client_id!r}"
+        return Reason(f"{who} closed the connection; {hint}", Fault.UNREACHABLE)
     return Reason(f"{who} was silent for too long", Fault.UNREACHABLE)
 
 

@@ -107,6 +107,7 @@ class Session:
         self._unacknowledged: dict[int, object] = {}
         self._window = Window(_PUBLISH_WINDOW, _PUBLISH_WINDOW_BYTES)
         self._progress_at = self._loop.time()
+        self._paused = False
         self._tick: asyncio.TimerHandle | None = None
         self._said: str | None = None
         self._client = self._make_client()
@@ -292,11 +293,14 @@ class Session:
 
     def set_paused(self, *, paused: bool) -> None:
         """Stop or go on reading; what is acknowledged and published still goes out."""
-        if self._wire is not None:
-            if paused:
-                self._wire.pause()
-            else:
-                self._wire.resume()
+        if self._wire is None or paused == self._paused:
+            return
+        self._paused = paused
+        self._progress_at = self._loop.time()  # what we did not read cannot be held against the broker
+        if paused:
+            self._wire.pause()
+        else:
+            self._wire.resume()
 
     def _acknowledge(self, mid: int, token: object) -> None:
         # The broker may use the number again once it is acknowledged: the token tells the two messages apart.
@@ -334,7 +338,10 @@ class Session:
         self._client.loop_misc()
         limit_s = self._settings.ack_timeout_s
         if self._connack.done() and self.waits and self._loop.time() - self._progress_at > limit_s:
-            text = f"the broker at {self._settings.address} acknowledged nothing for {limit_s:g} s"
+            if self._paused:
+                text = f"a request waited {limit_s:g} s behind messages that nobody consumed: consume while publishing"
+            else:
+                text = f"the broker at {self._settings.address} acknowledged nothing for {limit_s:g} s"
             self._end(Reason(text, Fault.UNREACHABLE))
             return
         wait_s = min(self._settings.keepalive_s / 4, limit_s / 4, 5.0)
@@ -396,7 +403,9 @@ class Session:
         error, ended = (None, False) if wire is None else (wire.error, wire.ended)
         if not self._connack.done() and self._said is None:
             return explain_silence(self._settings, closed=True)
-        return explain_loss(self._settings, error=error, ended=ended, said=self._said)
+        return explain_loss(
+            self._settings, self._profile.client_id, error=error, ended=ended, said=self._said
+        )
 
     # ------------------------------------------------------------------------------ what paho tells us
 

@@ -20,7 +20,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 _T = TypeVar("_T")
 _READ_BYTES = 65_536
@@ -292,7 +292,8 @@ class Wire:
             return count > 0
         while True:
             try:
-                count = self._tls.read(_READ_BYTES, self._buffer)  # type: ignore[arg-type]  # a bytearray is a buffer
+                # Given a buffer, it returns how many bytes it wrote there; typeshed knows bytes only.
+                count = cast("int", self._tls.read(_READ_BYTES, self._buffer))
             except ssl.SSLWantReadError:
                 data = self._receive(lambda: self._sock.recv(_READ_BYTES))
                 self._meter.bytes_received += len(data)

@@ -17,10 +17,11 @@ class BrokerSettings(BaseModel):
     Paths are used as they stand; whoever reads a configuration file resolves them against its folder first.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     url: str = Field(
         default="mqtt://127.0.0.1:1883",
+        repr=False,  # it may hold a password: show `shown_url`
         description="mqtt://, mqtts:// (TLS), ws:// or wss:// (WebSockets, with TLS), host and port; "
         "the port defaults to 1883, 8883, 80 or 443; user:password@ may stand before the host.",
     )
