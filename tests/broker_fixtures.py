@@ -122,14 +122,15 @@ class CustomBroker:
 
 @pytest.fixture
 def custom_mosquitto(tmp_path: Path) -> Iterator[Callable[[str], CustomBroker]]:
-    """Mosquitto with a given configuration, in which `{port}` stands for a free port."""
+    """Mosquitto with a given configuration, in which `{port}` and `{other_port}` stand for free ports."""
     program = require_mosquitto()
     processes: list[subprocess.Popen[bytes]] = []
 
     def start_one(text: str) -> CustomBroker:
         port = find_free_port("127.0.0.1")
         config_path = tmp_path / f"mosquitto-{port}.conf"
-        config_path.write_text(text.replace("{port}", str(port)) + f"\nuser {getpass.getuser()}\n")
+        text = text.replace("{port}", str(port)).replace("{other_port}", str(find_free_port("127.0.0.1")))
+        config_path.write_text(f"user {getpass.getuser()}\n{text}\n")
         log_path = config_path.with_suffix(".log")
         with log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -167,9 +168,11 @@ class Proxy:
         self.up_bytes = self.down_bytes = self.connections = 0
         self.mute_version: int | None = None
         self.flowing = asyncio.Event()
+        self._came = asyncio.Event()
         self.flowing.set()
         self._target_port = target_port
         self._writers: list[asyncio.StreamWriter] = []
+        self._serving: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -192,6 +195,17 @@ class Proxy:
             writer.transport.abort()
         self._writers.clear()
 
+    async def passed(self, up_bytes: int) -> None:
+        """Return once so many bytes have come from clients."""
+        async with asyncio.timeout(10):
+            while self.up_bytes < up_bytes:
+                self._came.clear()
+                await self._came.wait()
+
+    async def settled(self) -> None:
+        """Return once every connection has ended and all that was sent has passed."""
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
     async def stop(self) -> None:
         assert self._server is not None
         self._server.close()
@@ -199,6 +213,9 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.append(task)
         self._writers.append(writer)
         first = await reader.read(65536)
         self.up_bytes += len(first)
@@ -215,6 +232,7 @@ class Proxy:
                 while data := await source.read(65536):
                     if up:
                         self.up_bytes += len(data)
+                        self._came.set()
                     else:
                         await self.flowing.wait()
                         self.down_bytes += len(data)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -402,6 +403,10 @@ class Session:
         wire = self._wire
         error, ended = (None, False) if wire is None else (wire.error, wire.ended)
         if not self._connack.done() and self._said is None:
+            if isinstance(
+                error, ssl.SSLError
+            ):  # in TLS 1.3 the broker judges our certificate after the handshake
+                return explain_failed_connect(error, self._settings)
             return explain_silence(self._settings, closed=True)
         return explain_loss(
             self._settings, self._profile.client_id, error=error, ended=ended, said=self._said

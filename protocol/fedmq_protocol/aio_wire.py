@@ -144,6 +144,8 @@ class Wire:
         on_broken: Callable[[], None],
     ) -> None:
         """From now on the event loop moves the bytes; `on_broken` is called when a write fails."""
+        if self._closed:
+            return
         self._sock.setblocking(False)  # noqa: FBT003
         self._loop, self._on_readable, self._on_broken = loop, on_readable, on_broken
         self._flush()
