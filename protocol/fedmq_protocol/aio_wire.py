@@ -24,6 +24,7 @@ from typing import TypeVar, cast
 
 _T = TypeVar("_T")
 _READ_BYTES = 65_536
+_DIRECT_BYTES = 16_384  # so much of one packet is read without a stop in the buffer
 _FLUSH_BYTES = 65_536  # what is above this leaves at once instead of waiting for the end of the turn
 
 
@@ -170,7 +171,7 @@ class Wire:
         if self._head == self._tail:
             if self._dry:
                 raise BlockingIOError
-            if self._tls is None and size >= _READ_BYTES:
+            if self._tls is None and size >= _DIRECT_BYTES:
                 return self._receive_directly(size)
             if not self._fill():
                 return b""
