@@ -135,9 +135,10 @@ class Configuration:
         if setting.text:
             value = _from_text(annotation, str(value))
         if setting.origin.kind == "file" and self._path is not None and isinstance(value, str):
+            is_place = found.is_task and (".py" in value or "/" in value)  # else it names an installed module
             if _takes(annotation, Path):
                 value = self._path.parent / Path(value).expanduser()
-            elif found.is_task and (".py" in value or "/" in value):  # else it names an installed module
+            elif is_place or key == ("data", "folder"):  # the one free key that every task understands
                 value = str(self._path.parent / Path(value).expanduser())
         return value
 
