@@ -39,7 +39,6 @@ from fedmq_protocol.codecs.model import (
     decode_update,
     encode_snapshot,
     replica_sha256,
-    requantise,
     snapshot_codec,
 )
 from fedmq_protocol.errors import CodecError
@@ -136,21 +135,37 @@ class Host:
         self._keep(replica, replica_hash)
         return {}
 
-    def apply_delta(self, *, version: int, file: str, rebase: bool, replica_hash: bytes | None) -> Result:
-        """Advance the replica by one version. After an error it is gone: load a snapshot."""
+    def apply_delta(
+        self,
+        *,
+        version: int,
+        file: str,
+        rebase: bool,
+        replica_hash: bytes | None,
+        snapshot_file: str | None = None,
+    ) -> Result:
+        """Advance the replica by one version. After an error it is gone: load a snapshot.
+
+        At a rebase the version's snapshot, which this side makes anyway, goes into `snapshot_file`, so that the
+        device can begin its chain there without a download.
+        """
         opened, before = self._task(), self._held(version - 1)
         self._replica = None
-        vector = before.vector
+        vector, snapshot = before.vector, None
         try:
             apply_delta(vector, _read(file), opened.schema)
             if rebase:
-                vector = requantise(vector, opened.schema, before.codec)
+                snapshot, vector = encode_snapshot(vector, opened.schema, before.codec)
         except CodecError as error:
             raise TrainerError(
                 "bad-model", f"the delta to version {version} does not decode: {error}"
             ) from None
         self._keep(Replica(version, vector, before.codec), replica_hash)
-        return {}
+        if snapshot is None or snapshot_file is None:
+            return {}
+        write_file(Path(snapshot_file), [snapshot])
+        ref = blob_ref(snapshot)
+        return {"snapshot": {"size": ref.size, "sha256": ref.sha256}}
 
     def replica_hash(self) -> Result:
         """SHA-256 of the replica's float32 little-endian bytes."""

@@ -77,6 +77,7 @@ class Opened:
                     self.model, data, settings, loss=self.task.loss, generator=generator
                 )
             else:
+                self.model.train()
                 returned = self.task.train(self.model, data.raw, settings, self.context)
         self.model.zero_grad(set_to_none=True)
         return _num_examples_and_metrics(returned, data.count, settings)
@@ -92,6 +93,7 @@ class Opened:
                 loss, metrics = supervised.evaluate(self.model, data, loss=self.task.loss)
                 count = data.count
             else:
+                self.model.eval()
                 with torch.no_grad():
                     returned = self.task.evaluate(self.model, data.raw)
                 loss, count, metrics = _evaluation(returned, data.count)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fedmq_edge_agent.trainer.feedback import Owner, read_residual
 from fedmq_edge_agent.trainer.opened import derived_seed
+from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs.container import CodecSpec
 from fedmq_protocol.codecs.model import (
     decode_snapshot,
@@ -68,8 +69,21 @@ def test_the_replica_follows_the_protocols_arithmetic(
         if rebase:
             replica = requantise(replica, begun.schema, codec)
         expected = replica_sha256(replica) if rebase else None
-        ask("apply_delta", version=version, file=str(delta_file), rebase=rebase, replica_hash=expected)
+        snapshot_file = tmp_path / f"base-{version}.bin"
+        reply = ask(
+            "apply_delta",
+            version=version,
+            file=str(delta_file),
+            rebase=rebase,
+            replica_hash=expected,
+            snapshot_file=str(snapshot_file),
+        )
         assert ask("replica_hash")["hash"] == replica_sha256(replica)
+        assert snapshot_file.exists() == rebase
+        if rebase:  # who begins with this snapshot holds the same bits
+            data = snapshot_file.read_bytes()
+            assert reply["snapshot"] == blob_ref(data).model_dump()
+            assert replica_sha256(decode_snapshot(data, begun.schema)) == expected
 
 
 def test_a_wrong_hash_a_damaged_file_or_a_gap_is_told(ask: Ask, plain_task: str, tmp_path: Path) -> None:
@@ -264,11 +278,13 @@ def test_a_users_own_train_and_evaluate(ask: Ask, write_task: WriteTask, tmp_pat
     extra = """
 def train(model, data, settings, context):
     assert settings.extra == {"boost": 2.5} and context.partition_id == 3 and context["site"] == "roof"
+    assert model.training
     with torch.no_grad():
         model.bias += settings.extra["boost"]
     return {"loss": torch.tensor(0.25), "num_examples": 17, "seen": len(data[0])}
 
 def evaluate(model, data):
+    assert not model.training
     return float(model.bias.sum()), {"n": len(data[0])}
 """
     own = {"train": "train", "evaluate": "evaluate", "load_data": "lambda c: (data(c), data(c, 5))"}
