@@ -38,7 +38,7 @@ def explain_failed_connect(error: OSError, settings: BrokerSettings) -> Reason:
         case ssl.SSLCertVerificationError():
             return Reason(_explain_certificate(error, settings), Fault.REFUSED)
         case ssl.SSLError():
-            detail = (error.reason or str(error)).replace("_", " ").lower()
+            detail = (getattr(error, "reason", None) or str(error)).replace("_", " ").lower()
             if "wrong version number" in detail or "record layer failure" in detail:
                 text = f"{where} does not speak TLS: use mqtt:// (or ws://), or the broker's TLS port"
             elif "alert" in detail:
