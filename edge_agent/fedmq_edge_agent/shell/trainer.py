@@ -128,14 +128,18 @@ class TrainerCalls:
 
     async def _apply_delta(self, child: Child, request: ApplyDelta) -> Answer:
         await self._check(request.run, request.file, request.ref)
-        await child.call(
+        wanted = request.snapshot_file
+        reply = await child.call(
             "apply_delta",
             version=request.version,
             file=self._disk.file(request.run, request.file),
             rebase=request.rebase,
             replica_hash=request.replica_hash,
+            snapshot_file=None if wanted is None else self._disk.file(request.run, wanted),
         )
-        return ModelLoaded(request.run, request.version)
+        made = reply.get("snapshot")
+        snapshot = None if made is None else BlobRef.model_validate(made)
+        return ModelLoaded(request.run, request.version, snapshot)
 
     async def _train(self, child: Child, request: Train) -> Answer:
         residual = (
