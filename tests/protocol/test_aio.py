@@ -565,3 +565,26 @@ async def test_a_round_trip_costs_well_under_a_millisecond_of_cpu(
     after = os.times()
     cpu_s = (after.user + after.system) - (before.user + before.system)
     assert cpu_s / 200 < 0.001
+
+
+# ------------------------------------------------------------------------------------- hostile brokers
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+async def test_whatever_a_broker_sends_ends_in_an_event(protocol: str) -> None:
+    """After a proper CONNACK come random packets of every type: the connection ends, and nothing else breaks."""
+    rng = random.Random(5)
+    connack = b"\x20\x03\x00\x00\x00" if protocol == "5" else b"\x20\x02\x00\x00"
+    for packet_type in [*range(16)] * 4:
+        body = rng.randbytes(rng.randrange(60))
+        garbage = bytes([packet_type << 4 | rng.randrange(16), len(body)]) + body
+        async with listening(connack + garbage) as url:
+            settings = BrokerSettings.model_validate(
+                {"url": url, "protocol": protocol, "reconnect_min_s": 20}
+            )
+            connection = Connection(settings, client_id="a")
+            await connection.start()
+            lost = await next_of(connection.events(), Disconnected)  # as the server closes, at the latest
+            assert isinstance(lost, Disconnected)
+            assert "\n" not in lost.reason
+            await connection.stop()
