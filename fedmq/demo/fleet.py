@@ -29,8 +29,9 @@ from typing import Any, Final
 
 from fedmq.demo.lineage import end_with
 
-END_WITHIN_S: Final = 2.5
+END_WITHIN_S: Final = 1.8
 _LINE_BYTES: Final = 65_536
+_OURS: Final = frozenset({signal.SIGTERM, signal.SIGCHLD})
 
 
 class Fleet:
@@ -49,12 +50,16 @@ class Fleet:
         gc.collect()
         gc.freeze()  # what is shared stays shared: the collector does not touch it in the children
         launcher = os.getpid()
-        for settings in self._settings:
-            sys.stdout.flush()
-            pid = os.fork()
-            if pid == 0:
-                self._become_agent(settings, launcher)
-            self._devices[pid] = settings.id
+        # What is sent to a child before it has handlers of its own waits for it, and is not lost on ours.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+        try:
+            for settings in self._settings:
+                pid = os.fork()
+                if pid == 0:
+                    self._become_agent(settings, launcher)
+                self._devices[pid] = settings.id
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         _say({"started": {device: pid for pid, device in self._devices.items()}})
 
     def watch(self, wakeup: int) -> None:
@@ -92,9 +97,10 @@ class Fleet:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGCHLD):
+            for number in _OURS:
                 signal.signal(number, signal.SIG_DFL)
-            end_with(launcher, by=signal.SIGKILL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+            end_with(launcher)
             with (self._folder / f"{settings.id}.log").open("ab") as log:
                 for stream in (1, 2):
                     os.dup2(log.fileno(), stream)
@@ -137,16 +143,14 @@ def _say(message: dict[str, object]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve one fleet: PARENT FOLDER; the folder has `devices.json`."""
-    parent, folder = arguments
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it ends its children in order
+    """Serve one fleet: FOLDER, which has `devices.json`."""
+    (folder,) = arguments
     wakeup, notify = os.pipe()
     for end in (wakeup, notify):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(notify)
-    for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, lambda _number, _frame: None)
-    end_with(int(parent))
+    for number in _OURS:
+        signal.signal(number, lambda _number, _frame: None)  # `wakeup` tells of it
     from fedmq.demo.agents import read_spec, serve
 
     try:

@@ -19,7 +19,7 @@ DEFAULT_TARGET: Final = 0.95
 
 _TRAIN: Final[dict[str, dict[str, Any]]] = {
     "digits": {"local_epochs": 2, "batch_size": 32, "lr": 0.05, "momentum": 0.9},
-    "iris": {"local_epochs": 5, "batch_size": 8, "lr": 0.05, "momentum": 0.9},
+    "iris": {"local_epochs": 5, "batch_size": 8, "lr": 0.02, "momentum": 0.9},
     "breast-cancer": {"local_epochs": 2, "batch_size": 16, "lr": 0.02, "momentum": 0.9},
 }
 _DENSE: Final = {

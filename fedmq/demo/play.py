@@ -54,6 +54,7 @@ class _Story:
     """Seconds since the epoch: when the command began."""
     broker: str = ""
     doing: str = "starting"
+    """What goes on before and after the run; nothing while it runs."""
     news: list[str] = field(default_factory=list)
     killed_at: dict[str, float] = field(default_factory=dict)
     federation: FederationView | None = None
@@ -224,7 +225,7 @@ async def _watch(options: DemoOptions, stage: Stage, story: _Story, view: View, 
         story.federation = await asyncio.to_thread(client.status)
         if time.monotonic() - shown_at >= _POLL_S:
             story.run = await asyncio.to_thread(client.run, _RUN)
-            story.tell(story.run.waiting)
+            story.tell("")
             _take_news(options, stage, story)
             view.show(_scene(options, story))
             shown_at = time.monotonic()
@@ -278,12 +279,23 @@ async def _show_until(
     check: Callable[[], None] | None = None,
 ) -> None:
     """Keep the view alive while something goes on; raises what it raises."""
-    while not task.done():
-        view.show(_scene(options, story))
-        if check is not None:
-            check()
-        await asyncio.wait([task], timeout=_POLL_S)
+    try:
+        while not task.done():
+            view.show(_scene(options, story))
+            if check is not None:
+                check()
+            await asyncio.wait([task], timeout=_POLL_S)
+    except BaseException:
+        task.add_done_callback(_forget)
+        task.cancel()
+        raise
     task.result()
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Take what a task that nobody waits for any more has raised."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _scene(options: DemoOptions, story: _Story) -> Scene:
@@ -296,7 +308,8 @@ def _scene(options: DemoOptions, story: _Story) -> Scene:
     return Scene(
         elapsed_s=time.time() - story.started_at,
         broker=story.broker,
-        doing=story.doing or "…",
+        doing=story.doing,
+        waiting="" if run is None else run.waiting,
         round=0 if run is None else run.version,
         rounds=options.num_rounds,
         accuracies=tuple(version.metrics.get("accuracy", 0.0) for version in rounds),

@@ -15,8 +15,8 @@ from typing import IO, Final
 from fedmq.config import variable_key
 from fedmq_protocol.errors import FedmqError
 
-END_WITHIN_S: Final = 4.0
-"""How long a process may take to end by itself before it is killed."""
+END_WITHIN_S: Final = 2.5
+"""How long a process may take to end by itself before it is killed. Nothing that it keeps is of use later."""
 _LOOK_S: Final = 0.02
 _TAIL_BYTES: Final = 4096
 _VOICE: Final = "fedmq: "
@@ -63,14 +63,16 @@ class Processes:
         Each child leads a session of its own: Ctrl-C in the terminal reaches the demo alone, which then ends them.
         """
         log = self.folder / f"{name}.log"
+        # Settings are the demo's own, whatever the terminal has exported; what is temporary goes with the folder.
         environment = {key: value for key, value in os.environ.items() if variable_key(key) is None}
+        environment["TMPDIR"] = str(self.folder)
         with log.open("ab") as file:
             process = subprocess.Popen(  # noqa: S603 - our own modules
                 command,
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else file,
                 stderr=file,
-                env=environment,  # settings are the demo's own, whatever the terminal has exported
+                env=environment,
                 start_new_session=True,
                 close_fds=True,
             )
@@ -89,7 +91,7 @@ class Processes:
                 raise ProcessEndedError(f"the {child.name} has ended: {child.last_words()}")
 
     async def end(self, *children: Child) -> None:
-        """Ask `children` to end, wait, and kill those that do not, with all that they have started."""
+        """Ask `children` to end, all at once, wait, and kill those that do not, with all that they have started."""
         for child in children:
             _signal(child, signal.SIGTERM)
         until = time.monotonic() + END_WITHIN_S

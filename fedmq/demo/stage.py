@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fedmq.demo.child import command
 from fedmq.demo.options import DemoOptions
 from fedmq.demo.processes import Child, Processes
 from fedmq_broker.runner import RunningBroker, start_broker
@@ -65,16 +64,17 @@ class Stage:
         Raises:
             FedmqError: a part did not start; one line that says why.
         """
-        self._processes.start("nursery", nursery_command(self.nursery, preload=self.options.task_module))
+        _, _, module, *arguments = nursery_command(self.nursery, preload=self.options.task_module)
+        self._processes.start("nursery", command(module, *arguments))
         self.tell("starting the broker")
         await self._open_broker()
         self._write_settings()
         self.tell("starting the coordinator and the devices")
-        child = [sys.executable, "-m", "fedmq.demo.child", str(os.getpid())]
-        coordinator = [*child, "coordinator", "start", "--config", str(self.folder / "fed.toml")]
+        coordinator = command("fedmq", "coordinator", "start", "--config", str(self.folder / "fed.toml"))
         self._processes.start("coordinator", coordinator)
-        fleet = [sys.executable, "-m", "fedmq.demo.fleet", str(os.getpid()), str(self.folder)]
-        self._fleet = self._processes.start("fleet", fleet, pipes=True)
+        self._fleet = self._processes.start(
+            "fleet", command("fedmq.demo.fleet", str(self.folder)), pipes=True
+        )
         self._listener = asyncio.create_task(self._listen(self._fleet), name="fleet-listener")
         async with asyncio.timeout(_API_WITHIN_S):
             while not (self.state_dir / "api.json").exists():
@@ -106,9 +106,8 @@ class Stage:
             await self._processes.end(fleet)
 
     async def close(self) -> None:
-        """End everything that still stands, the ones that depend on others first."""
+        """End everything that still stands, the broker last."""
         try:
-            await self.end_fleet()
             await self._processes.end_all()
         finally:
             if self._listener is not None:

@@ -13,8 +13,9 @@ def summary(report: Report, out: Path) -> list[tuple[str, str]]:
     word = "round" if report.mode == "sync" else "version"
     lines = [("accuracy", _accuracy(report))]
     if report.accuracy_centralised is not None and report.accuracy_gap is not None:
-        gap = f"{report.accuracy_gap * 100:+.1f} points to centralised training ({report.accuracy_centralised:.1%})"
-        lines.append(("gap", gap))
+        side = "below" if report.accuracy_gap >= 0 else "above"
+        points = f"{abs(report.accuracy_gap) * 100:.1f} points {side} centralised training"
+        lines.append(("gap", f"{points} ({report.accuracy_centralised:.1%})"))
     if report.target is not None:
         lines.append((f"to {report.target:.0%}", _to_target(report, word)))
     lines.append(("on the wire", f"{bytes_text(report.bytes_up)} up, {bytes_text(report.bytes_down)} down"))

@@ -52,7 +52,9 @@ class Scene:
     elapsed_s: float
     broker: str = ""
     doing: str = "starting"
-    """What goes on now: the stage of the start, or what the run waits for."""
+    """What goes on before and after the run."""
+    waiting: str = ""
+    """For what the run waits, while it runs."""
     round: int = 0
     rounds: int = 0
     accuracies: Sequence[float] = ()
@@ -125,9 +127,6 @@ class PlainView:
         for line in scene.news[self._news :]:
             self._print(line)
         self._news = len(scene.news)
-        if not scene.round and scene.doing != self._doing:
-            self._doing = scene.doing
-            self._print(scene.doing)
         for done in range(self._rounds, len(scene.accuracies)):
             parts = [f"{self._heading.word} {done + 1:>3}", f"accuracy {scene.accuracies[done]:6.1%}"]
             if done < len(scene.losses):
@@ -138,6 +137,9 @@ class PlainView:
             ]
             self._print("  ".join(parts))
         self._rounds = max(self._rounds, len(scene.accuracies))
+        if scene.doing and scene.doing != self._doing:
+            self._doing = scene.doing
+            self._print(scene.doing)
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -198,7 +200,8 @@ def _facts(heading: Heading, scene: Scene) -> Table:
         facts.add_row("on the wire", traffic)
     if scene.devices:
         facts.add_row("devices", _counts(scene))
-    facts.add_row("waits for" if scene.round else "now", Text(scene.doing, overflow="ellipsis", no_wrap=True))
+    word, text = ("now", scene.doing) if scene.doing else ("waits for", scene.waiting)
+    facts.add_row(word, Text(text, overflow="ellipsis", no_wrap=True))
     return facts
 
 

@@ -21,13 +21,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from fedmq.report.figures import Report
 from fedmq.report.sizes import bytes_text
 
-INK, MUTED, GRID = "#010203", "#010204", "#010205"
+INK, MUTED, GRID, CARD = "#010203", "#010204", "#010205", "#01020a"
 UP, DOWN, REFERENCE, LATE = "#010206", "#010207", "#010208", "#010209"
 
 _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
     GRID: "--grid",
+    CARD: "--card",
     UP: "--blue",
     DOWN: "--teal",
     REFERENCE: "--grey",
@@ -196,7 +197,9 @@ def timeline(report: Report) -> Picture:
                     if update.device == name and (update.staleness > 0) == late
                 ]
                 if spans:
-                    axes.broken_barh(spans, (row - 0.34, 0.68), facecolor=colour, edgecolor="none")
+                    axes.broken_barh(
+                        spans, (row - 0.34, 0.68), facecolor=colour, edgecolor=CARD, linewidth=0.6
+                    )
         if len(report.rounds) <= _FEW_ROUNDS:
             for figures in report.rounds:
                 axes.axvline(figures.end_s, color=GRID, linewidth=0.7, zorder=0)
