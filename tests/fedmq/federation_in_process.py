@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_edge_agent.trainer.host import Host
@@ -20,6 +21,8 @@ from fedmq_protocol.codecs.model import (
 )
 from fedmq_protocol.messages import UploadSettings
 from fedmq_protocol.schema import TensorSchema
+
+torch.set_num_threads(1)  # as in a nursery: threads that wait for each other are slow where other tests run
 
 
 def ask(host: Host, op: str, **arguments: Any) -> dict[str, Any]:

@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedmq_edge_agent.trainer.client import TrainerClient
 from tests.edge_agent.trainer.asking import PLAIN, Ask, WriteTask
+
+torch.set_num_threads(1)  # as in a nursery: threads that wait for each other are slow where other tests run
 
 
 @pytest.fixture
