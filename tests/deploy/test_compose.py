@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,11 @@ def mounts(service: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def test_the_file_is_a_compose_file() -> None:
-    schema = json.loads(
-        files("check_jsonschema")
-        .joinpath("builtin_schemas/vendor/compose-spec.json")
-        .read_text(encoding="utf-8")
-    )
+    package = find_spec("check_jsonschema")  # wanted for its copy of the schema alone, so not imported
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).parent / "builtin_schemas/vendor/compose-spec.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
     problems = [
         f"{'/'.join(map(str, error.absolute_path))}: {error.message}"
         for error in validator_for(schema)(schema).iter_errors(COMPOSE)
