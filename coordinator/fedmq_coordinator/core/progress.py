@@ -245,7 +245,7 @@ class Progress:
         self._desk.note("info", f"run {run.id} {state}: {reason}", run=run.id)
         self._evaluating = {key: at for key, at in self._evaluating.items() if key[0] != run.id}
         if run.version >= 0:
-            self.announce(run, inline=True)
+            self.announce(run, inline=False)
             self._clear_at += [
                 (self._desk.now + _CLEAR_GRACE_S, topic)
                 for topic in sorted(self._desk.publisher.retained(run))

@@ -38,7 +38,9 @@ class StrategySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    server_lr: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    server_lr: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    """Length of a step. None: 1.6 in a synchronous run with sparse deltas both ways, which makes up for what error
+    feedback delays (docs/benchmarks.md); FedBuff: 1.2 K over the devices in flight, at most 1; else 1."""
     alpha: Fraction = 0.6
     """FedAsync: weight of a fresh update (Xie et al. 2019, arXiv:1903.03934)."""
     staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"
@@ -48,7 +50,7 @@ class StrategySettings(BaseModel):
     hinge_delay: Annotated[int, Field(ge=0)] = 4
     """Hinge: s(t) = 1 up to the delay b, then 1 / (slope * (t - b) + 1)."""
     buffer_size: Annotated[int, Field(ge=1)] | None = None
-    """FedBuff's K; None: a quarter of the leases in flight, from 2 to 10."""
+    """FedBuff's K; None: half of the leases in flight, from 2 to 10."""
     max_staleness: Annotated[int, Field(ge=0)] | None = None
     """Updates trained on an older version are refused; None: a device ten times slower than most is heard."""
     max_norm_ratio: Annotated[FiniteFloat, Field(gt=1)] = 10.0

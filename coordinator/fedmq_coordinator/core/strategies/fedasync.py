@@ -34,4 +34,4 @@ class FedAsync:
 
     def scale(self, buffer: Buffer) -> float:
         del buffer
-        return self.settings.server_lr
+        return self.settings.server_lr or 1.0
