@@ -47,7 +47,7 @@ format: $(VENV)/dev.stamp ## let ruff tidy the code
 bench: $(VENV)/dev.stamp mosquitto ## one benchmark: make bench BENCH=rounds ARGS="--seeds 5"; without BENCH, their names
 	@if [ -z "$(BENCH)" ]; then \
 		echo "make bench BENCH=... with one of:"; \
-		find benchmarks -maxdepth 1 -name '[a-z]*.py' -exec basename {} .py \; | sort | sed 's/^/  /'; \
+		grep -l __main__ benchmarks/*.py | sed 's,benchmarks/\(.*\)\.py,  \1,'; \
 	else $(BIN)/python benchmarks/$(BENCH).py $(ARGS); fi
 
 clean: ## remove caches and builds
