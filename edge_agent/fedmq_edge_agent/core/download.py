@@ -335,22 +335,23 @@ class Pull:
     def _ask_again(self, *, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for (key, index), asked in list(self._asked.items()):
-            if asked.deadline > now:
+            if asked.deadline > now or (key, index) not in self._asked:
                 continue
             asked.attempts += 1
-            if key[0] == "delta" and asked.attempts >= CHAIN_ATTEMPTS and self._can_take_snapshot():
+            asked.deadline = now + ANSWER.wait_s(asked.attempts, self._chance)
+            if key[0] == "delta" and asked.attempts >= CHAIN_ATTEMPTS and self._snapshot_would_do():
                 self._chain_fails = True
                 assert self._manifest is not None
-                return effects + self.aim(self._manifest, now=now)
+                effects += self.aim(self._manifest, now=now)
+                continue
             self.unreachable = self.unreachable or asked.attempts >= REPORT_ATTEMPTS
-            asked.deadline = now + ANSWER.wait_s(asked.attempts, self._chance)
             effects.append(self._get(key, index))
         return effects
 
-    def _can_take_snapshot(self) -> bool:
-        if self._chain_fails or self._manifest is None:
-            return False
-        return self.replica.held is None or self.replica.held < self._manifest.base
+    def _snapshot_would_do(self) -> bool:
+        """Whether the delta that does not come leads to a version that there is a snapshot of."""
+        held, manifest = self.replica.held, self._manifest
+        return not self._chain_fails and manifest is not None and held is not None and held < manifest.base
 
     def _get(self, key: Key, index: int) -> Effect:
         body = Get(run=self.replica.run, version=key[1], blob=key[0], index=index)
