@@ -19,6 +19,7 @@ from fedmq_edge_agent.core.backoff import Backoff, Chance
 from fedmq_edge_agent.core.effects import (
     Effect,
     FinishBlob,
+    RemoveFiles,
     Send,
     StoreBlob,
     Subscribe,
@@ -26,7 +27,7 @@ from fedmq_edge_agent.core.effects import (
     WriteBlobPart,
 )
 from fedmq_edge_agent.core.replica import Replica
-from fedmq_edge_agent.core.state import Link
+from fedmq_edge_agent.core.state import Link, part_file
 from fedmq_protocol.chunks import NO_HASH, chain_hash, chunk_count
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import BlobRef, Get, Manifest, ModelChunk
@@ -160,13 +161,13 @@ class Pull:
         return _Fetch(key, manifest.chain_bytes)
 
     def _cancel(self, keys: Iterable[Key]) -> list[Effect]:
-        gone = set(keys)
-        for key in gone:
-            self._wanted.pop(key, None)
+        gone = {key: fetch for key in keys if (fetch := self._wanted.pop(key, None)) is not None}
         dead = [asked for asked in self._asked if asked[0] in gone]
         for asked in dead:
             del self._asked[asked]
-        return [Unsubscribe(tuple(self._topic(*asked) for asked in dead))] if dead else []
+        parts = tuple(part_file(*key) for key, fetch in gone.items() if fetch.got)
+        effects: list[Effect] = [Unsubscribe(tuple(self._topic(*asked) for asked in dead))] if dead else []
+        return [*effects, RemoveFiles(self.replica.run, parts)] if parts else effects
 
     def _topic(self, key: Key, index: int) -> str:
         blob, version = key

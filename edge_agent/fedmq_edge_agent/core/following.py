@@ -28,6 +28,8 @@ from fedmq_protocol.messages import Announcement, Manifest, ModelChunk
 from fedmq_protocol.topics import Topics
 
 AGAIN = Backoff(first_s=2.0, longest_s=300.0)
+MAX_CHAIN = 65_536
+"""More deltas after a snapshot than any coordinator publishes."""
 TELL_FAILURES = 3
 """After so many disagreements of hashes in a row the operator is told."""
 
@@ -73,9 +75,14 @@ class Following:
         """Aim at the announced version, and take its delta if it came along.
 
         Raises:
-            RemoteError: the inline delta is not the one that the manifest pins.
+            RemoteError: the manifest cannot be, or the inline delta is not the one that it pins.
         """
         manifest, inline = announcement.manifest, announcement.inline_delta
+        if not 0 <= manifest.version - manifest.base <= MAX_CHAIN:
+            raise RemoteError(
+                f"a chain from {manifest.base} to {manifest.version} is none, or too long",
+                reason="bad-manifest",
+            )
         if inline is not None and (
             manifest.delta is None
             or len(inline) != manifest.delta.size

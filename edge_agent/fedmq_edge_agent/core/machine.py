@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from typing import Literal, assert_never
 
 from fedmq_edge_agent.core import words
-from fedmq_edge_agent.core.backoff import Backoff, Chance
+from fedmq_edge_agent.core.backoff import Chance
+from fedmq_edge_agent.core.contact import Contact
 from fedmq_edge_agent.core.effects import (
-    CommitState,
     Effect,
     Note,
     PinCoordinator,
     RemoveFiles,
-    RemoveRun,
     Request,
     Restore,
     Send,
@@ -50,11 +49,13 @@ from fedmq_edge_agent.core.events import (
 )
 from fedmq_edge_agent.core.following import Following
 from fedmq_edge_agent.core.inbox import Heard, Inbox, KeyUnknownError, StaleError
+from fedmq_edge_agent.core.leases import HeldLease, Leases
+from fedmq_edge_agent.core.ledger import Ledger
 from fedmq_edge_agent.core.outbox import Outbox
-from fedmq_edge_agent.core.state import AgentState, ModelIndex, PendingUpdate
-from fedmq_edge_agent.core.supervision import LOOP_FAILURES, Supervision, TimeLimits
+from fedmq_edge_agent.core.state import AgentState, ModelIndex
+from fedmq_edge_agent.core.supervision import Supervision, TimeLimits
 from fedmq_protocol.errors import RemoteError
-from fedmq_protocol.limits import MAX_METRICS, MAX_TEXT_CHARS
+from fedmq_protocol.limits import MAX_TEXT_CHARS
 from fedmq_protocol.messages import (
     Announcement,
     Body,
@@ -67,22 +68,12 @@ from fedmq_protocol.messages import (
     Receipt,
     Report,
     Status,
-    UpdateHeader,
 )
 from fedmq_protocol.sampling import in_cohort
 from fedmq_protocol.topics import Topics
 
-SESSION_BLOCK = 1_000
-"""Session numbers are reserved in blocks, so that a connection costs no write to a memory card."""
-COMMIT_DELAY_S = 1.0
-"""How long what would be learnt again may wait for a commit that is due anyway."""
 PATIENCE_S = 2.0
 """How long a leased training waits for a newer version that is still on its way."""
-HELLO = Backoff(first_s=3.0, longest_s=60.0)
-SILENCE_S = 300.0
-"""A run of which nothing was heard for so long is asked after."""
-USUAL_WEIGHT = 0.3
-"""Weight of the newest training in the smoothed time that one takes."""
 
 ReportCode = Literal[
     "train-failed",
@@ -115,18 +106,6 @@ class AgentLimits:
     times: TimeLimits = field(default_factory=TimeLimits)
 
 
-@dataclass(frozen=True)
-class HeldLease:
-    """Leave to train once, not used yet."""
-
-    run: str
-    lease: int
-    version: int
-    """Train on this version or a newer one."""
-    arrived_at: float
-    expires_at: float
-
-
 class Agent:
     """The device's state machine.
 
@@ -149,56 +128,40 @@ class Agent:
         indexes: Mapping[str, ModelIndex],
         chance: Chance,
     ) -> None:
+        device = limits.device
         self.limits = limits
-        self.state = state
         self.topics = Topics(limits.federation)
+        self.ledger = Ledger(state)
+        self.contact = Contact(chance=chance)
         self.inbox = Inbox(
-            topics=self.topics, device=limits.device, coordinator_key=coordinator_key, epoch=state.epoch
+            topics=self.topics, device=device, coordinator_key=coordinator_key, epoch=state.epoch
         )
-        self.outbox = Outbox(topics=self.topics, device=limits.device, chance=chance)
+        self.outbox = Outbox(topics=self.topics, device=device, chance=chance)
         self.trainer = Supervision(limits=limits.times, chance=chance)
+        self.leases = Leases()
         self.following: Following | None = None
         """The run whose model is held; None: there is none."""
         self.announcement: Announcement | None = None
         """The newest, whatever it is about."""
-        self.lease: HeldLease | None = None
-        self.session: int | None = None
-        """Of the present connection; None: there is none."""
-        self.since = 0.0
-        """When the present connection, or the lack of one, began."""
-        self.offline_reason = "not connected yet"
-        self.coordinator_online: bool | None = None
         self.rejected: Counter[tuple[str, str]] = Counter()
         """Packets that were not believed, by kind of topic and reason."""
         self.idle_reason = ""
         """Why the announced run is not followed."""
-        self.hello_at: float | None = None
-        """When the announcement is asked for, if none comes."""
         self._public_key = public_key
         self._chance = chance
         self._indexes = dict(indexes)
         self._effects: list[Effect] = []
-        self._next_session = state.session
-        self._status_seen = (0, 0)
         self._unverified: dict[str, bytes] = {}
         self._announced_at = 0.0
-        self._born: Presence | None = None
         self._task_problem = ""
-        self._taken: dict[str, int] = {}  # the highest lease of a run that was begun with, or given back
-        self._training: HeldLease | None = None
-        self._early_lease: HeldLease | None = None  # of a run that was not announced yet
         self._mismatch_told = ""
         self._ended = ""  # the run that was last said to be over
-        self._hello_attempts = 0
-        self._commit_at: float | None = None
-        self._garbage: list[tuple[str, str]] = []
 
     # ------------------------------------------------------------------------------ what the shell calls
 
     def next_session(self) -> int:
         """The session number for a connection that is about to be made."""
-        self._next_session += 1
-        return self._next_session
+        return self.ledger.next_session()
 
     def handle(self, event: Event, *, now: float) -> list[Effect]:
         """Take in what happened; return what to do, in order."""
@@ -209,10 +172,7 @@ class Agent:
 
     def last_effects(self) -> list[Effect]:
         """What is to be done before an orderly end: the commit that was due anyway."""
-        self._effects = []
-        if self._commit_at is not None:
-            self._commit()
-        return self._effects
+        return [] if self.ledger.commit_at is None else self.ledger.commit()
 
     def next_deadline(self) -> float | None:
         """When `TimePassed` is due, if nothing happens before."""
@@ -220,9 +180,9 @@ class Agent:
             self.trainer.next_deadline(),
             self.outbox.next_deadline(),
             None if self.following is None else self.following.pull.next_deadline(),
-            None if self.session is None else self.hello_at,
-            self._commit_at,
-            None if self.lease is None else self.lease.expires_at,
+            self.contact.next_deadline(),
+            self.ledger.commit_at,
+            None if self.leases.held is None else self.leases.held.expires_at,
             self.train_at(),
         ]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
@@ -252,7 +212,7 @@ class Agent:
         """Why this device cannot train now, for the operator; empty when it can."""
         if self._task_problem:
             return self._task_problem
-        if self.trainer.failures >= LOOP_FAILURES:
+        if self.trainer.unfit:
             text = f"the trainer failed {self.trainer.failures} times in a row, last: {self.trainer.last_failure}"
             return text[:MAX_TEXT_CHARS]
         return "" if self.trainer.opened is not None else "the task is being opened"
@@ -282,9 +242,12 @@ class Agent:
 
     def _advance(self, *, now: float) -> None:
         """Do whatever has become possible or due. The commit comes first: what is sent below relies on it."""
-        self._sweep(now=now)
-        if self._commit_at is not None and self._commit_at <= now:
-            self._commit()
+        request = self.trainer.request
+        busy = request.run if isinstance(request, Train | Restore) else None
+        for run in self.ledger.sweep(busy=busy, now=now):
+            self._indexes.pop(run, None)
+        if self.ledger.commit_at is not None and self.ledger.commit_at <= now:
+            self._effects += self.ledger.commit()
         if self.trainer.hung(now=now):
             took_s = now - self.trainer.since
             request, effects = self.trainer.stop(f"it hung, and was ended after {took_s:.0f} s", now=now)
@@ -308,52 +271,41 @@ class Agent:
     # ------------------------------------------------------------------------------ connection
 
     def _on_started(self, *, now: float) -> None:
-        self.since = now
-        self.state = self.state.model_copy(update={"session": self._next_session + SESSION_BLOCK})
-        self._commit_at = now
-        for run in self.state.runs.values():
+        self.contact.since = now
+        self.ledger.reserve_sessions(now=now)
+        for run in self.ledger.state.runs.values():
             for pending in run.pending:
                 self.outbox.add(pending, now=now)
 
     def _on_connected(self, event: Connected, *, now: float) -> None:
-        self.session, self.since, self._born = event.session, now, None
-        if event.session + SESSION_BLOCK // 10 > self.state.session:
-            self.state = self.state.model_copy(update={"session": event.session + SESSION_BLOCK})
-            self._commit_at = now
+        self.contact.connected(event.session, now=now)
+        self.ledger.reserve_sessions(now=now)
         self._greet()
-        self.hello_at, self._hello_attempts = now + HELLO.first_s, 0
         self.outbox.connected(event.max_packet_bytes, now=now)
         if self.following is not None:
             self.following.pull.connected()
 
     def _on_disconnected(self, event: Disconnected, *, now: float) -> None:
-        if self.session is not None:
-            self.since = now
-        self.session, self.offline_reason = None, event.reason
+        self.contact.disconnected(event.reason, now=now)
         self.outbox.disconnected()
         if self.following is not None:
             self._effects += self.following.pull.disconnected()
 
     def _greet(self) -> None:
         """Publish the birth certificate, again when something in it changes."""
-        if self.session is None:
+        session = self.contact.session
+        if session is None:
             return
-        presence = self.presence(online=True, session=self.session)
-        if presence != self._born:
-            self._born = presence
+        presence = self.presence(online=True, session=session)
+        if self.contact.changed(presence):
             self._effects.append(Send(self.topics.presence(self.limits.device), presence, retain=True))
 
     def _say_hello(self, *, now: float) -> None:
-        if self.session is None or self.hello_at is None or self.hello_at > now:
-            return
-        run = None if self.following is None else self.following.run
-        version = None if self.following is None else self.following.replica.held
-        self._hello_attempts += 1
-        attempt = self._hello_attempts if self.coordinator_online is not False else 64
-        self.hello_at = now + HELLO.wait_s(attempt, self._chance)
-        self._effects.append(
-            Send(self.topics.up(self.limits.device, "hello"), Hello(run=run, version=version))
-        )
+        if self.contact.hello_is_due(now=now):
+            run = None if self.following is None else self.following.run
+            version = None if self.following is None else self.following.replica.held
+            hello = Hello(run=run, version=version)
+            self._effects.append(Send(self.topics.up(self.limits.device, "hello"), hello))
 
     # ------------------------------------------------------------------------------ packets
 
@@ -367,7 +319,7 @@ class Agent:
                 self._note(
                     "info", f"believes the coordinator with the key {key.hex()}, and no other from now on"
                 )
-            if not isinstance(heard.body, ModelChunk) and heard.epoch > self.state.epoch:
+            if not isinstance(heard.body, ModelChunk) and heard.epoch > self.ledger.state.epoch:
                 self._new_epoch(heard.epoch, now=now)
             self._on_message(heard, now=now)
         except KeyUnknownError:
@@ -422,28 +374,23 @@ class Agent:
 
     def _new_epoch(self, epoch: int, *, now: float) -> None:
         """Another start of the coordinator: what it had not put on disk, it does not know."""
-        self.state = self.state.model_copy(update={"epoch": epoch})
-        self._commit_soon(now=now)
+        self.ledger.new_epoch(epoch, now=now)
         self.outbox.send_again(now=now)
-        if self.session is not None:
-            self.hello_at, self._hello_attempts = now + HELLO.first_s, 0
+        self.contact.expect_announcement(now=now)
 
     def _on_status(self, status: Status, epoch: int, *, now: float) -> None:
-        if (epoch, status.session) < self._status_seen:
-            return  # the late will of an earlier connection
-        self._status_seen = (epoch, status.session)
-        if self.coordinator_online is not None and self.coordinator_online != status.online:
+        before = self.contact.coordinator_online
+        if not self.contact.status(status, epoch):
+            return
+        if before is not None and before != status.online:
             self._note("info", "the coordinator is back" if status.online else "the coordinator is away")
-        self.coordinator_online = status.online
         self.outbox.coordinator(online=status.online, now=now)
 
     # ------------------------------------------------------------------------------ runs
 
     def _on_announcement(self, announcement: Announcement, *, now: float) -> None:
         self.announcement, self._announced_at = announcement, now
-        self.hello_at, self._hello_attempts = None, 0
-        if announcement.state == "running":
-            self.hello_at = now + SILENCE_S * (0.8 + 0.4 * self._chance())
+        self.contact.announced(running=announcement.state == "running", now=now)
         self._consider(now=now)
 
     def _consider(self, *, now: float) -> None:
@@ -470,25 +417,24 @@ class Agent:
         if in_cohort(announcement.cohort, announcement.round, self.limits.device):
             expires_at = self._announced_at + announcement.lease_s
             self._offer_lease(HeldLease(run, announcement.lease, version, now, expires_at))
-        early, self._early_lease = self._early_lease, None
-        if early is not None and early.run == run:
+        early = self.leases.take_early(run)
+        if early is not None:
             self._offer_lease(early)
 
     def _follow(self, run: str, *, now: float) -> None:
         self._stop_following()
-        if run not in self.state.runs:
+        if self._ended == run:
+            self._ended = ""
+        if self.ledger.activate(run, now=now):
             self._note("info", "a new run", run=run)
-            self._commit_at = now
-        self.state = self.state.with_run(run).model_copy(update={"active": run})
-        self._commit_soon(now=now)
         index = self._indexes.pop(run, ModelIndex())
         device, chance = self.limits.device, self._chance
         self.following = Following(run, index, topics=self.topics, device=device, chance=chance)
-        if self.session is not None:
+        if self.contact.session is not None:
             self.following.pull.connected()
 
     def _stop_following(self) -> None:
-        self.lease = None
+        self.leases.drop()
         if self.following is not None:
             self._effects += [*self.following.pull.disconnected(), *self.following.flush()]
             self._indexes[self.following.run] = self.following.replica.index
@@ -508,17 +454,6 @@ class Agent:
             text = f"dropped {len(dropped)} updates that the run did not wait for"
             self._note("warning", text, run=run, dropped=len(dropped))
 
-    def _sweep(self, *, now: float) -> None:
-        """Remove what is kept of runs that are neither active, nor being trained, nor waiting for a receipt."""
-        request = self.trainer.request
-        busy = request.run if isinstance(request, Train | Restore) else None
-        for run, kept in self.state.runs.items():
-            if run not in {self.state.active, busy} and not kept.pending:
-                self._indexes.pop(run, None)
-                self.state = self.state.without_run(run)
-                self._garbage.append((run, ""))
-                self._commit_soon(now=now)
-
     # ------------------------------------------------------------------------------ leases
 
     def _on_lease(self, lease: Lease, *, now: float) -> None:
@@ -526,20 +461,16 @@ class Agent:
         if self.following is not None and self.following.run == lease.run:
             self._offer_lease(held)
         elif lease.run != self._ended:
-            # It overtook the announcement, or the broker keeps none for us: ask for it.
-            self._early_lease = held
-            self.hello_at = now
+            # It overtook the announcement, or the broker keeps none for us.
+            self.leases.keep_early(held)
+            self.contact.ask_at_once(now=now)
 
     def _offer_lease(self, lease: HeldLease) -> None:
-        """Take a lease of the followed run, unless a newer one, or this one, was taken before."""
-        run, kept = lease.run, self.state.runs[lease.run]
-        newest = max(kept.lease, self._taken.get(run, 0), 0 if self.lease is None else self.lease.lease)
-        if lease.lease > newest:
-            self.lease = lease
+        self.leases.offer(lease, committed=self.ledger.state.runs[lease.run].lease)
 
     def train_at(self) -> float | None:
         """When training can begin; None: not before something happens."""
-        following, lease = self.following, self.lease
+        following, lease = self.following, self.leases.held
         if (
             following is None
             or lease is None
@@ -556,24 +487,23 @@ class Agent:
         return max(self.trainer.resume_at, patient_until)
 
     def _advance_lease(self, *, now: float) -> None:
-        lease = self.lease
+        """Let go of a lease that cannot be served; the coordinator need not wait for it."""
+        lease = self.leases.held
         if lease is None:
             return
         if now >= lease.expires_at:
             self._note("info", f"lease {lease.lease} ran out before training could begin", run=lease.run)
-            self._taken[lease.run] = lease.lease
-            self.lease = None
-        elif len(self.outbox) >= self.limits.outbox_limit:
-            waiting = f"{len(self.outbox)} updates wait for their receipts, and no more than that are kept"
-            self._give_back(lease, "busy", waiting)
+            self.leases.done()
+            return
+        if len(self.outbox) >= self.limits.outbox_limit:
+            why = f"{len(self.outbox)} updates wait for their receipts, and no more than that are kept"
         elif self.trainer.resume_at >= lease.expires_at:
-            self._give_back(lease, "busy", f"the trainer rests after a failure: {self.trainer.last_failure}")
-
-    def _give_back(self, lease: HeldLease, code: ReportCode, why: str) -> None:
+            why = f"the trainer rests after a failure: {self.trainer.last_failure}"
+        else:
+            return
         self._note("warning", f"does not train for lease {lease.lease}: {why}", run=lease.run)
-        self._report(code, why, run=lease.run, lease=lease.lease)
-        self._taken[lease.run] = lease.lease
-        self.lease = None
+        self._report("busy", why, run=lease.run, lease=lease.lease)
+        self.leases.done()
 
     # ------------------------------------------------------------------------------ the trainer
 
@@ -584,28 +514,26 @@ class Agent:
         refused = self.outbox.next_restore()
         if refused is not None:
             run, counter = refused.header.run, refused.header.counter
-            before = self.state.runs[run].residual_file
-            self._ask(Restore(run, counter, refused.file, before, f"restored-{counter}.bin"), now=now)
+            before = self.ledger.state.runs[run].residual_file
+            restore = Restore(run, counter, refused.file, before, f"restored-{counter}.bin")
+            self._effects += self.trainer.ask(restore, now=now)
             return
         step = None if self.following is None else self.following.next_step()
         if step is not None:
-            self._ask(step, now=now)
+            self._effects += self.trainer.ask(step, now=now)
             return
         train_at = self.train_at()
         if train_at is not None and train_at <= now:
             self._train(now=now)
 
-    def _ask(self, request: Request, *, now: float) -> None:
-        self._effects += self.trainer.ask(request, now=now)
-
     def _train(self, *, now: float) -> None:
-        lease, announcement = self.lease, self.announcement
-        assert lease is not None
+        announcement, following = self.announcement, self.following
         assert announcement is not None
-        assert self.following is not None
-        version = self.following.replica.loaded
+        assert following is not None
+        lease = self.leases.begin()
+        version = following.replica.loaded
         assert version is not None
-        kept = self.state.runs[lease.run]
+        kept = self.ledger.state.runs[lease.run]
         request = Train(
             run=lease.run,
             counter=kept.counter + 1 if kept.counter else max(1, lease.lease),
@@ -618,8 +546,6 @@ class Agent:
             residual_file=kept.residual_file,
             evaluate=announcement.evaluate,
         )
-        self._taken[lease.run] = lease.lease
-        self._training, self.lease = lease, None
         left_s = lease.expires_at - now
         self._effects += self.trainer.ask(request, now=now, lease_left_s=left_s, usual_s=kept.usual_s)
 
@@ -683,8 +609,8 @@ class Agent:
         match request:
             case Train() if refusal.code == "bad-residual":
                 self._lose_residual(request.run, refusal.detail, now=now)
-                if self.lease is None:
-                    self.lease = self._training
+                if self.following is not None and self.following.run == request.run:
+                    self.leases.begin_again(request.run)
             case Train():
                 if refusal.code == "bad-model" and self.following is not None:
                     self.following.trainer_lost_it()
@@ -708,49 +634,18 @@ class Agent:
     def _lose_residual(self, run: str, detail: str, *, now: float) -> None:
         self._note("warning", f"the residual is lost: {detail}; going on from zero", run=run)
         self._report("other", f"the residual is lost: {detail}", run=run)
-        kept = self.state.runs.get(run)
-        if kept is not None and kept.residual_file is not None:
-            self._garbage.append((run, kept.residual_file))
-            self.state = self.state.with_run(run, residual_file=None)
-            self._commit_at = now
+        self.ledger.residual_lost(run, now=now)
 
     def _on_trained(self, finished: TrainingFinished, request: Train, *, began: float, now: float) -> None:
-        took_s = now - began
-        run = request.run
+        took_s, run, opened = now - began, request.run, self.trainer.opened
+        assert opened is not None
         self.trainer.succeeded()
-        kept = self.state.runs.get(run)
-        if kept is None or run == self._ended:
+        if self.ledger.run(run) is None or run == self._ended:
             self._note("info", "the run ended before this training did; its update is dropped", run=run)
             self._effects.append(RemoveFiles(run, (finished.payload_file, finished.residual_file)))
             return
-        opened = self.trainer.opened
-        assert opened is not None
-        header = UpdateHeader(
-            run=run,
-            counter=request.counter,
-            lease=request.lease,
-            base_version=request.base_version,
-            schema_hash=opened.task.schema_hash,
-            num_examples=max(1, finished.num_examples),
-            payload=finished.payload,
-            train_s=finished.train_s,
-            metrics=dict(list(finished.metrics.items())[:MAX_METRICS]),
-            evaluation=finished.evaluation,
-            residual_dropped=finished.residual_dropped,
-        )
-        pending = PendingUpdate(header=header, file=finished.payload_file)
-        if kept.residual_file is not None and kept.residual_file != finished.residual_file:
-            self._garbage.append((run, kept.residual_file))
-        self.state = self.state.with_run(
-            run,
-            counter=request.counter,
-            lease=max(kept.lease, request.lease),
-            updates_done=kept.updates_done + 1,
-            residual_file=finished.residual_file,
-            usual_s=took_s if kept.usual_s is None else kept.usual_s + USUAL_WEIGHT * (took_s - kept.usual_s),
-            pending=(*kept.pending, pending),
-        )
-        self._commit_at = now
+        schema_hash = opened.task.schema_hash
+        pending = self.ledger.trained(request, finished, schema_hash=schema_hash, took_s=took_s, now=now)
         self.outbox.add(pending, now=now)
         text = f"trained on version {request.base_version} in {took_s:.2f} s, {finished.payload.size} bytes to send"
         self._note("info", text, run=run, round=request.lease)
@@ -777,46 +672,19 @@ class Agent:
             self._settle(run, counter, now=now)
 
     def _on_restored(self, restored: ResidualRestored, *, now: float) -> None:
-        run = restored.run
-        kept = self.state.runs.get(run)
-        if kept is None or (run, restored.counter) not in self.outbox:
+        run, counter = restored.run, restored.counter
+        if self.ledger.run(run) is None or (run, counter) not in self.outbox:
             self._effects.append(RemoveFiles(run, (restored.residual_file,)))
             return
-        if kept.residual_file is not None:
-            self._garbage.append((run, kept.residual_file))
-        self.state = self.state.with_run(run, residual_file=restored.residual_file)
-        self._settle(run, restored.counter, now=now)
-        self._commit_at = now
+        self.ledger.restored(run, counter, restored.residual_file, now=now)
+        self.outbox.remove(run, counter)
 
     def _settle(self, run: str, counter: int, *, now: float) -> None:
-        """The last word on an update: it goes with the next commit. Until then a restart would only send it again."""
+        """The last word on an update was spoken."""
         self.outbox.remove(run, counter)
-        kept = self.state.runs.get(run)
-        if kept is None:
-            return
-        gone = [pending for pending in kept.pending if pending.header.counter == counter]
-        left = tuple(pending for pending in kept.pending if pending.header.counter != counter)
-        self.state = self.state.with_run(run, pending=left)
-        self._garbage += [(run, pending.file) for pending in gone]
-        self._commit_soon(now=now)
+        self.ledger.settled(run, counter, now=now)
 
     # ------------------------------------------------------------------------------ small things
-
-    def _commit_soon(self, *, now: float) -> None:
-        if self._commit_at is None:
-            self._commit_at = now + COMMIT_DELAY_S
-
-    def _commit(self) -> None:
-        """Write the state, then remove what it refers to no more: in this order a crash leaves only rubbish."""
-        self._commit_at = None
-        self._effects.append(CommitState(self.state))
-        runs = [run for run, name in self._garbage if not name and run not in self.state.runs]
-        for run in dict.fromkeys(run for run, _ in self._garbage if run not in runs):
-            names = tuple(dict.fromkeys(name for owner, name in self._garbage if owner == run and name))
-            if names:
-                self._effects.append(RemoveFiles(run, names))
-        self._effects += [RemoveRun(run) for run in dict.fromkeys(runs)]
-        self._garbage.clear()
 
     def _note(
         self, level: Literal["debug", "info", "warning", "error"], text: str, **fields: str | float
@@ -826,7 +694,7 @@ class Agent:
     def _report(
         self, code: ReportCode, detail: str, *, run: str | None = None, lease: int | None = None
     ) -> None:
-        if self.session is not None:
+        if self.contact.session is not None:
             body = Report(code=code, detail=detail[:MAX_TEXT_CHARS], run=run, lease=lease)
             self._effects.append(Send(self.topics.up(self.limits.device, "report"), body))
 

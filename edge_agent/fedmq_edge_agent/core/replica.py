@@ -52,9 +52,8 @@ class Replica:
 
     def has(self, version: int) -> bool:
         """Whether the delta of `version` is on disk, joined or waiting for those before it."""
-        return version in self._ahead or any(
-            link.version == version and link.blob == "delta" for link in self._links
-        )
+        joined = self.base is not None and self.held is not None and self.base < version <= self.held
+        return joined or version in self._ahead
 
     def join(self, link: Link) -> list[str]:
         """Take a file that is on disk into the chain, or keep it until the files before it come.

@@ -103,6 +103,11 @@ def blob_file(blob: BlobKind, version: int) -> str:
     return f"base-{version}.bin" if blob == "snapshot" else f"delta-{version}.bin"
 
 
+def part_file(blob: BlobKind, version: int) -> str:
+    """The name of a model file that is still being fetched."""
+    return blob_file(blob, version) + ".part"
+
+
 def _pack(body: BaseModel) -> bytes:
     packed: bytes = msgpack.packb(body.model_dump(exclude_none=True))
     whole: bytes = msgpack.packb([STATE_VERSION, hashlib.sha256(packed).digest(), packed])

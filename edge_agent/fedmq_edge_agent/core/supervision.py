@@ -73,7 +73,14 @@ class Supervision:
         self.last_failure = ""
         self.resume_at = 0.0
         """When it is started again, or trains again."""
+        self.rests = False
+        """It failed, and waits."""
         self._deadline: float | None = None
+
+    @property
+    def unfit(self) -> bool:
+        """Whether it keeps failing; between two attempts it is, so that nobody counts on it."""
+        return self.failures >= LOOP_FAILURES and self.rests
 
     @property
     def ready(self) -> bool:
@@ -86,13 +93,17 @@ class Supervision:
         return self._deadline
 
     def next_deadline(self) -> float | None:
-        """When it is to be started, or counts as hung."""
-        return self.resume_at if self.state == "down" else self._deadline
+        """When it is to be started, has rested, or counts as hung."""
+        if self.state == "down" or (self.state == "idle" and self.rests):
+            return self.resume_at
+        return self._deadline
 
     # ------------------------------------------------------------------------------ its life
 
     def start(self, *, now: float) -> list[Effect]:
         """Start a child, if there is none and the wait is over."""
+        if self.rests and self.state in {"idle", "busy"} and now >= self.resume_at:
+            self.rests = False
         if self.state != "down" or now < self.resume_at:
             return []
         self.generation += 1
@@ -160,11 +171,13 @@ class Supervision:
         self.resume_at = now + RESTART.wait_s(self.failures, self._chance)
         self.failures += 1
         self.last_failure = detail
+        self.rests = True
 
     def succeeded(self) -> None:
         """It trained: whatever was wrong is over."""
         self.failures = 0
         self.last_failure = ""
+        self.rests = False
 
     def _enter(self, state: State, now: float, limit_s: float | None) -> None:
         self.state, self.since, self.request = state, now, None

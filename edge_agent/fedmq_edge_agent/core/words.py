@@ -29,11 +29,11 @@ def waiting(agent: Agent, *, now: float) -> str:
 
 
 def _connection(agent: Agent, now: float) -> str:
-    if agent.session is None:
-        return f"offline for {span(now - agent.since)} ({agent.offline_reason}); trying again by itself"
+    if agent.contact.session is None:
+        return f"offline for {span(now - agent.contact.since)} ({agent.contact.offline_reason}); trying again by itself"
     if agent.inbox.coordinator_key is None:
-        return f"connected for {span(now - agent.since)}; waiting for the coordinator's first sign of life"
-    if agent.coordinator_online is False:
+        return f"connected for {span(now - agent.contact.since)}; waiting for the coordinator's first sign of life"
+    if agent.contact.coordinator_online is False:
         return "the coordinator is away; everything is kept until it is back"
     return ""
 
@@ -59,7 +59,7 @@ def _trainer(agent: Agent, now: float) -> str:
 def _request(agent: Agent) -> str:
     match agent.trainer.request:
         case Train() as train:
-            kept = agent.state.runs.get(train.run)
+            kept = agent.ledger.run(train.run)
             usual = "" if kept is None or kept.usual_s is None else f" (usually {span(kept.usual_s)})"
             return f"training for lease {train.lease} on version {train.base_version}{usual}"
         case LoadSnapshot(version=version) | ApplyDelta(version=version):
@@ -71,12 +71,12 @@ def _request(agent: Agent) -> str:
 
 
 def _run(agent: Agent, now: float) -> str:
-    if agent.session is None or agent.inbox.coordinator_key is None:
+    if agent.contact.session is None or agent.inbox.coordinator_key is None:
         return ""
     following = agent.following
     if agent.announcement is None:
-        ask = "" if agent.hello_at is None else f"; asking in {span(agent.hello_at - now)}"
-        return f"no run was announced for {span(now - agent.since)}{ask}"
+        ask = "" if agent.contact.hello_at is None else f"; asking in {span(agent.contact.hello_at - now)}"
+        return f"no run was announced for {span(now - agent.contact.since)}{ask}"
     if following is None:
         return agent.idle_reason
     if following.pull.since is not None:
@@ -84,9 +84,9 @@ def _run(agent: Agent, now: float) -> str:
         rest = following.pull.not_before - now
         pause = f", which rests for {span(rest)} after a disagreement of hashes" if rest > 0 else ""
         return f"waiting for {since} for {following.pull.progress} of {following.run}{pause}"
-    if agent.lease is not None:
-        left = span(agent.lease.expires_at - now)
-        return f"lease {agent.lease.lease} waits for the trainer, and runs out in {left}"
+    if agent.leases.held is not None:
+        left = span(agent.leases.held.expires_at - now)
+        return f"lease {agent.leases.held.lease} waits for the trainer, and runs out in {left}"
     if agent.trainer.ready:
         return f"holds version {following.replica.loaded} of {following.run}; waiting for a lease"
     return ""

@@ -25,6 +25,7 @@ from fedmq_edge_agent.core.state import (
     dump_state,
     load_index,
     load_state,
+    part_file,
 )
 from fedmq_protocol.errors import RemoteError, StoreError
 from fedmq_protocol.messages import BlobRef
@@ -173,7 +174,7 @@ class Disk:
         Raises:
             StoreError: the disk does not take it.
         """
-        path = self._path(run, blob_file(blob, version) + ".part")
+        path = self._path(run, part_file(blob, version))
         try:
             path.parent.mkdir(exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -186,7 +187,7 @@ class Disk:
     def finish_blob(self, run: str, blob: BlobKind, version: int, ref: BlobRef) -> bool:
         """Put a fetched file in place if it is what was promised; otherwise remove it."""
         path = self._path(run, blob_file(blob, version))
-        partial = path.with_name(path.name + ".part")
+        partial = self._path(run, part_file(blob, version))
         if not _matches(partial, ref):
             partial.unlink(missing_ok=True)
             return False

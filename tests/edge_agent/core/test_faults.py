@@ -73,7 +73,7 @@ from fedmq_edge_agent.core.state import (
 from fedmq_protocol.chunks import Assembly, blob_ref
 from fedmq_protocol.messages import Get, Hello, Offer, Update, UploadChunk
 from fedmq_protocol.signing import SigningKey
-from fedmq_protocol.topics import Topics
+from fedmq_protocol.topics import BlobKind, Topics
 from tests.edge_agent.scripted import EVERYBODY, NOBODY, TASK, ScriptedCoordinator
 
 DEVICE = "dev-1"
@@ -221,7 +221,7 @@ class Device:
         data = self.world.disk.files.get((run, file))
         if data is None or blob_ref(data) != ref:
             return TrainerRefused("bad-model", "not what was stored")
-        kind = "snapshot" if file.startswith("base") else "delta"
+        kind: BlobKind = "snapshot" if file.startswith("base") else "delta"
         assert data == self.world.coordinators[run].blob(kind, version), (
             "another model than the coordinator's"
         )
@@ -569,7 +569,7 @@ class World(RuleBasedStateMachine):
             self.heal()
             if self.settled:
                 break
-        state = self.device.agent.state
+        state = self.device.agent.ledger.state
         assert set(self.committed) == set(self.outcomes), "lost, or never committed"
         for run in self.coordinators:
             kept = state.runs.get(run)

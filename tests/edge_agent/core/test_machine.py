@@ -373,7 +373,7 @@ def test_a_lease_that_runs_out_is_not_trained_for(joined: Device) -> None:
     joined.hear(joined.coordinator.lease("dev-1", 2, lease_s=5.0))
     joined.now += 6
     assert of(joined.trained(), Ask) == []
-    assert joined.agent.lease is None
+    assert joined.agent.leases.held is None
     assert of(joined.hear(joined.coordinator.lease("dev-1", 2)), Ask) == []
 
 
@@ -381,7 +381,7 @@ def test_after_a_restart_the_lease_of_a_committed_update_is_not_trained_for_agai
     joined.hear(joined.coordinator.announcement(lease=1, cohort=EVERYBODY))
     assert joined.agent.following is not None
     index = joined.agent.following.replica.index
-    before = joined.agent.state
+    before = joined.agent.ledger.state
     [commit] = of(joined.trained(), CommitState)
 
     for state, trains in ((before, True), (commit.state, False)):
@@ -445,17 +445,17 @@ def test_the_late_will_of_an_older_session_is_no_absence(joined: Device) -> None
     joined.coordinator.session += 1
     joined.hear(joined.coordinator.status())
     joined.hear(late)
-    assert joined.agent.coordinator_online is True
+    assert joined.agent.contact.coordinator_online is True
 
 
 def test_what_an_older_epoch_says_is_void(joined: Device) -> None:
     old = ScriptedCoordinator(versions=joined.coordinator.versions)
     joined.coordinator.restart()
     joined.hear(joined.coordinator.status())
-    assert joined.agent.state.epoch == 2
+    assert joined.agent.ledger.state.epoch == 2
     assert of(joined.hear(old.lease("dev-1", 1)), Ask) == []
     restarted = Device(
-        joined.coordinator, state=joined.agent.state, coordinator_key=joined.coordinator.key.public_key
+        joined.coordinator, state=joined.agent.ledger.state, coordinator_key=joined.coordinator.key.public_key
     )
     restarted.start()
     restarted.connect()
@@ -734,6 +734,15 @@ def test_without_an_announcement_it_says_hello_and_goes_on_doing_so(device: Devi
     assert of(device.hear(device.coordinator.seal(TOPICS.down("dev-1", "announcement"), answer)), Subscribe)
 
 
+def test_an_absurd_manifest_is_refused_before_memory_is_taken(joined: Device) -> None:
+    sane = joined.coordinator.manifest
+    for absurd in ({"version": 2**53 - 1}, {"version": 5, "base": 6}):
+        manifest = sane.model_copy(update=absurd)
+        effects = joined.hear(joined.coordinator.announcement(manifest=manifest, inline=False))
+        assert of(effects, Subscribe) == []
+    assert joined.agent.rejected["run", "bad-manifest"] == 2
+
+
 def test_a_replayed_announcement_changes_nothing(joined: Device) -> None:
     old = joined.coordinator.announcement(lease=1, cohort=EVERYBODY)
     joined.coordinator.publish()
@@ -771,6 +780,9 @@ def test_a_crash_loop_backs_off_up_to_five_minutes_and_shows_in_the_presence(joi
     assert starts[-1] == pytest.approx(300, abs=2)
     problems = [body.problem for body in bodies(effects, Presence)]
     assert problems[0] == "the trainer failed 3 times in a row, last: boom"
+    # Once it is back it may be counted on again, or it would never get the chance to show that it can.
+    joined.tell(TrainerStarted(joined.agent.trainer.generation))
+    assert [body.problem for body in bodies(joined.answer(OPENED), Presence)] == [""]
 
 
 def test_a_hung_training_is_ended_after_ten_times_the_usual(joined: Device) -> None:
@@ -795,6 +807,17 @@ def test_a_failed_training_is_reported_and_the_next_lease_waits_a_little(joined:
     assert (report.code, report.lease, report.detail) == ("train-failed", 1, "ValueError: no (task.py:12)")
     assert of(joined.hear(joined.coordinator.lease("dev-1", 2)), Ask) == []
     assert len(of(joined.wait(1.5), Ask)) == 1
+
+
+def test_a_training_that_keeps_failing_shows_in_the_presence_while_the_device_rests(joined: Device) -> None:
+    effects: list[Effect] = []
+    for lease in (1, 2, 3):
+        effects += joined.hear(joined.coordinator.lease("dev-1", lease))
+        effects += joined.wait(5)
+        effects += joined.answer(TrainerRefused("train-failed", "NaN"))
+    effects += joined.wait(30)
+    problems = [body.problem for body in bodies(effects, Presence)]
+    assert problems == ["the trainer failed 3 times in a row, last: NaN", ""]
 
 
 def test_a_task_that_does_not_open_is_said_in_the_presence_and_tried_again(device: Device) -> None:
@@ -832,12 +855,12 @@ def test_garbage_on_every_topic_is_counted_and_said_once(joined: Device) -> None
         TOPICS.chunk("r1", 1, "delta", 0),
         "fedmq/v1/other/thing",
     ]
-    state = joined.agent.state
+    state = joined.agent.ledger.state
     for topic in topics:
         for payload in (b"", b"\xc1", b"garbage" * 1_000, b"\x92\xc4\x00\xc4\x40" + bytes(64)):
             joined.hear((topic, payload))
     noted = sum(joined.hear((topic, b"again")) != [] for topic in topics)
     assert noted == 0
     assert joined.agent.rejected.total() >= 5 * len(topics) - 4
-    assert joined.agent.state == state
+    assert joined.agent.ledger.state == state
     assert of(joined.hear(joined.coordinator.lease("dev-1", 1)), Ask) != []

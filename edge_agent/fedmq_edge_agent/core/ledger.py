@@ -1,0 +1,166 @@
+"""What the device must not forget, and when it is written down: the state, its commits, and the files it outgrew.
+
+What is sent relies on a commit `now`. What would be learnt again (a receipt, an epoch) waits a moment for a commit
+that is due anyway: memory cards wear. Files are removed only after the commit of a state that does not name them, so
+that a crash leaves rubbish, never a gap.
+"""
+
+from __future__ import annotations
+
+from fedmq_edge_agent.core.effects import CommitState, Effect, RemoveFiles, RemoveRun, Train
+from fedmq_edge_agent.core.events import TrainingFinished
+from fedmq_edge_agent.core.state import AgentState, PendingUpdate, RunState
+from fedmq_protocol.limits import MAX_METRICS
+from fedmq_protocol.messages import UpdateHeader
+
+SESSION_BLOCK = 1_000
+"""Session numbers are reserved in blocks, so that a connection costs no write."""
+COMMIT_DELAY_S = 1.0
+"""How long what would be learnt again may wait for a commit."""
+USUAL_WEIGHT = 0.3
+"""Weight of the newest training in the smoothed time that one takes."""
+
+
+class Ledger:
+    """The state, and what is to be done about it.
+
+    Args:
+        state: what the last commit left.
+    """
+
+    def __init__(self, state: AgentState) -> None:
+        self.state = state
+        self.commit_at: float | None = None
+        """When the next commit is due; None: nothing has changed."""
+        self._session = state.session
+        self._useless: list[tuple[str, str]] = []
+        self._over: list[str] = []
+
+    def run(self, run: str) -> RunState | None:
+        """What is remembered of a run."""
+        return self.state.runs.get(run)
+
+    # ------------------------------------------------------------------------------ commits
+
+    def commit_now(self, *, now: float) -> None:
+        """What follows relies on it."""
+        self.commit_at = now
+
+    def commit_soon(self, *, now: float) -> None:
+        """It would be learnt again."""
+        if self.commit_at is None:
+            self.commit_at = now + COMMIT_DELAY_S
+
+    def commit(self) -> list[Effect]:
+        """Write the state, then remove what it names no more."""
+        self.commit_at = None
+        effects: list[Effect] = [CommitState(self.state)]
+        for run in dict.fromkeys(run for run, _ in self._useless if run not in self._over):
+            names = dict.fromkeys(name for owner, name in self._useless if owner == run)
+            effects.append(RemoveFiles(run, tuple(names)))
+        effects += [RemoveRun(run) for run in self._over]
+        self._useless.clear()
+        self._over.clear()
+        return effects
+
+    # ------------------------------------------------------------------------------ what changes
+
+    def next_session(self) -> int:
+        """A session number that no connection had before; reserved by the commits that surround it."""
+        self._session += 1
+        return self._session
+
+    def reserve_sessions(self, *, now: float) -> None:
+        """Make sure that a restart begins above every session number in use."""
+        if self._session + SESSION_BLOCK // 10 > self.state.session:
+            self.state = self.state.model_copy(update={"session": self._session + SESSION_BLOCK})
+            self.commit_now(now=now)
+
+    def new_epoch(self, epoch: int, *, now: float) -> None:
+        """The coordinator started anew."""
+        self.state = self.state.model_copy(update={"epoch": epoch})
+        self.commit_soon(now=now)
+
+    def activate(self, run: str, *, now: float) -> bool:
+        """`run` is the one that is followed; whether it is a new one."""
+        new = run not in self.state.runs
+        if new or self.state.active != run:
+            self.state = self.state.with_run(run).model_copy(update={"active": run})
+            self.commit_now(now=now)
+            if run in self._over:
+                self._over.remove(run)
+        return new
+
+    def trained(
+        self, request: Train, finished: TrainingFinished, *, schema_hash: str, took_s: float, now: float
+    ) -> PendingUpdate:
+        """The only point of no return: from this commit on the update exists, with the residual that goes with it."""
+        run = request.run
+        kept = self.state.runs[run]
+        header = UpdateHeader(
+            run=run,
+            counter=request.counter,
+            lease=request.lease,
+            base_version=request.base_version,
+            schema_hash=schema_hash,
+            num_examples=max(1, finished.num_examples),
+            payload=finished.payload,
+            train_s=finished.train_s,
+            metrics=dict(list(finished.metrics.items())[:MAX_METRICS]),
+            evaluation=finished.evaluation,
+            residual_dropped=finished.residual_dropped,
+        )
+        pending = PendingUpdate(header=header, file=finished.payload_file)
+        self._replace_residual(run, finished.residual_file)
+        self.state = self.state.with_run(
+            run,
+            counter=request.counter,
+            lease=max(kept.lease, request.lease),
+            updates_done=kept.updates_done + 1,
+            usual_s=took_s if kept.usual_s is None else kept.usual_s + USUAL_WEIGHT * (took_s - kept.usual_s),
+            pending=(*kept.pending, pending),
+        )
+        self.commit_now(now=now)
+        return pending
+
+    def settled(self, run: str, counter: int, *, now: float) -> None:
+        """An update has the last word. Until the commit a restart would only send it again."""
+        kept = self.run(run)
+        if kept is None:
+            return
+        gone = [pending for pending in kept.pending if pending.header.counter == counter]
+        left = tuple(pending for pending in kept.pending if pending.header.counter != counter)
+        self.state = self.state.with_run(run, pending=left)
+        self._useless += [(run, pending.file) for pending in gone]
+        self.commit_soon(now=now)
+
+    def restored(self, run: str, counter: int, residual_file: str, *, now: float) -> None:
+        """A refused update's mass is back in the residual: both in one commit."""
+        self._replace_residual(run, residual_file)
+        self.settled(run, counter, now=now)
+        self.commit_now(now=now)
+
+    def residual_lost(self, run: str, *, now: float) -> None:
+        """The residual cannot be read: it is zero from now on."""
+        if self.run(run) is not None:
+            self._replace_residual(run, None)
+            self.commit_now(now=now)
+
+    def _replace_residual(self, run: str, residual_file: str | None) -> None:
+        before = self.state.runs[run].residual_file
+        if before is not None and before != residual_file:
+            self._useless.append((run, before))
+        self.state = self.state.with_run(run, residual_file=residual_file)
+
+    def sweep(self, *, busy: str | None, now: float) -> list[str]:
+        """Forget runs that are neither active, nor at work in the trainer, nor waiting for a receipt; name them."""
+        over = [
+            run
+            for run, kept in self.state.runs.items()
+            if run not in {self.state.active, busy} and not kept.pending
+        ]
+        for run in over:
+            self.state = self.state.without_run(run)
+            self.commit_soon(now=now)
+        self._over += over
+        return over
