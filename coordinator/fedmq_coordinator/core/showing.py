@@ -24,7 +24,7 @@ def federation(desk: Desk, *, broker: str, rejections: dict[str, int], now: floa
         active_run=None if active is None else active.id,
         queued_runs=[run.id for run in state.runs.values() if run.state == "queued"],
         devices=[
-            device(each, active, paused=desk.paused, now=now)
+            device(each, state.current, paused=desk.paused, now=now)
             for each in sorted(state.devices.values(), key=lambda each: each.id)
         ],
         runs=list(state.runs),
@@ -33,7 +33,7 @@ def federation(desk: Desk, *, broker: str, rejections: dict[str, int], now: floa
 
 
 def device(each: Device, run: Run | None, *, paused: Mapping[str, float], now: float) -> DeviceView:
-    """One device, in the light of the active run."""
+    """One device, in the light of the active run, or else of the last one."""
     held = None if run is None else run.leases.get(each.id)
     if not each.online:
         state = "offline"

@@ -291,3 +291,11 @@ def test_the_publish_interval_is_kept() -> None:
     assert "publishes in" in waiting(world)
     world.pass_time(4.1)
     assert run.version == 1
+
+
+def test_what_devices_did_is_shown_after_the_run_too() -> None:
+    world = fleet(2)
+    world.start_run(settings(rounds=1))
+    for name in NAMES[:2]:
+        world.send(name, 0.1)
+    assert [d.updates for d in world.core.view(now=world.now).devices] == [1, 1]
