@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from fedmq_edge_agent.core.desk import Desk
 from fedmq_edge_agent.core.effects import ApplyDelta, LoadSnapshot, Restore, Train
-
-if TYPE_CHECKING:
-    from fedmq_edge_agent.core.machine import Agent
 
 
 def span(seconds: float) -> str:
@@ -18,28 +14,33 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"  # noqa: PLR2004  # an hour and a half
 
 
-def waiting(agent: Agent, *, now: float) -> str:
-    """What `agent` waits for; the trainer's work first, then what hinders it, then what it waits to hear."""
+def waiting(desk: Desk, *, key_known: bool, now: float) -> str:
+    """What the device waits for; the trainer's work first, then what hinders it, then what it waits to hear."""
     parts = [
         part
-        for part in (_connection(agent, now), _trainer(agent, now), _run(agent, now), _outbox(agent, now))
+        for part in (
+            _connection(desk, key_known, now),
+            _trainer(desk, now),
+            _run(desk, key_known, now),
+            _outbox(desk, now),
+        )
         if part
     ]
     return "; ".join(parts)
 
 
-def _connection(agent: Agent, now: float) -> str:
-    if agent.contact.session is None:
-        return f"offline for {span(now - agent.contact.since)} ({agent.contact.offline_reason}); trying again by itself"
-    if agent.inbox.coordinator_key is None:
-        return f"connected for {span(now - agent.contact.since)}; waiting for the coordinator's first sign of life"
-    if agent.contact.coordinator_online is False:
+def _connection(desk: Desk, key_known: bool, now: float) -> str:  # noqa: FBT001 - a fact, not a switch
+    if desk.contact.session is None:
+        return f"offline for {span(now - desk.contact.since)} ({desk.contact.offline_reason}); trying again by itself"
+    if not key_known:
+        return f"connected for {span(now - desk.contact.since)}; waiting for the coordinator's first sign of life"
+    if desk.contact.coordinator_online is False:
         return "the coordinator is away; everything is kept until it is back"
     return ""
 
 
-def _trainer(agent: Agent, now: float) -> str:
-    trainer = agent.trainer
+def _trainer(desk: Desk, now: float) -> str:
+    trainer = desk.trainer
     since = span(now - trainer.since)
     until = "" if trainer.deadline is None else f", given up in {span(trainer.deadline - now)}"
     match trainer.state:
@@ -51,15 +52,15 @@ def _trainer(agent: Agent, now: float) -> str:
         case "opening":
             return f"the task has been opening for {since}{until}"
         case "busy":
-            return f"{_request(agent)} for {since}{until}"
+            return f"{_request(desk)} for {since}{until}"
         case "idle":
             return ""
 
 
-def _request(agent: Agent) -> str:
-    match agent.trainer.request:
+def _request(desk: Desk) -> str:
+    match desk.trainer.request:
         case Train() as train:
-            kept = agent.ledger.run(train.run)
+            kept = desk.ledger.run(train.run)
             usual = "" if kept is None or kept.usual_s is None else f" (usually {span(kept.usual_s)})"
             return f"training for lease {train.lease} on version {train.base_version}{usual}"
         case LoadSnapshot(version=version) | ApplyDelta(version=version):
@@ -70,34 +71,34 @@ def _request(agent: Agent) -> str:
             return "working"
 
 
-def _run(agent: Agent, now: float) -> str:
-    if agent.contact.session is None or agent.inbox.coordinator_key is None:
+def _run(desk: Desk, key_known: bool, now: float) -> str:  # noqa: FBT001 - a fact, not a switch
+    if desk.contact.session is None or not key_known:
         return ""
-    following = agent.following
-    if agent.announcement is None:
-        ask = "" if agent.contact.hello_at is None else f"; asking in {span(agent.contact.hello_at - now)}"
-        return f"no run was announced for {span(now - agent.contact.since)}{ask}"
+    following = desk.following
+    if desk.announcement is None:
+        ask = "" if desk.contact.hello_at is None else f"; asking in {span(desk.contact.hello_at - now)}"
+        return f"no run was announced for {span(now - desk.contact.since)}{ask}"
     if following is None:
-        return agent.idle_reason
+        return desk.idle_reason
     if following.pull.since is not None:
         since = span(now - following.pull.since)
         rest = following.pull.not_before - now
         pause = f", which rests for {span(rest)} after a disagreement of hashes" if rest > 0 else ""
         return f"waiting for {since} for {following.pull.progress} of {following.run}{pause}"
-    if agent.leases.held is not None:
-        left = span(agent.leases.held.expires_at - now)
-        return f"lease {agent.leases.held.lease} waits for the trainer, and runs out in {left}"
-    if agent.trainer.ready:
+    if desk.leases.held is not None:
+        left = span(desk.leases.held.expires_at - now)
+        return f"lease {desk.leases.held.lease} waits for the trainer, and runs out in {left}"
+    if desk.trainer.ready:
         return f"holds version {following.replica.loaded} of {following.run}; waiting for a lease"
     return ""
 
 
-def _outbox(agent: Agent, now: float) -> str:
-    since = agent.outbox.oldest_since
+def _outbox(desk: Desk, now: float) -> str:
+    since = desk.outbox.oldest_since
     if since is None:
         return ""
-    due = agent.outbox.next_deadline()
+    due = desk.outbox.next_deadline()
     again = "" if due is None else f", sent again in {span(due - now)}"
-    full = "; none is trained before" if len(agent.outbox) >= agent.limits.outbox_limit else ""
-    count = len(agent.outbox)
+    full = "; none is trained before" if len(desk.outbox) >= desk.limits.outbox_limit else ""
+    count = len(desk.outbox)
     return f"{count} update{'s' if count > 1 else ''} without a receipt for {span(now - since)}{again}{full}"

@@ -159,8 +159,8 @@ class AgentService:
         with contextlib.suppress(StoreError):  # nothing would be lost, only learnt again
             for effect in self.agent.last_effects():
                 await self._perform(effect)
-        if self.agent.contact.session is not None:
-            goodbye = self.agent.presence(online=False, session=self.agent.contact.session)
+        if self.agent.session is not None:
+            goodbye = self.agent.presence(online=False, session=self.agent.session)
             goodbye = goodbye.model_copy(update={"problem": problem[:1_000]})
             with contextlib.suppress(ConnectionFailedError, ValueError, TimeoutError):
                 async with asyncio.timeout(GOODBYE_S):
@@ -289,7 +289,7 @@ class AgentService:
         except (TrainerError, OSError) as error:
             await self._handle(TrainerDied(generation, f"it cannot be started: {error}"))
             return
-        if generation != self.agent.trainer.generation:  # given up meanwhile
+        if generation != self.agent.desk.trainer.generation:  # given up meanwhile
             await _end(child)
             return
         self._child = child

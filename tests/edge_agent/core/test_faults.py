@@ -414,7 +414,7 @@ class World(RuleBasedStateMachine):
     def one_step(self, outcome: str) -> bool:
         """The next thing that is under way arrives or gets done; whether there was any."""
         device = self.device
-        if device.trainer is not None and device.agent.trainer.state == "starting":
+        if device.trainer is not None and device.agent.desk.trainer.state == "starting":
             self.trainer_starts()
         elif device.finishing:
             self.a_blob_is_checked(good=True)
@@ -503,7 +503,7 @@ class World(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.device.trainer is not None and self.device.request is None)
     def trainer_starts(self) -> None:
-        if self.device.agent.trainer.state == "starting":
+        if self.device.agent.desk.trainer.state == "starting":
             assert self.device.trainer is not None
             self.device.tell(TrainerStarted(self.device.trainer))
 
@@ -558,7 +558,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def the_outbox_is_bounded(self) -> None:
-        assert len(self.device.agent.outbox) <= 3
+        assert len(self.device.agent.desk.outbox) <= 3
 
     def teardown(self) -> None:
         """Heal everything, let it settle, and account for all mass."""
@@ -569,7 +569,7 @@ class World(RuleBasedStateMachine):
             self.heal()
             if self.settled:
                 break
-        state = self.device.agent.ledger.state
+        state = self.device.agent.desk.ledger.state
         assert set(self.committed) == set(self.outcomes), "lost, or never committed"
         for run in self.coordinators:
             kept = state.runs.get(run)
@@ -590,7 +590,7 @@ class World(RuleBasedStateMachine):
     @property
     def settled(self) -> bool:
         newest = (self.coordinator.run, self.coordinator.versions[-1].number)
-        waits = self.device.agent.outbox or self.down or self.up or self.device.request
+        waits = self.device.agent.desk.outbox or self.down or self.up or self.device.request
         return not waits and self.device.replica == newest
 
     def heal(self) -> None:

@@ -92,7 +92,7 @@ class Device:
         return self.tell(PacketArrived(*message))
 
     def answer(self, answer: Any) -> list[Effect]:
-        return self.tell(TrainerAnswered(self.agent.trainer.generation, answer))
+        return self.tell(TrainerAnswered(self.agent.desk.trainer.generation, answer))
 
     def wait(self, seconds: float) -> list[Effect]:
         """Let time pass, deadline by deadline; all effects."""
@@ -105,7 +105,7 @@ class Device:
 
     def start(self) -> list[Effect]:
         effects = self.tell(AgentStarted())
-        effects += self.tell(TrainerStarted(self.agent.trainer.generation))
+        effects += self.tell(TrainerStarted(self.agent.desk.trainer.generation))
         return effects + self.answer(OPENED)
 
     def connect(self) -> list[Effect]:
@@ -133,11 +133,11 @@ class Device:
         return effects
 
     def asked(self) -> list[str]:
-        pull = None if self.agent.following is None else self.agent.following.pull
+        pull = None if self.agent.desk.following is None else self.agent.desk.following.pull
         return [] if pull is None else [pull._topic(key, index) for key, index in pull._asked]
 
     def trained(self, *, payload: bytes = PAYLOAD) -> list[Effect]:
-        request = self.agent.trainer.request
+        request = self.agent.desk.trainer.request
         assert isinstance(request, Train)
         return self.answer(
             TrainingFinished(
@@ -230,9 +230,9 @@ def test_the_first_key_is_pinned_and_another_refused(device: Device) -> None:
     assert (
         quiet(device.hear(other.announcement(cohort=EVERYBODY, lease=1))) != []
     )  # the first of its kind is reported
-    assert device.agent.announcement is None
+    assert device.agent.desk.announcement is None
     assert device.hear(other.status()) == []  # the second is only counted
-    assert device.agent.rejected["status", "bad-signature"] == 2
+    assert device.agent.conversation.rejected["status", "bad-signature"] == 2
 
 
 def test_an_announcement_that_comes_before_the_key_is_heard_once_the_key_is_known(device: Device) -> None:
@@ -325,7 +325,7 @@ def test_an_accepted_update_goes_with_the_next_commit(joined: Device) -> None:
     joined.hear(joined.coordinator.announcement(lease=1, cohort=EVERYBODY))
     joined.trained()
     assert quiet(joined.hear(joined.coordinator.receipt("dev-1", 1))) == []
-    assert len(joined.agent.outbox) == 0
+    assert len(joined.agent.desk.outbox) == 0
     commit, remove = joined.wait(2)
     assert isinstance(commit, CommitState)
     assert commit.state.runs["r1"].pending == ()
@@ -373,15 +373,15 @@ def test_a_lease_that_runs_out_is_not_trained_for(joined: Device) -> None:
     joined.hear(joined.coordinator.lease("dev-1", 2, lease_s=5.0))
     joined.now += 6
     assert of(joined.trained(), Ask) == []
-    assert joined.agent.leases.held is None
+    assert joined.agent.desk.leases.held is None
     assert of(joined.hear(joined.coordinator.lease("dev-1", 2)), Ask) == []
 
 
 def test_after_a_restart_the_lease_of_a_committed_update_is_not_trained_for_again(joined: Device) -> None:
     joined.hear(joined.coordinator.announcement(lease=1, cohort=EVERYBODY))
-    assert joined.agent.following is not None
-    index = joined.agent.following.replica.index
-    before = joined.agent.ledger.state
+    assert joined.agent.desk.following is not None
+    index = joined.agent.desk.following.replica.index
+    before = joined.agent.desk.ledger.state
     [commit] = of(joined.trained(), CommitState)
 
     for state, trains in ((before, True), (commit.state, False)):
@@ -445,17 +445,19 @@ def test_the_late_will_of_an_older_session_is_no_absence(joined: Device) -> None
     joined.coordinator.session += 1
     joined.hear(joined.coordinator.status())
     joined.hear(late)
-    assert joined.agent.contact.coordinator_online is True
+    assert joined.agent.desk.contact.coordinator_online is True
 
 
 def test_what_an_older_epoch_says_is_void(joined: Device) -> None:
     old = ScriptedCoordinator(versions=joined.coordinator.versions)
     joined.coordinator.restart()
     joined.hear(joined.coordinator.status())
-    assert joined.agent.ledger.state.epoch == 2
+    assert joined.agent.desk.ledger.state.epoch == 2
     assert of(joined.hear(old.lease("dev-1", 1)), Ask) == []
     restarted = Device(
-        joined.coordinator, state=joined.agent.ledger.state, coordinator_key=joined.coordinator.key.public_key
+        joined.coordinator,
+        state=joined.agent.desk.ledger.state,
+        coordinator_key=joined.coordinator.key.public_key,
     )
     restarted.start()
     restarted.connect()
@@ -506,7 +508,7 @@ def test_a_discarded_update_is_gone(joined: Device) -> None:
     joined.trained()
     effects = joined.hear(joined.coordinator.receipt("dev-1", 1, residual="discard"))
     assert of(effects, Ask) == []
-    assert len(joined.agent.outbox) == 0
+    assert len(joined.agent.desk.outbox) == 0
 
 
 def test_receipts_for_unknown_updates_change_nothing(joined: Device) -> None:
@@ -533,8 +535,8 @@ def test_a_device_that_was_away_pulls_the_deltas_and_not_the_snapshot(joined: De
     assert subscribe.topics == tuple(TOPICS.chunk("r1", version, "delta", 0) for version in (1, 2, 3, 4))
     effects = joined.fetch()
     loads = of(effects, Ask)
-    while joined.agent.trainer.request is not None:
-        request = joined.agent.trainer.request
+    while joined.agent.desk.trainer.request is not None:
+        request = joined.agent.desk.trainer.request
         assert isinstance(request, ApplyDelta)
         loads += of(joined.answer(ModelLoaded("r1", request.version)), Ask)
     assert [ask.request.version for ask in loads] == [1, 2, 3, 4, 5, 6]
@@ -565,8 +567,8 @@ def test_a_delta_announced_while_pulling_is_kept_and_joined_later(device: Device
     assert {topic for subscribe in of(effects, Subscribe) for topic in subscribe.topics} == {
         TOPICS.chunk("r1", 0, "snapshot", index) for index in (1, 2)
     }
-    assert device.agent.following is not None
-    assert device.agent.following.replica.held == 1
+    assert device.agent.desk.following is not None
+    assert device.agent.desk.following.replica.held == 1
 
 
 def test_what_the_broker_does_not_answer_is_asked_of_the_coordinator(device: Device) -> None:
@@ -631,7 +633,7 @@ def test_a_model_that_never_fits_is_reported_and_tried_ever_later(joined: Device
         while not joined.asked():
             effects += joined.wait(0.5)
         effects += joined.fetch()
-        while isinstance(joined.agent.trainer.request, LoadSnapshot):
+        while isinstance(joined.agent.desk.trainer.request, LoadSnapshot):
             effects += joined.answer(ModelLoaded("r1", 0))
     assert [report.code for report in bodies(effects, Report)].count("model-unreachable") == 1
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
@@ -656,8 +658,8 @@ def test_a_chunk_on_the_wrong_topic_or_with_a_lie_in_it_is_refused(device: Devic
     for lie in lies:
         effects = device.hear(device.coordinator.seal(topic, lie))
         assert of(effects, WriteBlobPart) == []
-    assert device.agent.rejected["model", "bad-chunk"] == 4
-    assert device.agent.rejected["model", "bad-chain"] == 1
+    assert device.agent.conversation.rejected["model", "bad-chunk"] == 4
+    assert device.agent.conversation.rejected["model", "bad-chain"] == 1
     assert len(of(device.hear(device.coordinator.seal(topic, chunk)), WriteBlobPart)) == 1
 
 
@@ -703,7 +705,7 @@ def test_a_finished_run_drops_its_updates_and_says_so(joined: Device) -> None:
     joined.trained()
     effects = joined.hear(joined.coordinator.announcement(state="finished"))
     assert any("dropped 1 updates" in note.text for note in of(effects, Note))
-    assert len(joined.agent.outbox) == 0
+    assert len(joined.agent.desk.outbox) == 0
     assert of(joined.hear(joined.coordinator.lease("dev-1", 2)), Ask) == []
     assert joined.agent.waiting(now=joined.now) == "the run r1 is finished"
 
@@ -740,7 +742,7 @@ def test_an_absurd_manifest_is_refused_before_memory_is_taken(joined: Device) ->
         manifest = sane.model_copy(update=absurd)
         effects = joined.hear(joined.coordinator.announcement(manifest=manifest, inline=False))
         assert of(effects, Subscribe) == []
-    assert joined.agent.rejected["run", "bad-manifest"] == 2
+    assert joined.agent.conversation.rejected["run", "bad-manifest"] == 2
 
 
 def test_a_replayed_announcement_changes_nothing(joined: Device) -> None:
@@ -749,8 +751,8 @@ def test_a_replayed_announcement_changes_nothing(joined: Device) -> None:
     joined.hear(joined.coordinator.announcement())
     joined.answer(ModelLoaded("r1", 1))
     assert of(joined.hear(old), Ask) == []
-    assert joined.agent.following is not None
-    assert joined.agent.following.newest == 1
+    assert joined.agent.desk.following is not None
+    assert joined.agent.desk.following.newest == 1
 
 
 def test_a_crash_while_training_gives_the_lease_back_and_the_model_is_loaded_from_disk(
@@ -771,7 +773,7 @@ def test_a_crash_while_training_gives_the_lease_back_and_the_model_is_loaded_fro
 def test_a_crash_loop_backs_off_up_to_five_minutes_and_shows_in_the_presence(joined: Device) -> None:
     starts, effects = [], list[Effect]()
     for _ in range(12):
-        effects += joined.tell(TrainerDied(joined.agent.trainer.generation, "boom"))
+        effects += joined.tell(TrainerDied(joined.agent.desk.trainer.generation, "boom"))
         before = joined.now
         while not (started := of(joined.wait(1.0), StartTrainer)):
             pass
@@ -781,7 +783,7 @@ def test_a_crash_loop_backs_off_up_to_five_minutes_and_shows_in_the_presence(joi
     problems = [body.problem for body in bodies(effects, Presence)]
     assert problems[0] == "the trainer failed 3 times in a row, last: boom"
     # Once it is back it may be counted on again, or it would never get the chance to show that it can.
-    joined.tell(TrainerStarted(joined.agent.trainer.generation))
+    joined.tell(TrainerStarted(joined.agent.desk.trainer.generation))
     assert [body.problem for body in bodies(joined.answer(OPENED), Presence)] == [""]
 
 
@@ -828,7 +830,7 @@ def test_a_task_that_does_not_open_is_said_in_the_presence_and_tried_again(devic
     assert of(effects, StopTrainer) == [StopTrainer(1)]
     assert [body.problem for body in bodies(effects, Presence)] == ["task-error: task.py:3: SyntaxError"]
     assert len(of(device.wait(1.5), StartTrainer)) == 1
-    device.tell(TrainerStarted(device.agent.trainer.generation))
+    device.tell(TrainerStarted(device.agent.desk.trainer.generation))
     effects = device.answer(OPENED)
     assert [body.problem for body in bodies(effects, Presence)] == [""]
 
@@ -855,12 +857,12 @@ def test_garbage_on_every_topic_is_counted_and_said_once(joined: Device) -> None
         TOPICS.chunk("r1", 1, "delta", 0),
         "fedmq/v1/other/thing",
     ]
-    state = joined.agent.ledger.state
+    state = joined.agent.desk.ledger.state
     for topic in topics:
         for payload in (b"", b"\xc1", b"garbage" * 1_000, b"\x92\xc4\x00\xc4\x40" + bytes(64)):
             joined.hear((topic, payload))
     noted = sum(joined.hear((topic, b"again")) != [] for topic in topics)
     assert noted == 0
-    assert joined.agent.rejected.total() >= 5 * len(topics) - 4
-    assert joined.agent.ledger.state == state
+    assert joined.agent.conversation.rejected.total() >= 5 * len(topics) - 4
+    assert joined.agent.desk.ledger.state == state
     assert of(joined.hear(joined.coordinator.lease("dev-1", 1)), Ask) != []

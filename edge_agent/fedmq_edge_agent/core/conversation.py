@@ -1,0 +1,246 @@
+"""What the coordinator says, and what is said in its name: believed or refused, and entered in the books."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fedmq_edge_agent.core.desk import Desk
+from fedmq_edge_agent.core.effects import PinCoordinator
+from fedmq_edge_agent.core.events import TaskOpened
+from fedmq_edge_agent.core.inbox import Heard, Inbox, KeyUnknownError, StaleError
+from fedmq_edge_agent.core.leases import HeldLease
+from fedmq_protocol.errors import RemoteError
+from fedmq_protocol.messages import (
+    Announcement,
+    Body,
+    Credit,
+    Lease,
+    ModelChunk,
+    Notice,
+    Receipt,
+    Status,
+)
+from fedmq_protocol.sampling import in_cohort
+
+
+class Conversation:
+    """Hears the coordinator out.
+
+    Args:
+        desk: the books.
+        coordinator_key: the coordinator's, if configured or pinned before.
+    """
+
+    def __init__(self, desk: Desk, *, coordinator_key: bytes | None) -> None:
+        self._desk = desk
+        self.inbox = Inbox(
+            topics=desk.topics,
+            device=desk.device,
+            coordinator_key=coordinator_key,
+            epoch=desk.ledger.state.epoch,
+        )
+        self.rejected: Counter[tuple[str, str]] = Counter()
+        """Packets that were not believed, by kind of topic and reason."""
+        self._unverified: dict[str, bytes] = {}
+        self._mismatch_told = ""
+
+    # ------------------------------------------------------------------------------ packets
+
+    def packet(self, topic: str, payload: bytes, *, now: float) -> None:
+        """Take in what arrived on a topic; hostile until proven otherwise."""
+        knew_key = self.inbox.coordinator_key is not None
+        try:
+            heard = self.inbox.open(topic, payload)
+            if not knew_key and self.inbox.coordinator_key is not None:
+                key = self.inbox.coordinator_key
+                self._desk.do(PinCoordinator(key))
+                self._desk.note(
+                    "info", f"believes the coordinator with the key {key.hex()}, and no other from now on"
+                )
+            if not isinstance(heard.body, ModelChunk) and heard.epoch > self._desk.ledger.state.epoch:
+                self._new_epoch(heard.epoch, now=now)
+            self._on_message(heard, now=now)
+        except KeyUnknownError:
+            # Retained messages come in any order; the newest on each topic is heard once the key is known.
+            if topic in {
+                self._desk.topics.announcement,
+                self._desk.topics.down(self._desk.device, "announcement"),
+            }:
+                self._unverified[topic] = payload
+        except RemoteError as error:
+            self._reject(topic, error)
+        if not knew_key and self.inbox.coordinator_key is not None:
+            earlier, self._unverified = self._unverified, {}
+            for earlier_topic, earlier_payload in earlier.items():
+                self.packet(earlier_topic, earlier_payload, now=now)
+
+    def _on_message(self, heard: Heard, *, now: float) -> None:
+        match heard.body:
+            case Status() as status:
+                self._on_status(status, heard.epoch, now=now)
+            case Announcement() as announcement:
+                self._on_announcement(announcement, now=now)
+            case Lease() as lease:
+                self._on_lease(lease, now=now)
+            case Receipt() as receipt:
+                self._on_receipt(receipt, now=now)
+            case Credit() as credit:
+                self._desk.effects += self._desk.outbox.credit(credit, now=now)
+            case ModelChunk() as chunk:
+                if self._desk.following is not None:
+                    self._desk.effects += self._desk.following.chunk(
+                        chunk, own_topic=heard.own_topic, now=now
+                    )
+            case Notice() as notice:
+                self._desk.note("warning", f"the coordinator says: {notice.detail} ({notice.code})")
+            case Body():
+                raise RemoteError("not a message for a device", reason="wrong-kind")
+
+    def _reject(self, topic: str, error: RemoteError) -> None:
+        parts = topic.removeprefix(f"{self._desk.topics.root}/").split("/")
+        place = parts[0] if parts[0] == "model" else parts[-1][:32]
+        self.rejected[place, error.reason] += 1
+        if self.rejected[place, error.reason] > 1:
+            return
+        if isinstance(error, StaleError):
+            self._desk.note("info", f"ignored a message on {topic[:160]}: {error}")
+            return
+        mend = ""
+        if error.reason == "bad-signature" and place in {"status", "run"}:
+            mend = (
+                "; if the coordinator was set up anew, remove coordinator.pub from the agent's state folder"
+            )
+        self._desk.note(
+            "warning", f"ignored a message on {topic[:160]}: {error}{mend}; others like it are only counted"
+        )
+        self._desk.report("bad-message", f"{place}: {error}")
+
+    def _new_epoch(self, epoch: int, *, now: float) -> None:
+        """Another start of the coordinator: what it had not put on disk, it does not know."""
+        self._desk.ledger.new_epoch(epoch, now=now)
+        self._desk.outbox.send_again(now=now)
+        self._desk.contact.expect_announcement(now=now)
+
+    def _on_status(self, status: Status, epoch: int, *, now: float) -> None:
+        before = self._desk.contact.coordinator_online
+        if not self._desk.contact.status(status, epoch):
+            return
+        if before is not None and before != status.online:
+            self._desk.note("info", "the coordinator is back" if status.online else "the coordinator is away")
+        self._desk.outbox.coordinator(online=status.online, now=now)
+
+    # ------------------------------------------------------------------------------ runs
+
+    def _on_announcement(self, announcement: Announcement, *, now: float) -> None:
+        self._desk.announcement, self._desk.announced_at = announcement, now
+        self._desk.contact.announced(running=announcement.state == "running", now=now)
+        self._consider(now=now)
+
+    def task_opened(self, now: float) -> None:
+        """Now it can be told whether the announced run is ours."""
+        try:
+            self._consider(now=now)
+        except RemoteError as error:
+            self._reject(self._desk.topics.announcement, error)
+
+    def _consider(self, *, now: float) -> None:
+        """Whether the announced run is ours, and what follows from it."""
+        announcement, opened = self._desk.announcement, self._desk.trainer.opened
+        if announcement is None or opened is None:
+            return
+        if announcement.state != "running":
+            self._end_run(announcement.run, announcement.state, now=now)
+            return
+        self._desk.idle_reason = _difference(announcement, opened)
+        if self._desk.idle_reason:
+            self._desk.stop_following()
+            if announcement.task.name == opened.task.name and self._mismatch_told != announcement.run:
+                self._mismatch_told = announcement.run
+                self._desk.note("warning", self._desk.idle_reason, run=announcement.run)
+                self._desk.report("task-mismatch", self._desk.idle_reason, run=announcement.run)
+            return
+        if self._desk.following is None or self._desk.following.run != announcement.run:
+            self._follow(announcement.run, now=now)
+        assert self._desk.following is not None
+        self._desk.effects += self._desk.following.announced(announcement, now=now)
+        run, version = announcement.run, announcement.manifest.version
+        if in_cohort(announcement.cohort, announcement.round, self._desk.device):
+            expires_at = self._desk.announced_at + announcement.lease_s
+            self._offer_lease(HeldLease(run, announcement.lease, version, now, expires_at))
+        early = self._desk.leases.take_early(run)
+        if early is not None:
+            self._offer_lease(early)
+
+    def _follow(self, run: str, *, now: float) -> None:
+        self._desk.stop_following()
+        if self._desk.ended == run:
+            self._desk.ended = ""
+        if self._desk.ledger.activate(run, now=now):
+            self._desk.note("info", "a new run", run=run)
+        self._desk.follow(run)
+
+    def _end_run(self, run: str, how: str, *, now: float) -> None:
+        if self._desk.following is not None and self._desk.following.run == run:
+            self._desk.stop_following()
+        self._desk.idle_reason = f"the run {run} is {how}"
+        if self._desk.ended != run:
+            self._desk.ended = run
+            self._desk.note("info", f"the run is {how}", run=run)
+        dropped = self._desk.outbox.counters(run)
+        for counter in dropped:
+            self._desk.settle(run, counter, now=now)
+        if dropped:
+            text = f"dropped {len(dropped)} updates that the run did not wait for"
+            self._desk.note("warning", text, run=run, dropped=len(dropped))
+
+    def _on_lease(self, lease: Lease, *, now: float) -> None:
+        held = HeldLease(lease.run, lease.lease, lease.version, now, now + lease.lease_s)
+        if self._desk.following is not None and self._desk.following.run == lease.run:
+            self._offer_lease(held)
+        elif lease.run != self._desk.ended:
+            # It overtook the announcement, or the broker keeps none for us.
+            self._desk.leases.keep_early(held)
+            self._desk.contact.ask_at_once(now=now)
+
+    def _offer_lease(self, lease: HeldLease) -> None:
+        self._desk.leases.offer(lease, committed=self._desk.ledger.state.runs[lease.run].lease)
+
+    # ------------------------------------------------------------------------------ receipts
+
+    def _on_receipt(self, receipt: Receipt, *, now: float) -> None:
+        if (receipt.outcome == "accepted") != (receipt.residual == "keep"):
+            raise RemoteError(
+                f"a receipt that is {receipt.outcome} and says {receipt.residual}", reason="bad-receipt"
+            )
+        run, counter = receipt.run, receipt.counter
+        if (run, counter) not in self._desk.outbox:
+            return
+        if receipt.outcome == "accepted":
+            self._desk.note("debug", f"update {counter} is accepted", run=run)
+            self._desk.settle(run, counter, now=now)
+            return
+        why = f"{receipt.reason}: {receipt.detail}" if receipt.detail else receipt.reason
+        self._desk.note(
+            "warning", f"update {counter} is refused ({why}); residual: {receipt.residual}", run=run
+        )
+        if receipt.residual == "restore":
+            self._desk.outbox.hold_for_restore(run, counter)
+        else:
+            self._desk.settle(run, counter, now=now)
+
+
+def _difference(announcement: Announcement, opened: TaskOpened) -> str:
+    """Why the announced task is not the opened one; empty when it is."""
+    theirs, ours = announcement.task, opened.task
+    if theirs.name != ours.name:
+        return f"the run {announcement.run} trains {theirs.name}, and this device has {ours.name}"
+    if theirs.version != ours.version:
+        what, wanted, mine = "version", theirs.version, ours.version
+    elif theirs.schema_hash != ours.schema_hash:
+        what, wanted, mine = "the tensor schema", theirs.schema_hash[:12], ours.schema_hash[:12]
+    else:
+        return ""
+    return (
+        f"the run {announcement.run} trains {theirs.name} with {what} {wanted}, and this device has {mine}: "
+        "install the run's task here"
+    )

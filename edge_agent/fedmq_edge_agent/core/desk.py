@@ -1,0 +1,129 @@
+"""What the parts of the machine share: the device's books, and the one list of what is to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedmq_edge_agent.core.backoff import Chance
+from fedmq_edge_agent.core.contact import Contact
+from fedmq_edge_agent.core.effects import Effect, Note, Send
+from fedmq_edge_agent.core.following import Following
+from fedmq_edge_agent.core.leases import Leases
+from fedmq_edge_agent.core.ledger import Ledger
+from fedmq_edge_agent.core.outbox import Outbox
+from fedmq_edge_agent.core.state import AgentState, ModelIndex
+from fedmq_edge_agent.core.supervision import Supervision, TimeLimits
+from fedmq_protocol.limits import MAX_TEXT_CHARS
+from fedmq_protocol.messages import Announcement, Report
+from fedmq_protocol.topics import Topics
+
+ReportCode = Literal[
+    "train-failed",
+    "task-mismatch",
+    "no-data",
+    "task-error",
+    "model-unreachable",
+    "busy",
+    "bad-message",
+    "other",
+]
+
+
+@dataclass(frozen=True)
+class AgentLimits:
+    """What the core is told of its device.
+
+    Attributes:
+        federation: which one.
+        device: this device's id.
+        outbox_limit: with so many updates without a receipt, no further training.
+        agent_version: for the birth certificate.
+        times: how long the trainer child may take.
+    """
+
+    federation: str
+    device: str
+    outbox_limit: int = 4
+    agent_version: str = "0"
+    times: TimeLimits = field(default_factory=TimeLimits)
+
+
+class Desk:
+    """The books of one device; the parts of the machine write in them, and put what is to be done on the list.
+
+    Args:
+        limits: what the device is told.
+        state: what the last commit left.
+        indexes: the model files on disk, by run.
+        chance: fractions in [0, 1), for jitter.
+    """
+
+    def __init__(
+        self, limits: AgentLimits, *, state: AgentState, indexes: Mapping[str, ModelIndex], chance: Chance
+    ) -> None:
+        self.limits = limits
+        self.device = limits.device
+        self.topics = Topics(limits.federation)
+        self.chance = chance
+        self.effects: list[Effect] = []
+        self.ledger = Ledger(state)
+        self.contact = Contact(chance=chance)
+        self.outbox = Outbox(topics=self.topics, device=limits.device, chance=chance)
+        self.trainer = Supervision(limits=limits.times, chance=chance)
+        self.leases = Leases()
+        self.following: Following | None = None
+        """The run whose model is held; None: there is none."""
+        self.announcement: Announcement | None = None
+        """The newest, whatever it is about."""
+        self.announced_at = 0.0
+        self.idle_reason = ""
+        """Why the announced run is not followed."""
+        self.ended = ""
+        """The run that was last said to be over."""
+        self._indexes = dict(indexes)
+
+    def do(self, *effects: Effect) -> None:
+        """Put effects on the list."""
+        self.effects += effects
+
+    def note(
+        self, level: Literal["debug", "info", "warning", "error"], text: str, **fields: str | float
+    ) -> None:
+        """A line for the log."""
+        self.do(Note(level, text, fields))
+
+    def report(
+        self, code: ReportCode, detail: str, *, run: str | None = None, lease: int | None = None
+    ) -> None:
+        """Tell the operator, if there is a connection; a lease that is named is given back."""
+        if self.contact.session is not None:
+            body = Report(code=code, detail=detail[:MAX_TEXT_CHARS], run=run, lease=lease)
+            self.do(Send(self.topics.up(self.device, "report"), body))
+
+    def follow(self, run: str) -> Following:
+        """Begin to follow a run, with what there is of it on disk."""
+        index = self._indexes.pop(run, ModelIndex())
+        following = Following(run, index, topics=self.topics, device=self.device, chance=self.chance)
+        if self.contact.session is not None:
+            following.pull.connected()
+        self.following = following
+        return following
+
+    def stop_following(self) -> None:
+        """Leave the run that is followed; its files stay until it is forgotten."""
+        self.leases.drop()
+        if self.following is not None:
+            self.do(*self.following.pull.disconnected(), *self.following.flush())
+            self._indexes[self.following.run] = self.following.replica.index
+            self.following = None
+
+    def forget(self, run: str) -> None:
+        """Nothing is kept of a run any more."""
+        self._indexes.pop(run, None)
+
+    def settle(self, run: str, counter: int, *, now: float) -> None:
+        """The last word on an update was spoken."""
+        self.outbox.remove(run, counter)
+        self.ledger.settled(run, counter, now=now)
