@@ -167,6 +167,10 @@ class Configuration:
                 secret = _is_secret(key[-1])
                 given = "" if secret else f", not {_short(setting.value)}"
                 return f"{self._where(table, key, setting)}: {text}{given}"
+        words = re.findall(r"\w+", text)
+        for key, setting in self._under(table):
+            if not location and key[-1] in words:  # of the table as a whole, but it names what was given
+                return f"{self._where(table, key, setting)}: {text}"
         heading = ".".join((table, *location))
         if first["type"] == "missing":
             where = f"{self._path}: " if self._path else ""

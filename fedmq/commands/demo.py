@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
-    help="Rounds, 20 by default; published versions, 40, in async modes.",
+    help="Rounds, or published versions in async modes; default: some 20 updates of each device.",
 )
 @click.option(
     "--mode",
@@ -83,7 +83,9 @@ if TYPE_CHECKING:
     help="How many vanish in mid-round, killed.",
 )
 @click.option(
-    "--broker", metavar="URL", help="A broker of yours, for example mqtt://host:1883; else one is started."
+    "--broker",
+    metavar="URL",
+    help="A broker of yours, mqtt://host:1883; or which one to start: mosquitto or embedded.",
 )
 @click.option(
     "--target", type=float, help="End when the accuracy reaches this; without it, 0.95 is only reported."

@@ -41,9 +41,10 @@ class Reaper:
         self._plan = list(plan)
         self._armed_at: dict[str, float] = {}
 
-    def watches_closely(self, round_number: int) -> bool:
-        """Whether someone's round has come, so that looking four times a second is not enough."""
-        return any(dropout.round <= round_number for dropout in self._plan)
+    @property
+    def watches_closely(self) -> bool:
+        """Whether someone's moment is still to come, so that looking four times a second is not enough."""
+        return bool(self._plan)
 
     def due(
         self, round_number: int, devices: Iterable[DeviceView], *, now: float

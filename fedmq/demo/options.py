@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from fedmq_protocol.errors import UsageError
 MODES: Final = ("sync", "fedasync", "fedbuff")
 PARTITIONS: Final = ("iid", "dirichlet", "shards")
 COMPRESSIONS: Final = ("default", "none")
+OWN_BROKERS: Final = ("mosquitto", "embedded")
+"""What may stand for the URL of a broker, to have the demo start one of that kind."""
+
+_UPDATES: Final = 20
 
 DEFAULT_TARGET: Final = 0.95
 """What rounds and bytes are counted to where no target is given; without one the run does not stop at it."""
@@ -56,6 +61,11 @@ class DemoOptions:
     """Any setting of a run beyond these, as text: `selection.deadline_factor` -> `1.5`."""
     keep: bool = False
 
+    @property
+    def outside_broker(self) -> str | None:
+        """The URL of a broker that is there already; None where the demo starts one."""
+        return None if self.broker in {None, *OWN_BROKERS} else self.broker
+
     def check(self) -> None:
         """Look for what cannot be.
 
@@ -76,10 +86,17 @@ class DemoOptions:
 
     @property
     def num_rounds(self) -> int:
-        """Rounds, or published versions: the same number of updates in either mode, roughly."""
+        """Rounds, or published versions; by default about twenty updates of each device in every mode."""
         if self.rounds is not None:
             return self.rounds
-        return 20 if self.mode == "sync" else 40
+        match self.mode:
+            case "fedasync":
+                return _UPDATES * self.devices
+            case "fedbuff":
+                buffer_size = min(10, max(2, self.devices // 2))  # as the coordinator chooses it
+                return math.ceil(_UPDATES * self.devices / buffer_size)
+            case _:
+                return _UPDATES
 
     @property
     def device_ids(self) -> list[str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedmq_coordinator.shell.client import Client
 
 _POLL_S: Final = 0.25
-_CLOSE_POLL_S: Final = 0.02
+_CLOSE_POLL_S: Final = 0.04
 _RUN: Final = "demo"
 _OVER: Final = frozenset({"finished", "stopped"})
 _FLOAT32_BYTES: Final = 4
@@ -108,8 +108,9 @@ async def _play(options: DemoOptions, started_at: float, make_view: Callable[[],
     story = _Story(started_at)
     with _folder(keep=options.keep) as folder:
         federation = "demo"
-        if options.broker is not None:
-            await _check_broker(options.broker)
+        outside = options.outside_broker
+        if outside is not None:
+            await _check_broker(outside)
             federation = f"demo-{secrets.token_hex(3)}"  # others may play on that broker
         stage = Stage(options, folder, federation, story.tell)
         try:
@@ -124,8 +125,8 @@ async def _play(options: DemoOptions, started_at: float, make_view: Callable[[],
                 await asyncio.gather(opening, return_exceptions=True)
         finally:
             await stage.close()
-            if options.broker is not None:
-                await _clear(options.broker, federation)
+            if outside is not None:
+                await _clear(outside, federation)
 
 
 async def _run(
@@ -223,20 +224,17 @@ async def _watch(options: DemoOptions, stage: Stage, story: _Story, view: View, 
     while True:
         stage.check()
         story.federation = await asyncio.to_thread(client.status)
-        if time.monotonic() - shown_at >= _POLL_S:
-            story.run = await asyncio.to_thread(client.run, _RUN)
+        story.run = await asyncio.to_thread(client.run, _RUN)
+        _reap(reaper, stage, story)
+        over = story.run.state in _OVER
+        if over or time.monotonic() - shown_at >= _POLL_S:
             story.tell("")
             _take_news(options, stage, story)
             view.show(_scene(options, story))
             shown_at = time.monotonic()
-            if story.run.state in _OVER:
-                return
-        assert story.run is not None
-        if reaper.watches_closely(story.run.round):
-            _reap(reaper, stage, story)
-            await asyncio.sleep(_CLOSE_POLL_S)
-        else:
-            await asyncio.sleep(_POLL_S)
+        if over:
+            return
+        await asyncio.sleep(_CLOSE_POLL_S if reaper.watches_closely else _POLL_S)
 
 
 def _reap(reaper: Reaper, stage: Stage, story: _Story) -> None:

@@ -12,12 +12,12 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fedmq.demo.child import command
 from fedmq.demo.options import DemoOptions
 from fedmq.demo.processes import Child, Processes
-from fedmq_broker.runner import RunningBroker, start_broker
+from fedmq_broker.runner import BrokerKind, RunningBroker, start_broker
 from fedmq_edge_agent.trainer.client import nursery_command
 from fedmq_protocol.errors import FedmqError
 
@@ -116,11 +116,13 @@ class Stage:
                 await asyncio.to_thread(self._broker.stop)
 
     async def _open_broker(self) -> None:
-        if self.options.broker is not None:
-            self.broker_url, self.broker_name = self.options.broker, "outside broker"
+        outside = self.options.outside_broker
+        if outside is not None:
+            self.broker_url, self.broker_name = outside, "outside broker"
             return
+        kind = cast("BrokerKind", self.options.broker or "auto")
         starting = asyncio.create_task(
-            asyncio.to_thread(start_broker, port=0, state_dir=self.folder / "broker")
+            asyncio.to_thread(start_broker, kind, port=0, state_dir=self.folder / "broker")
         )
         try:
             self._broker = await asyncio.shield(starting)

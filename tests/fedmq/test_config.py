@@ -166,9 +166,11 @@ def test_a_complaint_about_a_secret_does_not_tell_it(file: Path) -> None:
     assert "hidden" not in said
 
 
-def test_a_setting_of_the_whole_table_is_complained_about_with_the_table(file: Path) -> None:
+def test_a_complaint_about_the_whole_table_names_what_was_given(file: Path) -> None:
     said = complaint(file, '[broker]\nkey_file = "k.pem"\n', table="broker")
-    assert said == "[broker] key_file needs cert_file beside it"
+    assert said == f"{file}: [broker] key_file: key_file needs cert_file beside it"
+    said = complaint(file, "", table="broker", environ={"FEDMQ_BROKER__URL": "broker:1883"})
+    assert said.startswith("FEDMQ_BROKER__URL: broker url 'broker:1883' must begin with one of")
 
 
 def test_there_is_no_file(tmp_path: Path) -> None:
