@@ -141,8 +141,7 @@ class Outbox:
         missing = [index for index in range(count) if index not in have and index not in entry.sent]
         chosen = missing[: max(0, credit.window - under_way)]
         entry.sent.update(chosen)
-        if chosen or have:  # it moves on: the next silence is a first one
-            entry.attempts = 0
+        entry.attempts = 0  # somebody answers: the next silence is a first one
         entry.next_send_at = now + RESEND.wait_s(entry.attempts, self._chance)
         size = header.payload.size
         return [

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedmq_edge_agent.core.desk import Desk, ReportCode
-from fedmq_edge_agent.core.effects import RemoveFiles, Request, Restore, Train
+from fedmq_edge_agent.core.effects import (
+    ApplyDelta,
+    LoadSnapshot,
+    OpenTask,
+    RemoveFiles,
+    Request,
+    Restore,
+    Train,
+)
 from fedmq_edge_agent.core.events import (
     Answer,
     ModelLoaded,
@@ -43,9 +51,8 @@ class Workshop:
         if self._task_problem:
             return self._task_problem
         if trainer.unfit:
-            return f"the trainer failed {trainer.failures} times in a row, last: {trainer.last_failure}"[
-                :MAX_TEXT_CHARS
-            ]
+            text = f"the trainer failed {trainer.failures} times in a row, last: {trainer.last_failure}"
+            return text[:MAX_TEXT_CHARS]
         return "" if trainer.opened is not None else "the task is being opened"
 
     def advance(self, *, now: float) -> None:
@@ -95,7 +102,7 @@ class Workshop:
         self._desk.report("busy", why, run=lease.run, lease=lease.lease)
         self._desk.leases.done()
 
-    # ------------------------------------------------------------------------------ the trainer
+    # ------------------------------------------------------------------------------ what it is asked
 
     def ask_trainer(self, *, now: float) -> None:
         """Hand the trainer what comes first: a residual to restore, a newer version, a training."""
@@ -140,6 +147,8 @@ class Workshop:
         self._desk.effects += self._desk.trainer.ask(
             request, now=now, lease_left_s=left_s, usual_s=kept.usual_s
         )
+
+    # ------------------------------------------------------------------------------ what it answers
 
     def trainer_event(self, event: TrainerStarted | TrainerAnswered | TrainerDied, *, now: float) -> None:
         """Something happened to the trainer of the present generation."""
@@ -217,8 +226,10 @@ class Workshop:
                 self._desk.note("error", why, run=request.run)
                 self._desk.report("other", why, run=request.run)
                 self._desk.settle(request.run, request.counter, now=now)
-            case _:
-                if self._desk.following is not None:
+            case OpenTask():
+                raise AssertionError("opening is answered before this")
+            case LoadSnapshot() | ApplyDelta():
+                if self._desk.following is not None and self._desk.following.run == request.run:
                     self._desk.effects += self._desk.following.start_over(
                         f"the trainer refused the model ({refusal.detail})", now=now
                     )

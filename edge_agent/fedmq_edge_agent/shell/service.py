@@ -63,6 +63,7 @@ _log = logging.getLogger("fedmq_edge_agent")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 GOODBYE_S = 1.0
 FLUSH_S = 0.5
+MURMUR_S = 60.0
 
 
 class AgentService:
@@ -118,6 +119,7 @@ class AgentService:
         self._timer: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
+        self._last_said = time.monotonic()
 
     # ------------------------------------------------------------------------------ life
 
@@ -136,6 +138,7 @@ class AgentService:
             self._spawn(self._post.run(), "post")
             await self._handle(AgentStarted())
             self._spawn(self._listen(), "broker")
+            self._spawn(self._murmur(), "murmur")
             await asyncio.wait({stopped, self._failed}, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
                 self._failed.result()
@@ -273,7 +276,18 @@ class AgentService:
             raise StoreError(f"cannot put a model file in place: {error}") from error
         await self._handle(BlobFinished(effect.run, effect.blob, effect.version, ok))
 
+    async def _murmur(self) -> None:
+        """Say what we wait for when there was nothing to say for a while."""
+        while True:
+            rest_s = self._last_said + MURMUR_S - time.monotonic()
+            if rest_s <= 0:
+                self._say(logging.INFO, self.agent.waiting(now=time.monotonic()))
+                rest_s = MURMUR_S
+            await asyncio.sleep(rest_s)
+
     def _say(self, level: int, text: str, **fields: str | float) -> None:
+        if level >= logging.INFO:
+            self._last_said = time.monotonic()
         extra = {
             "device": self.settings.id,
             "run": fields.get("run", ""),

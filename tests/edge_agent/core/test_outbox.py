@@ -1,0 +1,108 @@
+"""Updates that need several packets: how many chunks are under way, and what silence leads to."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedmq_edge_agent.core.effects import Effect, Send, SendUpdate, SendUploadChunk
+from fedmq_edge_agent.core.outbox import Outbox
+from fedmq_edge_agent.core.state import PendingUpdate
+from fedmq_protocol.chunks import Assembly, blob_ref
+from fedmq_protocol.envelope import Sealer
+from fedmq_protocol.errors import RemoteError
+from fedmq_protocol.limits import PACKET_OVERHEAD_BYTES
+from fedmq_protocol.messages import Credit, Offer, Update
+from fedmq_protocol.signing import SigningKey
+from fedmq_protocol.topics import Topics
+from tests.edge_agent.core.test_state import HEADER
+
+TOPICS = Topics("home")
+PACKET = 12_000
+CHUNK = PACKET - PACKET_OVERHEAD_BYTES
+
+
+def make(size: int, *, metrics: dict[str, float] | None = None) -> tuple[Outbox, PendingUpdate]:
+    outbox = Outbox(topics=TOPICS, device="dev-1", chance=lambda: 0.5)
+    header = HEADER.model_copy(update={"payload": blob_ref(bytes(size)), "metrics": metrics or {}})
+    pending = PendingUpdate(header=header, file="update-3.bin")
+    outbox.add(pending, now=0.0)
+    outbox.connected(PACKET, now=0.0)
+    return outbox, pending
+
+
+def credit(assembly: Assembly, window: int) -> Credit:
+    return Credit(run="r1", counter=3, have=assembly.have(), window=window)
+
+
+def chunks(effects: list[Effect]) -> list[int]:
+    return [effect.index for effect in effects if isinstance(effect, SendUploadChunk)]
+
+
+@pytest.mark.parametrize("names", [0, 60])
+@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 5_000])
+def test_what_is_sent_whole_fits_into_a_packet(size: int, names: int) -> None:
+    metrics = {f"{name:064}": 1.0 for name in range(names)}
+    outbox, _ = make(size, metrics=metrics)
+    [effect] = outbox.poll(now=0.0)
+    if isinstance(effect, SendUpdate):
+        sealer = Sealer(sender="dev-1", epoch=1, key=SigningKey(b"d" * 32))
+        topic = TOPICS.up("dev-1", "update")
+        packet = sealer.seal(topic, Update(header=effect.header, data=bytes(size)))
+        assert len(packet) + len(topic) + 16 <= PACKET
+        assert size <= CHUNK
+    else:
+        assert isinstance(effect, Send)
+        assert isinstance(effect.body, Offer)
+        assert size > CHUNK - 5_000
+
+
+def test_no_more_chunks_are_under_way_than_the_credit_allows() -> None:
+    size = 95_000
+    outbox, pending = make(size)
+    [offer] = outbox.poll(now=0.0)
+    assert isinstance(offer, Send)
+    assert isinstance(offer.body, Offer)
+    assembly = Assembly(pending.header.payload, offer.body.chunk_bytes)
+    sent = chunks(outbox.credit(credit(assembly, 3), now=0.1))
+    assert sent == [0, 1, 2]
+    assert chunks(outbox.credit(credit(assembly, 3), now=0.2)) == []
+    under_way, order = list(sent), list(sent)
+    while not assembly.complete:
+        index = under_way.pop(0)
+        assembly.add(index, bytes(min(CHUNK, size - index * CHUNK)))
+        more = chunks(outbox.credit(credit(assembly, 3), now=0.3))
+        under_way += more
+        order += more
+        assert len(under_way) <= 3
+    assert order == list(range(10))
+    effects = outbox.credit(credit(assembly, 3), now=0.4)
+    assert effects == []
+
+
+def test_a_window_of_nothing_waits_and_silence_offers_again() -> None:
+    outbox, pending = make(50_000)
+    outbox.poll(now=0.0)
+    assembly = Assembly(pending.header.payload, CHUNK)
+    assert outbox.credit(credit(assembly, 0), now=0.1) == []
+    assert outbox.poll(now=5.0) == []
+    [again] = outbox.poll(now=5.2)
+    assert isinstance(again, Send)
+    assert isinstance(again.body, Offer)
+    assembly.add(1, bytes(CHUNK))
+    assert chunks(outbox.credit(credit(assembly, 9), now=5.3)) == [0, 2, 3, 4, 5]
+
+
+def test_a_credit_of_an_earlier_connection_is_void() -> None:
+    outbox, pending = make(50_000)
+    outbox.poll(now=0.0)
+    outbox.disconnected()
+    outbox.connected(PACKET * 2, now=1.0)
+    assembly = Assembly(pending.header.payload, CHUNK)
+    assert outbox.credit(credit(assembly, 9), now=1.1) == []
+
+
+def test_a_bitmap_of_the_wrong_size_is_refused() -> None:
+    outbox, _ = make(50_000)
+    outbox.poll(now=0.0)
+    with pytest.raises(RemoteError, match="bitmap"):
+        outbox.credit(Credit(run="r1", counter=3, have=bytes(9), window=1), now=0.1)

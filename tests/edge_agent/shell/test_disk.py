@@ -1,0 +1,111 @@
+"""The agent's folder: atomic, checked, locked, and tidy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fedmq_edge_agent.core.state import AgentState, Link, ModelIndex
+from fedmq_edge_agent.shell.disk import Disk
+from fedmq_protocol.chunks import blob_ref
+from fedmq_protocol.errors import RemoteError, StoreError
+from tests.edge_agent.core.test_state import STATE
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path / "dev-1")
+
+
+def test_a_state_and_a_pinned_key_read_back(disk: Disk) -> None:
+    assert disk.load_state() == AgentState()
+    assert disk.pinned_key() is None
+    disk.save_state(AgentState(session=5))
+    disk.save_state(AgentState(session=6))
+    disk.pin(b"k" * 32)
+    assert disk.load_state() == AgentState(session=6)
+    assert disk.pinned_key() == b"k" * 32
+
+
+def test_a_write_that_fails_leaves_the_old_state(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.save_state(AgentState(session=5))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device; the agent needs a disk"):
+        disk.save_state(AgentState(session=6))
+    assert disk.load_state() == AgentState(session=5)
+
+
+def test_a_blob_in_pieces_stands_in_place_only_with_its_hash(disk: Disk) -> None:
+    data = os.urandom(5_000)
+    for offset in (4_000, 0, 2_000):
+        disk.write_part("r1", "snapshot", 3, offset, data[offset : offset + 2_000])
+    assert disk.finish_blob("r1", "snapshot", 3, blob_ref(data))
+    assert disk.read("r1", "base-3.bin") == data
+    assert disk.read("r1", "base-3.bin", 4_990, 100) == data[4_990:]
+    disk.check("r1", "base-3.bin", blob_ref(data))
+    disk.write_part("r1", "delta", 4, 0, data)
+    assert not disk.finish_blob("r1", "delta", 4, blob_ref(data[1:]))
+    assert disk.read("r1", "delta-4.bin") is None
+    assert not list(disk.run_dir("r1").glob("*.part"))
+
+
+def test_a_file_that_rotted_is_noticed_before_it_is_used(disk: Disk) -> None:
+    disk.store_blob("r1", "delta", 4, b"delta")
+    with pytest.raises(RemoteError, match="not what was stored"):
+        disk.check("r1", "delta-4.bin", blob_ref(b"other"))
+    with pytest.raises(RemoteError, match="not what was stored"):
+        disk.check("r1", "delta-5.bin", blob_ref(b"other"))
+
+
+def test_what_nothing_refers_to_is_removed_at_a_start(disk: Disk) -> None:
+    ref = blob_ref(b"base")
+    link = Link(blob="snapshot", version=0, ref=ref, chain_hash=bytes(32), replica_hash=bytes(32))
+    disk.save_index("r1", ModelIndex(links=(link,)))
+    disk.store_blob("r1", "snapshot", 0, b"base")
+    disk.store_blob("r1", "delta", 9, b"left behind")
+    disk.store_blob("gone", "snapshot", 0, b"of a run that is over")
+    disk.write_part("r1", "delta", 10, 0, b"half")
+    for name in ("update-3.bin", "residual-3.bin", "update-4.bin", ".residual-4.bin.77.part"):
+        (disk.run_dir("r1") / name).write_bytes(b"x")
+    assert disk.load_indexes(STATE) == {"r1": ModelIndex(links=(link,))}
+    assert {file.name for file in disk.run_dir("r1").iterdir()} == {
+        "model.idx",
+        "base-0.bin",
+        "update-3.bin",
+        "residual-3.bin",
+    }
+    assert not disk.run_dir("gone").exists()
+
+
+def test_a_damaged_index_costs_a_download_and_no_more(disk: Disk) -> None:
+    disk.save_index("r1", ModelIndex())
+    (disk.run_dir("r1") / "model.idx").write_bytes(b"torn")
+    assert disk.load_indexes(STATE) == {"r1": ModelIndex()}
+
+
+def test_one_agent_a_folder(disk: Disk) -> None:
+    with pytest.raises(StoreError, match="give each device a state_dir of its own"):
+        Disk(disk.folder)
+    disk.close()
+    Disk(disk.folder).close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot use the state folder"):
+        Disk(tmp_path / "file" / "dev-1")
+
+
+def test_keys_are_private_and_stay(disk: Disk) -> None:
+    public_key = disk.key().public_key
+    assert disk.key().public_key == public_key
+    assert (disk.folder / "key").stat().st_mode & 0o077 == 0
+    (disk.folder / "coordinator.pub").write_text("nonsense")
+    with pytest.raises(StoreError, match="remove it to believe the next coordinator"):
+        disk.pinned_key()
