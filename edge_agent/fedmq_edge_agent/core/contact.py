@@ -44,8 +44,12 @@ class Contact:
             self.since = now
         self.session, self.offline_reason = None, reason
 
+    def introduce_again(self) -> None:
+        """Whoever listens now may never have heard the birth certificate: no broker need have kept it."""
+        self._born = None
+
     def changed(self, presence: Presence) -> bool:
-        """Whether the birth certificate differs from the one that was published last on this connection."""
+        """Whether the birth certificate is to be published: it differs from the last one, or was forgotten."""
         changed = presence != self._born
         self._born = presence
         return changed
@@ -56,6 +60,8 @@ class Contact:
         """Take in the coordinator's status; False if it is the late will of an earlier connection."""
         if (epoch, status.session) < self._status_seen:
             return False
+        if status.online and (not self.coordinator_online or (epoch, status.session) > self._status_seen):
+            self.introduce_again()
         self._status_seen = (epoch, status.session)
         self.coordinator_online = status.online
         return True
@@ -79,10 +85,11 @@ class Contact:
         return None if self.session is None else self.hello_at
 
     def hello_is_due(self, *, now: float) -> bool:
-        """Whether to say hello now; if so, the next time is set."""
+        """Whether to say hello now, and who we are; if so, the next time is set."""
         if self.session is None or self.hello_at is None or self.hello_at > now:
             return False
         self._attempts += 1
+        self.introduce_again()
         attempt = _SELDOM if self.coordinator_online is False else self._attempts
         self.hello_at = now + HELLO.wait_s(attempt, self._chance)
         return True

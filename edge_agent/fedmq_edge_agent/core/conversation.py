@@ -119,6 +119,7 @@ class Conversation:
         """Another start of the coordinator: what it had not put on disk, it does not know."""
         self._desk.ledger.new_epoch(epoch, now=now)
         self._desk.outbox.send_again(now=now)
+        self._desk.contact.introduce_again()
         self._desk.contact.expect_announcement(now=now)
 
     def _on_status(self, status: Status, epoch: int, *, now: float) -> None:

@@ -156,9 +156,11 @@ class Agent:
         self.workshop.ask_trainer(now=now)
         if self.desk.following is not None:
             self.desk.do(*self.desk.following.flush())
+        hello_is_due = self.desk.contact.hello_is_due(now=now)
+        self._greet()  # before all else that is said: the coordinator learns our key from it
         self.desk.do(*self.desk.outbox.poll(now=now))
-        self._say_hello(now=now)
-        self._greet()
+        if hello_is_due:
+            self._say_hello()
 
     def _commit(self, *, now: float) -> None:
         ledger, request = self.desk.ledger, self.desk.trainer.request
@@ -205,7 +207,7 @@ class Agent:
             desk.do(*desk.following.pull.disconnected())
 
     def _greet(self) -> None:
-        """Publish the birth certificate, again when something in it changes."""
+        """Publish the birth certificate, again when something in it changes or somebody may have missed it."""
         desk = self.desk
         if desk.contact.session is None:
             return
@@ -213,9 +215,8 @@ class Agent:
         if desk.contact.changed(presence):
             desk.do(Send(desk.topics.presence(desk.device), presence, retain=True))
 
-    def _say_hello(self, *, now: float) -> None:
+    def _say_hello(self) -> None:
         desk, following = self.desk, self.desk.following
-        if desk.contact.hello_is_due(now=now):
-            run = None if following is None else following.run
-            version = None if following is None else following.replica.held
-            desk.do(Send(desk.topics.up(desk.device, "hello"), Hello(run=run, version=version)))
+        run = None if following is None else following.run
+        version = None if following is None else following.replica.held
+        desk.do(Send(desk.topics.up(desk.device, "hello"), Hello(run=run, version=version)))

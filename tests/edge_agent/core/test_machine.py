@@ -209,6 +209,29 @@ def test_the_birth_certificate_follows_each_connection_and_each_change(device: D
     assert device.connect() == [Send(topic, again, retain=True)]
 
 
+def test_a_coordinator_that_came_back_is_told_who_is_there_though_no_broker_kept_it(joined: Device) -> None:
+    certificate = joined.agent.presence(online=True, session=1)
+    assert bodies(joined.hear(joined.coordinator.status()), Presence) == []  # the same one as before
+    joined.hear(joined.coordinator.status(online=False))
+    assert bodies(joined.hear(joined.coordinator.status()), Presence) == [certificate]
+    joined.coordinator.session += 1  # its connection was renewed, and its last will never came
+    assert bodies(joined.hear(joined.coordinator.status()), Presence) == [certificate]
+    joined.hear(joined.coordinator.announcement(lease=1, cohort=EVERYBODY))
+    joined.trained()
+    joined.coordinator.restart()  # first heard of by something else than a status
+    effects = joined.hear(joined.coordinator.announcement())
+    said = [effect for effect in effects if isinstance(effect, Send | SendUpdate)]
+    assert said[0] == Send(TOPICS.presence("dev-1"), certificate, retain=True)
+    assert isinstance(said[1], SendUpdate)
+
+
+def test_whoever_says_hello_says_who_it_is_first(device: Device) -> None:
+    device.start()
+    device.connect()
+    said = [type(send.body) for send in of(device.wait(10), Send)]
+    assert said == [Presence, Hello, Presence, Hello]
+
+
 def test_session_numbers_grow_over_restarts(coordinator: ScriptedCoordinator) -> None:
     first = make_agent()
     [commit] = of(first.handle(AgentStarted(), now=0.0), CommitState)
