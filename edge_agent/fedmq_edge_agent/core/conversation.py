@@ -38,6 +38,7 @@ class Conversation:
             device=desk.device,
             coordinator_key=coordinator_key,
             epoch=desk.ledger.state.epoch,
+            epoch_of=desk.ledger.state.coordinator,
         )
         self.rejected: Counter[tuple[str, str]] = Counter()
         """Packets that were not believed, by kind of topic and reason."""
@@ -57,7 +58,7 @@ class Conversation:
                 self._desk.note(
                     "info", f"believes the coordinator with the key {key.hex()}, and no other from now on"
                 )
-            if not isinstance(heard.body, ModelChunk) and heard.epoch > self._desk.ledger.state.epoch:
+            if not isinstance(heard.body, ModelChunk) and self._is_new(heard.epoch):
                 self._new_epoch(heard.epoch, now=now)
             self._on_message(heard, now=now)
         except KeyUnknownError:
@@ -115,9 +116,15 @@ class Conversation:
         )
         self._desk.report("bad-message", f"{place}: {error}")
 
+    def _is_new(self, epoch: int) -> bool:
+        state = self._desk.ledger.state
+        return epoch > state.epoch or self.inbox.coordinator_key != state.coordinator
+
     def _new_epoch(self, epoch: int, *, now: float) -> None:
-        """Another start of the coordinator: what it had not put on disk, it does not know."""
-        self._desk.ledger.new_epoch(epoch, now=now)
+        """Another start of the coordinator, or another one: what it had not put on disk, it does not know."""
+        key = self.inbox.coordinator_key
+        assert key is not None
+        self._desk.ledger.new_epoch(epoch, key, now=now)
         self._desk.outbox.send_again(now=now)
         self._desk.contact.introduce_again()
         self._desk.contact.expect_announcement(now=now)

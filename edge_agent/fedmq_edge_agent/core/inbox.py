@@ -45,13 +45,23 @@ class Inbox:
         device: whose inbox it is.
         coordinator_key: the coordinator's 32 public bytes, if they are known.
         epoch: the highest epoch seen so far.
+        epoch_of: the key of the coordinator whose epoch that is; another coordinator counts from the beginning.
     """
 
-    def __init__(self, *, topics: Topics, device: str, coordinator_key: bytes | None, epoch: int) -> None:
+    def __init__(
+        self,
+        *,
+        topics: Topics,
+        device: str,
+        coordinator_key: bytes | None,
+        epoch: int,
+        epoch_of: bytes | None = None,
+    ) -> None:
         self._topics = topics
         self._device = device
+        self._epoch_of = epoch_of
         self.coordinator_key = coordinator_key
-        self.epoch = epoch
+        self.epoch = epoch if coordinator_key in {None, epoch_of} else 0
         self._announced = (0, 0)  # epoch and sequence of the newest announcement
 
     def open(self, topic: str, payload: bytes) -> Heard:
@@ -99,6 +109,8 @@ class Inbox:
             raise KeyUnknownError("the coordinator's key is not known yet", reason="key-unknown")
         envelope.verified(envelope.body.public_key)
         self.coordinator_key = envelope.body.public_key
+        if self.coordinator_key != self._epoch_of:
+            self.epoch = 0
 
     def _verify(self, envelope: Envelope, key: bytes) -> None:
         if envelope.key_id != key_id(key):

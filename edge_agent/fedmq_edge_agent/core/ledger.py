@@ -76,9 +76,9 @@ class Ledger:
             self.state = self.state.model_copy(update={"session": self._session + SESSION_BLOCK})
             self.commit_now(now=now)
 
-    def new_epoch(self, epoch: int, *, now: float) -> None:
-        """The coordinator started anew."""
-        self.state = self.state.model_copy(update={"epoch": epoch})
+    def new_epoch(self, epoch: int, coordinator: bytes, *, now: float) -> None:
+        """The coordinator started anew, or is another one."""
+        self.state = self.state.model_copy(update={"epoch": epoch, "coordinator": coordinator})
         self.commit_soon(now=now)
 
     def activate(self, run: str, *, now: float) -> bool:

@@ -60,6 +60,8 @@ class AgentState(_Kept):
     """No connection up to now had a higher session number."""
     epoch: Counter = 0
     """The highest epoch of the coordinator that was seen."""
+    coordinator: Hash | None = None
+    """The public key of the coordinator whose epoch that is; None: of none yet."""
     active: str | None = None
     """The newest run of our task that was announced."""
     runs: dict[str, RunState] = {}

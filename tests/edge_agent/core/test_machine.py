@@ -258,6 +258,33 @@ def test_the_first_key_is_pinned_and_another_refused(device: Device) -> None:
     assert device.agent.conversation.rejected["status", "bad-signature"] == 2
 
 
+def test_another_coordinator_counts_its_epochs_from_the_beginning(joined: Device) -> None:
+    for _ in range(8):
+        joined.coordinator.restart()
+    joined.hear(joined.coordinator.status())
+    assert joined.agent.desk.ledger.state.epoch == 9
+    old, state = joined.coordinator, joined.agent.desk.ledger.state
+    key = SigningKey(b"n" * 32)
+    for told in (None, key.public_key):  # its pinned key was removed, or another one is configured
+        device = Device(ScriptedCoordinator(key=key), state=state, coordinator_key=told)
+        device.join()
+        assert device.agent.desk.following is not None
+        kept = device.agent.desk.ledger.state
+        assert (kept.epoch, kept.coordinator) == (1, key.public_key)
+        assert device.agent.conversation.rejected.total() == 0
+        # Once it is known, the next start believes it at once, and still no echo of the past.
+        again = Device(device.coordinator, state=kept, coordinator_key=key.public_key)
+        again.start()
+        again.connect()
+        assert of(again.hear(device.coordinator.announcement()), Note) == []
+        assert of(again.hear(device.coordinator.lease("dev-1", 1)), Note) == []
+    same = Device(old, state=state, coordinator_key=None)  # removed without need: echoes stay echoes
+    same.start()
+    same.connect()
+    same.hear(ScriptedCoordinator(epoch=8).status())
+    assert same.agent.conversation.rejected["status", "old-epoch"] == 1
+
+
 def test_an_announcement_that_comes_before_the_key_is_heard_once_the_key_is_known(device: Device) -> None:
     device.start()
     device.connect()

@@ -1,4 +1,4 @@
-"""The supervisor stays small: it imports neither PyTorch nor NumPy, and stays under 50 MB."""
+"""The supervisor imports neither PyTorch nor NumPy; `test_with_trainer` measures its memory beside a real trainer."""
 
 from __future__ import annotations
 
