@@ -11,7 +11,6 @@ to another topic; replays are recognised by what they carry (update ids, version
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +18,7 @@ import msgpack
 from pydantic import ValidationError
 
 from fedmq_protocol.errors import RemoteError
-from fedmq_protocol.limits import MAX_COUNTER, MAX_ENVELOPE_BYTES, MAX_ID_CHARS, PROTOCOL_VERSION
+from fedmq_protocol.limits import MAX_COUNTER, MAX_ENVELOPE_BYTES, MAX_ID_CHARS, MAX_NESTING, PROTOCOL_VERSION
 from fedmq_protocol.messages import KIND_OF, KINDS, Body, to_plain
 from fedmq_protocol.signing import KEY_ID_BYTES, SIGNATURE_BYTES, SigningKey, verify
 
@@ -87,7 +86,7 @@ def _signed(topic: str, content: bytes) -> bytes:
 
 def _unpack(data: bytes) -> object:
     try:
-        return msgpack.unpackb(
+        value: object = msgpack.unpackb(
             data,
             strict_map_key=True,
             max_str_len=MAX_ENVELOPE_BYTES,
@@ -99,6 +98,23 @@ def _unpack(data: bytes) -> object:
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError, MemoryError) as error:
         msg = f"not msgpack within the limits: {type(error).__name__}"
         raise RemoteError(msg) from error
+    return value
+
+
+def _check_nesting(value: object) -> None:
+    """Refuse what is nested more deeply than any body is, before anything walks it by recursion."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, list | dict)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    msg = f"nested more than {MAX_NESTING} deep"
+    raise RemoteError(msg)
 
 
 def _is_counter(value: object) -> bool:
@@ -127,8 +143,10 @@ def open_envelope(topic: str, payload: bytes) -> Envelope:
     if not isinstance(fields, list) or not fields:
         msg = "not an envelope: the content is no list"
         raise RemoteError(msg)
+    _check_nesting(fields)
     if fields[0] != PROTOCOL_VERSION:
-        msg = f"protocol version {str(fields[0])[:20]}; this side speaks {PROTOCOL_VERSION}: update the older one"
+        theirs = fields[0] if _is_counter(fields[0]) else "that is no number"
+        msg = f"protocol version {theirs}; this side speaks {PROTOCOL_VERSION}: update the older one"
         raise RemoteError(msg, reason="protocol-version")
     match fields:
         case [_, str() as kind, str() as sender, epoch, sequence, bytes() as key, dict() as plain] if (
@@ -167,7 +185,3 @@ def _tuples(plain: dict[object, object]) -> dict[object, object]:
         return _tuples(value) if isinstance(value, dict) else value
 
     return {key: convert(key, value) for key, value in plain.items()}
-
-
-KeyLookup = Callable[[str], bytes | None]
-"""From a sender to the public key that it is known by."""

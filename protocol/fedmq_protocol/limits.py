@@ -37,5 +37,8 @@ MAX_NESTING: Final = 16
 MAX_COUNTER: Final = 2**53 - 1
 """Counters, epochs and versions stay exact in every language's numbers, JavaScript's included."""
 
+MAX_EXAMPLES: Final = 10**9
+"""Examples that one device can claim to have trained on."""
+
 MAX_STORED_UPLOADS: Final = 4
 """Chunked uploads of one device that the coordinator keeps open at once."""

@@ -21,6 +21,7 @@ from fedmq_protocol.limits import (
     MAX_COHORT_LIST,
     MAX_COUNTER,
     MAX_ENVELOPE_BYTES,
+    MAX_EXAMPLES,
     MAX_METRICS,
     MAX_TEXT_CHARS,
 )
@@ -200,7 +201,7 @@ class Evaluation(Body):
     """What a device measured of one version on its own test data."""
 
     version: Counter
-    num_examples: Counter
+    num_examples: Annotated[int, Field(ge=0, le=MAX_EXAMPLES)]
     loss: FiniteFloat
     metrics: Metrics = {}
 
@@ -213,7 +214,7 @@ class UpdateHeader(Body):
     lease: Counter
     base_version: Counter
     schema_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    num_examples: Annotated[int, Field(ge=1, le=MAX_COUNTER)]
+    num_examples: Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]
     payload: BlobRef
     train_s: Seconds = 0.0
     metrics: Metrics = {}

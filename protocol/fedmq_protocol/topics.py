@@ -39,7 +39,7 @@ def check_id(value: str, *, what: str) -> str:
     Raises:
         UsageError: it cannot; the text says what may be used.
     """
-    if not _ID.match(value):
+    if not _ID.fullmatch(value):
         msg = (
             f"{what} {value!r} is not usable: 1 to {MAX_ID_CHARS} of a-z, 0-9, '.', '_' and '-', "
             "beginning with a letter or digit"
@@ -119,11 +119,11 @@ class Topics:
             RemoteError: it is not a topic of a device of this federation.
         """
         match topic.removeprefix(f"{self.root}/dev/").split("/"):
-            case [device, "presence"] if _ID.match(device):
+            case [device, "presence"] if _ID.fullmatch(device):
                 return DeviceTopic(device, "presence", "presence")
-            case [device, "up", kind] if _ID.match(device) and kind in get_args(UpKind):
+            case [device, "up", kind] if _ID.fullmatch(device) and kind in get_args(UpKind):
                 return DeviceTopic(device, "up", kind)
-            case [device, "down", kind] if _ID.match(device) and kind in get_args(DownKind):
+            case [device, "down", kind] if _ID.fullmatch(device) and kind in get_args(DownKind):
                 return DeviceTopic(device, "down", kind)
             case _:
                 msg = f"no topic of this federation: {topic[:120]!r}"
@@ -137,9 +137,9 @@ class Topics:
         """
         match topic.removeprefix(f"{self.root}/model/").split("/"):
             case [run, version, chunk] if (
-                _ID.match(run) and _NUMBER.match(version) and int(version) <= MAX_COUNTER
+                _ID.fullmatch(run) and _NUMBER.fullmatch(version) and int(version) <= MAX_COUNTER
             ):
-                found = _CHUNK.match(chunk)
+                found = _CHUNK.fullmatch(chunk)
                 if found:
                     return ChunkTopic(run, int(version), _LETTER_BLOB[found[1]], int(found[2]))
             case _:

@@ -12,7 +12,7 @@ from fedmq_coordinator.core.dedupe import Outcome
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.inbox import UnknownSenderError, hear
-from fedmq_coordinator.core.intake import judge
+from fedmq_coordinator.core.intake import judge, refused
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.strategies import Strategy
 from fedmq_coordinator.core.uploads import Uploads
@@ -55,9 +55,9 @@ class Conversation:
         self._uploads = Uploads(_UPLOAD_BUDGET_BYTES)
         self.rejections: dict[str, int] = {}
 
-    def forget_uploads(self) -> None:
-        """The run that they were for is over."""
-        self._uploads.clear()
+    def forget_uploads(self, *, but_of: str | None) -> None:
+        """The runs that they were for are over, but for this one."""
+        self._uploads.forget(but_of=but_of)
 
     def hear(self, event: e.PacketArrived) -> None:
         if not event.payload:
@@ -98,10 +98,7 @@ class Conversation:
             case Offer():
                 self._offer(device, body)
             case UploadChunk():
-                upload = self._uploads.chunk(device.id, body)
-                if upload is not None:
-                    self._uploads.close(device.id, body.counter)
-                    self._update(device, upload.header, upload.assembly.result())
+                self._chunk(device, body)
             case Report():
                 self._report(device, body)
             case Get():
@@ -120,12 +117,7 @@ class Conversation:
         if body.session < device.session:
             return
         if body.traffic is not None:
-            device.count_traffic(body.traffic)
-            if not body.online:
-                sent, received = body.traffic  # the agent's own counters, as updates carry them
-                self._desk.record(
-                    f.TrafficSeen(at=self._desk.now, device=device_id, sent=sent, received=received)
-                )
+            self._count_traffic(device, body, body.traffic)
         if not body.online:
             if device.online or body.session > device.session:
                 device.left(body, now=self._desk.now)
@@ -146,10 +138,20 @@ class Conversation:
             )
         check_task(self._desk, device, run)
 
+    def _count_traffic(self, device: Device, body: Presence, traffic: tuple[int, int]) -> None:
+        """Count, and journal a goodbye's counters: the agent's own, as updates carry them; once, not at every copy."""
+        before = device.sent, device.received
+        device.count_traffic(traffic)
+        if not body.online and (device.sent, device.received) != before and device.online:
+            sent, received = traffic
+            self._desk.record(
+                f.TrafficSeen(at=self._desk.now, device=device.id, sent=sent, received=received)
+            )
+
     def _hello(self, device: Device) -> None:
         run = self._desk.state.current
         if run is not None and run.holds_model:
-            announcement = self._desk.publisher.announcement(run, now=self._desk.now, inline=False)
+            announcement = self._desk.announcement(run, inline=False)
             self._desk.send(self._desk.topics.down(device.id, "announcement"), announcement)
 
     def _update(self, device: Device, header: UpdateHeader, data: bytes) -> None:
@@ -166,24 +168,27 @@ class Conversation:
                 "rejected", "discard", "run-over", f"the run is over: {run.end_reason or run.state}"
             )
         if outcome is None:
-            fact = judge(run, self._strategy(run), device.id, header, data, now=self._desk.now)
-            self._desk.record(fact)
-            match fact:
-                case f.UpdateAccepted():
-                    outcome = Outcome("accepted", "keep")
-                    self._failures.pop(device.id, None)
-                case f.UpdateRejected():
-                    outcome = Outcome("rejected", fact.residual, fact.reason, fact.detail)
-                    device.refuse(fact.reason)
-                    if fact.reason not in _HONEST_REASONS:
-                        self._pause(device.id)
-                    self._desk.note(
-                        "warning",
-                        f"refused an update of {device.id}: {fact.detail}",
-                        device=device.id,
-                        run=run.id,
-                        reason=fact.reason,
-                    )
+            verdict = judge(run, self._strategy(run), device.id, header, data, now=self._desk.now)
+            self._settle(device, verdict, header)
+        else:
+            self._receipt(device, header, outcome)
+
+    def _settle(
+        self, device: Device, verdict: f.UpdateAccepted | f.UpdateRejected, header: UpdateHeader
+    ) -> None:
+        """Journal the verdict on an update, and tell its sender."""
+        self._desk.record(verdict)
+        match verdict:
+            case f.UpdateAccepted():
+                outcome = Outcome("accepted", "keep")
+                self._failures.pop(device.id, None)
+            case f.UpdateRejected():
+                outcome = Outcome("rejected", verdict.residual, verdict.reason, verdict.detail)
+                device.refuse(verdict.reason)
+                if verdict.reason not in _HONEST_REASONS:
+                    self._pause(device.id)
+                text = f"refused an update of {device.id}: {verdict.detail}"
+                self._desk.note("warning", text, device=device.id, run=verdict.run, reason=verdict.reason)
         self._receipt(device, header, outcome)
 
     def _receipt(self, device: Device, header: UpdateHeader, outcome: Outcome) -> None:
@@ -208,9 +213,36 @@ class Conversation:
         ):
             self._update(device, header, b"")
             return
+        if run.was_granted(device.id, header.lease) is None:
+            self._update(device, header, b"")  # its judge says why not
+            return
         bound = max_encoded_bytes(run.schema.num_parameters) + max_encoded_bytes(run.schema.num_buffers)
-        credit = self._uploads.offer(device.id, offer, max_bytes=bound + _UPDATE_FRAME_BYTES)
-        self._desk.send(self._desk.topics.down(device.id, "credit"), credit)
+        max_bytes = bound + _UPDATE_FRAME_BYTES
+        try:
+            credit = self._uploads.offer(device.id, offer, max_bytes=max_bytes, now=self._desk.now)
+        except RemoteError as error:
+            self._refuse_upload(device, run, header, error)
+        else:
+            self._desk.send(self._desk.topics.down(device.id, "credit"), credit)
+
+    def _chunk(self, device: Device, body: UploadChunk) -> None:
+        upload = self._uploads.chunk(device.id, body, now=self._desk.now)
+        if upload is None:
+            return
+        if not upload.assembly.complete:
+            self._desk.send(self._desk.topics.down(device.id, "credit"), upload.credit())
+            return
+        self._uploads.close(device.id, upload.header)
+        try:
+            data = upload.assembly.result()
+        except RemoteError as error:
+            self._refuse_upload(device, self._desk.state.runs[body.run], upload.header, error)
+        else:
+            self._update(device, upload.header, data)
+
+    def _refuse_upload(self, device: Device, run: Run, header: UpdateHeader, error: RemoteError) -> None:
+        """The last word on an update whose bytes are wrong, or not wanted, before they are an update."""
+        self._settle(device, refused(run, device.id, header, error, now=self._desk.now), header)
 
     def _report(self, device: Device, report: Report) -> None:
         run = self._desk.state.active
@@ -220,7 +252,7 @@ class Conversation:
             device=device.id,
             run=report.run or "",
         )
-        if report.code in {"task-mismatch", "no-data", "task-error"}:
+        if report.code == "task-mismatch" and run is not None and report.run == run.id:
             device.problem = report.detail
         held = None if run is None or report.run != run.id else run.leases.get(device.id)
         if run is not None and held is not None and report.lease == held.lease:

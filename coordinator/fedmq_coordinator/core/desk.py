@@ -10,7 +10,7 @@ from fedmq_coordinator.core.publishing import Publisher
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.selection import available
 from fedmq_coordinator.core.state import FederationState
-from fedmq_protocol.messages import Body
+from fedmq_protocol.messages import Announcement, Body
 from fedmq_protocol.topics import Topics
 
 
@@ -62,6 +62,15 @@ class Desk:
     def available(self, run: Run) -> list[str]:
         """Devices that can train `run`, those at work among them."""
         return available(self.state.devices.values(), run, now=self.now, paused=self.paused)
+
+    def extended(self, granted_at: float, expires_at: float) -> float:
+        """When a lease ends; time in which no coordinator ran, or no broker was there, does not count."""
+        return max(expires_at, self.resumed_at + expires_at - granted_at)
+
+    def announcement(self, run: Run, *, inline: bool) -> Announcement:
+        """The state of a run as it stands now."""
+        expires_at = self.extended(run.cohort_granted_at, run.lease_expires_at)
+        return self.publisher.announcement(run, lease_s=max(0.0, expires_at - self.now), inline=inline)
 
     def online(self) -> set[str]:
         """Devices that are connected, or may be taken to be."""

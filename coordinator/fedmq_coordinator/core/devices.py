@@ -37,7 +37,7 @@ class Device:
 
     def left(self, presence: Presence, *, now: float) -> None:
         self.online, self.heard, self.since = False, True, now
-        self.gone_by = "its goodbye" if presence.problem == GOODBYE else "its last will"
+        self.gone_by = "its last will" if presence.traffic is None else "its goodbye"
 
     def offers(self, task: TaskRef) -> bool:
         return self.presence is not None and task in self.presence.tasks
@@ -61,7 +61,3 @@ class Device:
         self.sent += traffic[0] - before[0]
         self.received += traffic[1] - before[1]
         self._counted = traffic
-
-
-GOODBYE = "goodbye"
-"""What a device that leaves by itself says as its problem."""

@@ -5,41 +5,59 @@ from __future__ import annotations
 import hashlib
 import math
 from statistics import median
-from typing import Final, Literal
+from typing import Final
+
+import numpy as np
 
 from fedmq_coordinator.core.facts import UpdateAccepted, UpdateRejected
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.strategies import Rejection, Strategy, Submission
 from fedmq_protocol.codecs import CodecSpec, decode_update
-from fedmq_protocol.errors import CodecError
-from fedmq_protocol.messages import UpdateHeader
+from fedmq_protocol.errors import RemoteError
+from fedmq_protocol.messages import Evaluation, UpdateHeader
 
 _MIN_NORMS: Final = 5
-
-
-class _Refusal(Exception):  # noqa: N818  not an error: a verdict on its way up
-    def __init__(self, reason: str, detail: str, residual: Literal["restore", "discard"] = "discard") -> None:
-        super().__init__(detail)
-        self.reason, self.detail, self.residual = reason, detail, residual
+_RESTORED: Final = frozenset({"no-lease", "bad-hash"})
+_FIRST_RATIO: Final = 100.0
+_LARGEST: Final = 1e30
+"""A float32 sum of as many of these as a round can have stays finite."""
 
 
 def judge(
     run: Run, strategy: Strategy, device: str, header: UpdateHeader, data: bytes, *, now: float
 ) -> UpdateAccepted | UpdateRejected:
-    """Decide on an update of an active run that is not settled yet."""
+    """Decide on an update of an active run that is not settled yet; nothing that a device sends raises here."""
     try:
         return _accept(run, strategy, device, header, data, now=now)
-    except _Refusal as refusal:
-        return UpdateRejected(
-            at=now,
-            run=run.id,
-            device=device,
-            counter=header.counter,
-            lease=header.lease,
-            reason=refusal.reason,
-            detail=refusal.detail,
-            residual=refusal.residual,
-        )
+    except RemoteError as error:
+        return refused(run, device, header, error, now=now)
+
+
+def refused(run: Run, device: str, header: UpdateHeader, error: RemoteError, *, now: float) -> UpdateRejected:
+    """The verdict that an update does not count. What was never looked at goes back to the device's residual."""
+    return UpdateRejected(
+        at=now,
+        run=run.id,
+        device=device,
+        counter=header.counter,
+        lease=header.lease,
+        reason=error.reason,
+        detail=str(error),
+        residual="restore" if error.reason in _RESTORED else "discard",
+    )
+
+
+def _counted_examples(run: Run, num_examples: int) -> int:
+    """A claim far above the others' counts as the largest that is believed: weight must not be had for the asking."""
+    if len(run.examples) < _MIN_NORMS:
+        return num_examples
+    return min(num_examples, math.ceil(run.settings.strategy.max_examples_ratio * median(run.examples)))
+
+
+def _credible(run: Run, header: UpdateHeader) -> Evaluation | None:
+    """The device's evaluation, unless it is of a version that does not exist."""
+    evaluation = header.evaluation
+    return evaluation if evaluation is not None and evaluation.version <= run.version else None
 
 
 def _max_kept(run: Run) -> int:
@@ -53,35 +71,43 @@ def _accept(
     run: Run, strategy: Strategy, device: str, header: UpdateHeader, data: bytes, *, now: float
 ) -> UpdateAccepted:
     if header.schema_hash != run.task.schema_hash:
-        raise _Refusal("schema-mismatch", "the update is of a model with other tensors than this run's")
+        raise RemoteError(
+            "the update is of a model with other tensors than this run's", reason="schema-mismatch"
+        )
     if header.base_version > run.version:
-        raise _Refusal("unknown-version", f"version {header.base_version} has not been published")
+        raise RemoteError(f"version {header.base_version} has not been published", reason="unknown-version")
     granted_at = run.was_granted(device, header.lease)
     if granted_at is None:
-        raise _Refusal(
-            "no-lease", f"lease {header.lease} was not given to {device}, or is used up", "restore"
-        )
+        msg = f"lease {header.lease} was not given to {device}, or is used up"
+        raise RemoteError(msg, reason="no-lease")
     if len(data) != header.payload.size or hashlib.sha256(data).digest() != header.payload.sha256:
-        raise _Refusal("bad-hash", "the payload is not the one that the header promises", "restore")
-    try:
-        update = decode_update(data, run.schema, max_kept=_max_kept(run))
-    except CodecError as error:
-        raise _Refusal(error.reason, str(error)) from error
+        raise RemoteError("the payload is not the one that the header promises", reason="bad-hash")
+    update = decode_update(data, run.schema, max_kept=_max_kept(run))
     staleness = run.version - header.base_version
-    weight = strategy.accept(Submission(header.num_examples, staleness))
+    weight = strategy.accept(Submission(_counted_examples(run, header.num_examples), staleness))
     if isinstance(weight, Rejection):
-        raise _Refusal(weight.reason, weight.detail)
+        raise RemoteError(weight.detail, reason=weight.reason)
     norm = update.norm()
     if not math.isfinite(norm):
-        raise _Refusal("not-finite", "the update's norm is not finite")
+        raise RemoteError("the update's norm is not finite", reason="not-finite")
     clip = 1.0
     if len(run.norms) >= _MIN_NORMS:
         usual = median(run.norms)
         limit = run.settings.strategy.max_norm_ratio * usual
         if norm > limit > 0:
-            raise _Refusal("norm", f"norm {norm:.3g}, more than {limit:.3g}, which is far above the others'")
+            raise RemoteError(
+                f"norm {norm:.3g}, more than {limit:.3g}, which is far above the others'", reason="norm"
+            )
         if run.settings.strategy.clip == "median" and norm > usual > 0:
             clip = usual / norm
+    else:
+        limit = _FIRST_RATIO * max(1.0, float(np.linalg.norm(run.model.weights)))
+        if norm > limit:
+            raise RemoteError(
+                f"norm {norm:.3g}, more than {limit:.3g}, which is far above the model's own", reason="norm"
+            )
+    if norm * weight * clip > _LARGEST:
+        raise RemoteError(f"norm {norm:.3g} times weight {weight:.3g} is beyond float32", reason="norm")
     return UpdateAccepted(
         at=now,
         run=run.id,
@@ -98,6 +124,6 @@ def _accept(
         train_s=header.train_s,
         payload=data,
         metrics=header.metrics,
-        evaluation=header.evaluation,
+        evaluation=_credible(run, header),
         traffic=header.traffic,
     )

@@ -91,8 +91,7 @@ class Coordinator:
             case _ as unreachable:
                 assert_never(unreachable)
         self._progress.settle()
-        if self.state.active is None:
-            self._conversation.forget_uploads()
+        self._conversation.forget_uploads(but_of=None if self.state.active is None else self.state.active.id)
         return self._desk.take()
 
     def next_deadline(self) -> float | None:
@@ -150,9 +149,14 @@ class Coordinator:
             device.online = device.heard = False
         run = self.state.current
         if run is not None and run.holds_model:
-            for version in self._desk.publisher.versions(run):
-                self._progress.publish_chunks(run, version)
-            self._progress.announce(run, inline=True)
+            self._progress.clear_later(self._desk.publisher.superseded(run))
+            if run.over:
+                self._progress.clear_later(sorted(self._desk.publisher.retained(run)))
+            else:
+                for version in self._desk.publisher.versions(run):
+                    self._progress.publish_chunks(run, version)
+            self._progress.announce(run, inline=not run.over)
+            self._progress.grant_again(run)
 
     def _other_status(self, payload: bytes) -> None:
         """Another coordinator of this federation, with our key and a newer epoch: that one goes on, we end."""

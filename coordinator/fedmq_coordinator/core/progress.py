@@ -76,6 +76,8 @@ class Progress:
                 self._activate(state.runs[state.queue[0]])
             return state.active is not None
         self._expire(run)
+        if self._reached_on_devices(run):
+            return True
         if run.rounds_done:
             return self._finish(run)
         return self._settle_sync(run) if run.settings.mode == "sync" else self._settle_async(run)
@@ -102,8 +104,7 @@ class Progress:
                 )
 
     def _expires_at(self, held: HeldLease) -> float:
-        """When a lease ends; time in which no coordinator ran does not count."""
-        return max(held.expires_at, self._desk.resumed_at + held.expires_at - held.granted_at)
+        return self._desk.extended(held.granted_at, held.expires_at)
 
     def _settle_sync(self, run: Run) -> bool:
         """Take one decision of a synchronous run; False when there is none to take."""
@@ -165,12 +166,10 @@ class Progress:
 
     def _publish(self, run: Run, *, devices: list[str], goal: int = 0) -> None:
         """Publish the next version, and with its announcement open the round of `devices`."""
-        old = self._desk.publisher.retained(run)
         fact = run.model.next_version(run=run.id, at=self._desk.now)
         self._desk.record(fact)
         if fact.snapshot is not None:
-            current = self._desk.publisher.retained(run)
-            self._clear_at += [(self._desk.now + _CLEAR_GRACE_S, topic) for topic in sorted(old - current)]
+            self.clear_later(self._desk.publisher.superseded(run))
         self.publish_chunks(run, fact.version)
         if devices:
             sync = run.settings.mode == "sync"
@@ -219,8 +218,18 @@ class Progress:
                 lease_expires_at=self._desk.now + length,
             )
             self._desk.record(fact)
-            lease = Lease(run=run.id, lease=fact.lease, version=fact.version, lease_s=length)
-            self._desk.send(self._desk.topics.down(device, "lease"), lease)
+            self._say_lease(run, device, run.leases[device])
+
+    def grant_again(self, run: Run) -> None:
+        """Say once more those leases that no announcement says."""
+        for device, held in run.leases.items():
+            if held.lease != run.cohort_lease:
+                self._say_lease(run, device, held)
+
+    def _say_lease(self, run: Run, device: str, held: HeldLease) -> None:
+        left_s = max(0.0, self._expires_at(held) - self._desk.now)
+        lease = Lease(run=run.id, lease=held.lease, version=held.version, lease_s=left_s)
+        self._desk.send(self._desk.topics.down(device, "lease"), lease)
 
     def _finish(self, run: Run) -> bool:
         """End a run whose rounds are over, once the last version has been evaluated."""
@@ -228,6 +237,17 @@ class Progress:
             return False
         self.end(run, "finished", f"all {run.settings.rounds} rounds are done")
         return True
+
+    def _reached_on_devices(self, run: Run) -> bool:
+        """Whether the version before the newest has reached the target on the devices' own data, and ended the run.
+
+        The newest one is still being evaluated. Where there is central data, that alone decides.
+        """
+        score = run.federated.get(run.version - 1)
+        if run.settings.target is None or run.has_central_data or score is None:
+            return False
+        self.check_target(run, run.version - 1, score.metrics)
+        return run.over
 
     def check_target(self, run: Run, version: int, metrics: dict[str, float]) -> None:
         """End a run whose target metric has been reached."""
@@ -246,10 +266,7 @@ class Progress:
         self._evaluating = {key: at for key, at in self._evaluating.items() if key[0] != run.id}
         if run.version >= 0:
             self.announce(run, inline=False)
-            self._clear_at += [
-                (self._desk.now + _CLEAR_GRACE_S, topic)
-                for topic in sorted(self._desk.publisher.retained(run))
-            ]
+            self.clear_later(sorted(self._desk.publisher.retained(run)))
 
     def _best(self, run: Run) -> int | None:
         """The version with the best target metric, or else the least loss."""
@@ -257,12 +274,16 @@ class Progress:
         return max(scored, key=lambda version: (scored[version], version), default=None)
 
     def announce(self, run: Run, *, inline: bool) -> None:
-        announcement = self._desk.publisher.announcement(run, now=self._desk.now, inline=inline)
+        announcement = self._desk.announcement(run, inline=inline)
         self._desk.send(self._desk.topics.announcement, announcement, retain=True)
 
     def publish_chunks(self, run: Run, version: int) -> None:
         for topic, chunk in self._desk.publisher.chunks(run, version):
             self._desk.send(topic, chunk, retain=True)
+
+    def clear_later(self, topics: list[str]) -> None:
+        """Have retained chunks removed once those who fetch them have had time to."""
+        self._clear_at += [(self._desk.now + _CLEAR_GRACE_S, topic) for topic in topics]
 
     def _clear_due(self) -> None:
         due = [topic for at, topic in self._clear_at if at <= self._desk.now]

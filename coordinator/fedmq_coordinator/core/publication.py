@@ -29,6 +29,7 @@ from fedmq_protocol.codecs import (
 )
 from fedmq_protocol.messages import BlobRef, Manifest
 from fedmq_protocol.schema import TensorSchema
+from fedmq_protocol.topics import BlobKind
 
 Vector = NDArray[np.float32]
 
@@ -75,6 +76,8 @@ class PublishedModel:
         self.deltas: dict[int, Blob] = {}
         """The chain: versions base + 1 ... version, and the rebasing delta that led to the base."""
         self.chain_hashes: dict[int, bytes] = {}
+        self.superseded: list[tuple[int, BlobKind, int]] = []
+        """Version, kind and size of what the newest snapshot made needless: still retained by the broker for a while."""
 
     @property
     def chain_bytes(self) -> int:
@@ -123,6 +126,11 @@ class PublishedModel:
                 apply_delta(self.replica, fact.delta, self.schema)
         self.version, self.chain_hash, self.replica_hash = fact.version, fact.chain_hash, fact.replica_hash
         if fact.snapshot is not None:
+            if fact.version > 0:
+                self.superseded = [(self.base, "snapshot", self.snapshot.ref.size)]
+                self.superseded += [
+                    (v, "delta", b.ref.size) for v, b in self.deltas.items() if v < fact.version
+                ]
             self.base, self.base_chain_hash, self.base_replica_hash = (
                 fact.version,
                 fact.chain_hash,

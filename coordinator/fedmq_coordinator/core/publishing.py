@@ -33,11 +33,11 @@ class Publisher:
     topics: Topics
     max_packet_bytes: int = MAX_PACKET_BYTES
 
-    def announcement(self, run: Run, *, now: float, inline: bool) -> Announcement:
+    def announcement(self, run: Run, *, lease_s: float, inline: bool) -> Announcement:
         """The state of the run. `inline`: with the newest delta in it, if it is small."""
         model, settings = run.model, run.settings
         delta = model.deltas.get(model.version)
-        small = delta is not None and delta.ref.size <= MAX_INLINE_DELTA_BYTES
+        small = delta is not None and delta.ref.size <= min(MAX_INLINE_DELTA_BYTES, self._chunk_bytes)
         compression = settings.compression
         return Announcement(
             run=run.id,
@@ -49,7 +49,7 @@ class Publisher:
             inline_delta=delta.data if delta is not None and inline and small else None,
             cohort=Cohort(devices=[]) if run.over else run.cohort,
             lease=run.cohort_lease,
-            lease_s=max(0.0, run.lease_expires_at - now),
+            lease_s=lease_s,
             train=settings.train,
             upload=UploadSettings(
                 codec=compression.up,
@@ -94,6 +94,14 @@ class Publisher:
                 chunk = self.chunk(run, version, kind, index)
                 if chunk is not None:
                     yield self.topics.chunk(run.id, version, kind, index), chunk
+
+    def superseded(self, run: Run) -> list[str]:
+        """The topics of all chunks that the newest snapshot made needless."""
+        return [
+            self.topics.chunk(run.id, version, kind, index)
+            for version, kind, size in run.model.superseded
+            for index in range(chunk_count(size, self._chunk_bytes))
+        ]
 
     def retained(self, run: Run) -> set[str]:
         """The topics of all chunks that should be on the broker now."""

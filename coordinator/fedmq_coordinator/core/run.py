@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from fedmq_coordinator.core import facts as f
@@ -11,6 +11,7 @@ from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.dedupe import Outcome, SettledUpdates
 from fedmq_coordinator.core.publication import PublishedModel, unpack_vector
 from fedmq_protocol.codecs import decode_update
+from fedmq_protocol.limits import MAX_METRICS
 from fedmq_protocol.messages import Cohort, Evaluation
 from fedmq_protocol.sampling import in_cohort
 
@@ -30,6 +31,31 @@ class HeldLease:
     version: int
     granted_at: float
     expires_at: float
+
+
+@dataclass
+class FederatedScore:
+    """What devices measured of one version, added up and weighted by examples."""
+
+    num_examples: int = 0
+    loss_sum: float = 0.0
+    metric_sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Count one device's evaluation."""
+        self.num_examples += evaluation.num_examples
+        self.loss_sum += evaluation.loss * evaluation.num_examples
+        for name, value in evaluation.metrics.items():
+            if name in self.metric_sums or len(self.metric_sums) < MAX_METRICS:
+                self.metric_sums[name] = self.metric_sums.get(name, 0.0) + value * evaluation.num_examples
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / max(1, self.num_examples)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {name: total / max(1, self.num_examples) for name, total in sorted(self.metric_sums.items())}
 
 
 @dataclass(frozen=True)
@@ -76,6 +102,7 @@ class Run:
         self.lease = 0
         self.cohort = Cohort(devices=[])
         self.cohort_lease = 0
+        self.cohort_granted_at = 0.0
         self.lease_expires_at = 0.0
         self.members: set[str] = set()
         self.answered: set[str] = set()
@@ -87,13 +114,14 @@ class Run:
         self.settled: dict[str, SettledUpdates] = {}
         self.durations: dict[str, deque[float]] = {}
         self.norms: deque[float] = deque(maxlen=_NORMS_KEPT)
+        self.examples: deque[int] = deque(maxlen=_NORMS_KEPT)
         self.arrivals: deque[float] = deque(maxlen=_ARRIVALS_KEPT)
         self.dirty = False
         """Steps were taken since the last publication."""
         self.published_at = 0.0
         self.last_step: f.StepTaken | None = None
         self.evaluations: dict[int, f.Evaluated] = {}
-        self.federated: dict[int, list[Evaluation]] = {}
+        self.federated: dict[int, FederatedScore] = {}
         self.updates_by_device: dict[str, int] = {}
         self.num_accepted = 0
         self.num_rejected = 0
@@ -126,6 +154,7 @@ class Run:
         """Forget the weights of a run that is over: memory follows one model. The journal can rebuild them."""
         if self.over and self._model is not None:
             self._last_version, self._model = self._model.version, None
+            self.settled.clear()
 
     @property
     def over(self) -> bool:
@@ -172,6 +201,7 @@ class Run:
                 self._accept(fact)
             case f.UpdateRejected():
                 self.num_rejected += 1
+                self.last_lease_version.pop(fact.device, None)
                 outcome = Outcome("rejected", fact.residual, fact.reason, fact.detail)
                 self._settle(fact.device, fact.counter, fact.lease, outcome)
             case f.StepTaken():
@@ -182,6 +212,8 @@ class Run:
                 self.state, self.ended_at, self.end_reason = fact.state, fact.at, fact.reason
                 self.best_version, self.round_open = fact.best_version, False
                 self.leases.clear()
+                self._unused.clear()
+                self._rules.clear()
                 self._accumulator, self._initial = None, b""
             case _:
                 msg = f"{type(fact).__name__} is not a fact about a run"
@@ -192,7 +224,7 @@ class Run:
             self.members, self.answered, self.opened_at = set(), set(), fact.at
         self.round, self.round_open, self.goal = fact.round, True, fact.goal
         self.lease = self.cohort_lease = fact.lease
-        self.lease_expires_at = fact.lease_expires_at
+        self.cohort_granted_at, self.lease_expires_at = fact.at, fact.lease_expires_at
         if fact.rate is None:
             self.cohort = Cohort(devices=fact.devices)
         else:
@@ -236,11 +268,12 @@ class Run:
         self.num_accepted += 1
         self.updates_by_device[fact.device] = self.updates_by_device.get(fact.device, 0) + 1
         self.norms.append(fact.norm)
+        self.examples.append(fact.num_examples)
         self.arrivals.append(fact.at)
         if fact.duration_s is not None:
             self.durations.setdefault(fact.device, deque(maxlen=_DURATIONS_KEPT)).append(fact.duration_s)
         if fact.evaluation is not None:
-            self.federated.setdefault(fact.evaluation.version, []).append(fact.evaluation)
+            self.federated.setdefault(fact.evaluation.version, FederatedScore()).add(fact.evaluation)
 
     def _step(self, fact: f.StepTaken) -> None:
         if self._computing:

@@ -55,6 +55,8 @@ class StrategySettings(BaseModel):
     """Updates trained on an older version are refused; None: a device ten times slower than most is heard."""
     max_norm_ratio: Annotated[FiniteFloat, Field(gt=1)] = 10.0
     """An update whose norm is above this many times the running median is refused."""
+    max_examples_ratio: Annotated[FiniteFloat, Field(gt=1)] = 100.0
+    """A device's number of examples counts up to this many times the running median."""
     clip: Literal["none", "median"] = "none"
     """median: scale an update down to the running median of the norms."""
     publish_interval_s: NonNegative = 0.0

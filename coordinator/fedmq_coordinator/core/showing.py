@@ -75,23 +75,11 @@ def scores(run: Run) -> dict[int, float]:
 
 def federated(run: Run) -> list[VersionView]:
     """What devices measured of each version on their own test data, weighted by examples."""
-    views = []
-    for version, evaluations in sorted(run.federated.items()):
-        total = sum(each.num_examples for each in evaluations)
-        if not total:
-            continue
-        names = sorted({name for each in evaluations for name in each.metrics})
-        views.append(
-            VersionView(
-                version=version,
-                loss=sum(each.loss * each.num_examples for each in evaluations) / total,
-                metrics={
-                    name: sum(each.metrics.get(name, 0.0) * each.num_examples for each in evaluations) / total
-                    for name in names
-                },
-            )
-        )
-    return views
+    return [
+        VersionView(version=version, loss=score.loss, metrics=score.metrics)
+        for version, score in sorted(run.federated.items())
+        if score.num_examples
+    ]
 
 
 def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> RunView:

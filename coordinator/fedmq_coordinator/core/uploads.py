@@ -12,7 +12,8 @@ from fedmq_protocol.messages import Credit, Offer, UpdateHeader, UploadChunk
 
 WINDOW = 4
 """Chunks of one upload under way at once."""
-MIN_CHUNK_BYTES = 16_384
+IDLE_S = 120.0
+"""An upload that stood still for so long makes room for another one; its device offers it again."""
 
 
 @dataclass
@@ -21,36 +22,38 @@ class Upload:
 
     header: UpdateHeader
     assembly: Assembly
+    touched_at: float
+
+    def credit(self) -> Credit:
+        """What of it is still wanted."""
+        return Credit(
+            run=self.header.run, counter=self.header.counter, have=self.assembly.have(), window=WINDOW
+        )
 
 
 class Uploads:
-    """All uploads that are open.
+    """All uploads that are open, the one that was touched last at the end.
 
     Args:
         budget_bytes: how much all of them together may hold; an offer beyond it waits.
-        min_chunk_bytes: smaller chunks are refused, unless the whole update is smaller.
     """
 
-    def __init__(self, budget_bytes: int, *, min_chunk_bytes: int = MIN_CHUNK_BYTES) -> None:
+    def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
-        self._min_chunk_bytes = min_chunk_bytes
-        self._open: OrderedDict[tuple[str, int], Upload] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str, int], Upload] = OrderedDict()
 
-    def offer(self, device: str, offer: Offer, *, max_bytes: int) -> Credit:
-        """Open an upload, or find it again, and say what of it is still wanted.
+    def offer(self, device: str, offer: Offer, *, max_bytes: int, now: float) -> Credit:
+        """Open an upload, or find it again, and say what of it is still wanted; a window of 0 says: not now.
 
         Raises:
-            RemoteError: larger than any update of this model can be, or in chunks that are too small.
+            RemoteError: larger than any update of this model can be, or in too many chunks.
         """
         header = offer.header
         size = header.payload.size
         if size > max_bytes:
             msg = f"an update of {size} bytes; at most {max_bytes} can be right for this model"
             raise RemoteError(msg, reason="too-large")
-        if offer.chunk_bytes < min(self._min_chunk_bytes, max(1, size)):
-            msg = f"chunks of {offer.chunk_bytes} bytes; at least {self._min_chunk_bytes}"
-            raise RemoteError(msg, reason="bad-chunk")
-        key = (device, header.counter)
+        key = (header.run, device, header.counter)
         upload = self._open.get(key)
         if (
             upload is None
@@ -58,33 +61,46 @@ class Uploads:
             or upload.assembly.chunk_bytes != offer.chunk_bytes
         ):
             self._open.pop(key, None)
-            mine = [other for other in self._open if other[0] == device]
-            if len(mine) >= MAX_STORED_UPLOADS:
-                del self._open[mine[0]]
-            if self._open and size + self.held_bytes > self._budget_bytes:
+            if not self._make_room(device, size, now=now):
                 return Credit(run=header.run, counter=header.counter, have=b"", window=0)
-            upload = self._open[key] = Upload(header, Assembly(header.payload, offer.chunk_bytes))
-        upload.header = header
-        return Credit(run=header.run, counter=header.counter, have=upload.assembly.have(), window=WINDOW)
+            upload = self._open[key] = Upload(header, Assembly(header.payload, offer.chunk_bytes), now)
+        upload.header, upload.touched_at = header, now
+        self._open.move_to_end(key)
+        return upload.credit()
 
-    def chunk(self, device: str, chunk: UploadChunk) -> Upload | None:
-        """Take a chunk; return the upload when it is whole.
+    def _make_room(self, device: str, size: int, *, now: float) -> bool:
+        mine = [key for key in self._open if key[1] == device]
+        if len(mine) >= MAX_STORED_UPLOADS:
+            del self._open[mine[0]]
+        while self._open and size + self.held_bytes > self._budget_bytes:
+            oldest, upload = next(iter(self._open.items()))
+            if now - upload.touched_at < IDLE_S:
+                return False
+            del self._open[oldest]
+        return True
+
+    def chunk(self, device: str, chunk: UploadChunk, *, now: float) -> Upload | None:
+        """Take a chunk that is new; return its upload, whole or not, or None if there is nothing to answer.
 
         Raises:
             RemoteError: the chunk cannot be one of its upload's.
         """
-        upload = self._open.get((device, chunk.counter))
-        if upload is None or upload.header.run != chunk.run:
+        key = (chunk.run, device, chunk.counter)
+        upload = self._open.get(key)
+        if upload is None or not upload.assembly.add(chunk.index, chunk.data):
             return None
-        upload.assembly.add(chunk.index, chunk.data)
-        return upload if upload.assembly.complete else None
+        upload.touched_at = now
+        self._open.move_to_end(key)
+        return upload
 
-    def close(self, device: str, counter: int) -> None:
+    def close(self, device: str, header: UpdateHeader) -> None:
         """Forget an upload."""
-        self._open.pop((device, counter), None)
+        self._open.pop((header.run, device, header.counter), None)
 
-    def clear(self) -> None:
-        self._open.clear()
+    def forget(self, *, but_of: str | None) -> None:
+        """Forget the uploads of all runs but one."""
+        for key in [key for key in self._open if key[0] != but_of]:
+            del self._open[key]
 
     @property
     def held_bytes(self) -> int:

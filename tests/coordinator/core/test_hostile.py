@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.uploads import Uploads
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs import CodecSpec, encode
 from fedmq_protocol.envelope import Sealer
@@ -232,7 +233,6 @@ def test_an_update_in_chunks_in_any_order_with_duplicates() -> None:
     world = fleet("a", "b", "c")
     header, pieces = offered(world)
     device = world.devices["a"]
-    with_small_chunks(world)
     world.say(device, "offer", Offer(header=header, chunk_bytes=1024))
     credit = world.sent(Credit)[-1]
     assert (credit.have, credit.window) == (b"\0" * -(-len(pieces) // 8), 4)
@@ -244,16 +244,8 @@ def test_an_update_in_chunks_in_any_order_with_duplicates() -> None:
     world.say(device, "offer", Offer(header=header, chunk_bytes=1024))
 
 
-def with_small_chunks(world: World) -> None:
-    """The model of these tests is small; let chunks be so too."""
-    from fedmq_coordinator.core import uploads  # noqa: PLC0415
-
-    world.core._conversation._uploads._min_chunk_bytes = uploads.MIN_CHUNK_BYTES // 16
-
-
 def test_a_chunked_update_is_accepted_once_it_is_whole() -> None:
     world = fleet("a", "b", "c")
-    with_small_chunks(world)
     header, pieces = offered(world)
     device = world.devices["a"]
     world.say(device, "offer", Offer(header=header, chunk_bytes=1024))
@@ -270,30 +262,68 @@ def test_a_chunked_update_is_accepted_once_it_is_whole() -> None:
     )
 
 
-def test_an_upload_starts_over_when_its_hash_is_wrong_and_a_chunk_without_an_offer_is_ignored() -> None:
+def test_an_upload_of_another_hash_has_its_last_word_and_a_chunk_without_an_offer_none() -> None:
     world = fleet("a", "b", "c")
-    with_small_chunks(world)
     header, pieces = offered(world)
     device = world.devices["a"]
     assert not world.say(
         device, "chunk", UploadChunk(run="r1", counter=header.counter, index=0, data=pieces[0])
     )
     world.say(device, "offer", Offer(header=header, chunk_bytes=1024))
+    effects: list[do.Effect] = []
     for index, piece in enumerate(pieces):
         bad = bytes([piece[0] ^ 1]) + piece[1:]
-        world.say(device, "chunk", UploadChunk(run="r1", counter=header.counter, index=index, data=bad))
+        effects += world.say(
+            device, "chunk", UploadChunk(run="r1", counter=header.counter, index=index, data=bad)
+        )
+    receipt = world.receipt(effects)
+    assert (receipt.outcome, receipt.reason, receipt.residual) == ("rejected", "bad-hash", "restore")
     assert world.core.runs["r1"].accumulator.num_updates == 0
+
+
+def test_every_new_chunk_is_answered_with_what_is_still_wanted() -> None:
+    world = fleet("a", "b", "c")
+    header, pieces = offered(world)
+    assert len(pieces) > 1
+    device = world.devices["a"]
     world.say(device, "offer", Offer(header=header, chunk_bytes=1024))
-    assert not any(world.sent(Credit)[-1].have)
+    world.say(device, "chunk", UploadChunk(run="r1", counter=header.counter, index=1, data=pieces[1]))
+    assert [c.have[0] for c in world.sent(Credit)] == [0b00, 0b10]
+
+
+def test_an_upload_needs_a_lease() -> None:
+    world = fleet()
+    header, _ = offered(world)
+    lied = header.model_copy(update={"lease": 999})
+    receipt = world.receipt(world.say(world.devices["a"], "offer", Offer(header=lied, chunk_bytes=1024)))
+    assert (receipt.reason, receipt.residual) == ("no-lease", "restore")
+    assert not world.sent(Credit)
+
+
+def test_uploads_that_stand_still_make_room() -> None:
+    uploads = Uploads(budget_bytes=250)
+    world = fleet()
+    header = offered(world)[0].model_copy(update={"payload": blob_ref(bytes(100))})
+
+    def offer(device: str, now: float) -> int:
+        return uploads.offer(device, Offer(header=header, chunk_bytes=1024), max_bytes=10**6, now=now).window
+
+    assert [offer(name, now=0.0) for name in "abc"] == [4, 4, 0]
+    assert offer("b", now=100.0) == 4
+    assert offer("c", now=130.0) == 4, "a has stood still for longer than IDLE_S"
+    assert offer("d", now=130.0) == 0
+    uploads.forget(but_of=None)
+    assert uploads.held_bytes == 0
 
 
 def test_an_offer_larger_than_any_update_is_refused_before_memory_is_taken() -> None:
     world = fleet()
     header = world.update("a", 0.1).header
     huge = header.model_copy(update={"payload": header.payload.model_copy(update={"size": 10**9})})
-    world.say(world.devices["a"], "offer", Offer(header=huge, chunk_bytes=100_000))
+    effects = world.say(world.devices["a"], "offer", Offer(header=huge, chunk_bytes=100_000))
     assert not world.sent(Credit)
-    assert world.core.view(now=world.now).rejections == {"too-large": 1}
+    receipt = world.receipt(effects)
+    assert (receipt.reason, receipt.residual) == ("too-large", "discard")
 
 
 def test_chunks_and_the_announcement_are_answered_to_who_asks() -> None:
@@ -311,3 +341,67 @@ def test_chunks_and_the_announcement_are_answered_to_who_asks() -> None:
     ):
         world.say(world.devices["a"], "get", get)
     assert not world.sent(ModelChunk)
+
+
+# What only a fresh pair of eyes found
+
+
+@pytest.mark.parametrize("depth", [20, 400, 5_000])
+def test_deep_nesting_ends_nothing(depth: int) -> None:
+    import msgpack  # noqa: PLC0415
+
+    world = fleet()
+    nested: object = {}
+    for _ in range(min(depth, 900)):
+        nested = {"a": nested}
+    bodies = [msgpack.packb([1, "presence", "z", 1, 1, bytes(8), nested])] if depth < 1000 else []
+    bodies += [b"\x91" * depth, b"\x97" + b"\x91" * depth + b"\xc0" * 7]
+    for content in bodies:
+        packet = msgpack.packb([content, bytes(64)])
+        for topic in ("fedmq/v1/home/dev/z/presence", "fedmq/v1/home/coordinator/status"):
+            world.tell(e.PacketArrived(topic, packet))
+    assert world.core.runs["r1"].round_open
+
+
+def test_a_huge_but_finite_update_is_refused_from_the_first_on() -> None:
+    world = fleet()
+    receipt = rejected(world, world.update("a", 3e38))
+    assert (receipt.reason, receipt.residual) == ("norm", "discard")
+
+
+def test_weight_is_not_had_for_the_asking() -> None:
+    world = fleet("a", "b", "c")
+    for _ in range(2):
+        for name in "abc":
+            world.send(name, 0.1)
+    world.send("a", 0.1, num_examples=10**9)
+    fact = world.of(f.UpdateAccepted)[-1]
+    assert isinstance(fact, f.UpdateAccepted)
+    assert fact.weight == 100 * 10
+
+
+def test_an_id_with_a_line_break_is_no_id() -> None:
+    world = fleet()
+    key = SigningKey(bytes(32))
+    birth = Presence(online=True, session=1, public_key=key.public_key, tasks=[TASK])
+    topic = "fedmq/v1/home/dev/evil\n/presence"
+    world.tell(e.PacketArrived(topic, Sealer(sender="evil\n", epoch=1, key=key).seal(topic, birth)))
+    assert "evil\n" not in world.core.state.devices
+
+
+def test_an_evaluation_of_a_version_that_does_not_exist_is_dropped() -> None:
+    world = fleet()
+    world.send(
+        "a", 0.1, evaluation={"version": 999, "num_examples": 5, "loss": 0.0, "metrics": {"accuracy": 1.0}}
+    )
+    assert world.core.runs["r1"].federated == {}
+
+
+def test_a_goodbye_is_journaled_once_however_often_it_comes() -> None:
+    world = fleet()
+    device = world.devices["a"]
+    goodbye = Presence(online=False, session=1, public_key=device.sealer.public_key, traffic=(10, 20))
+    for _ in range(5):
+        world.say(device, "presence", goodbye)
+    assert len(world.of(f.TrafficSeen)) == 1
+    assert world.core.state.devices["a"].gone_by == "its goodbye"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
 from fedmq_protocol.messages import Announcement, Lease, Notice, Report, TaskRef
@@ -299,3 +300,75 @@ def test_what_devices_did_is_shown_after_the_run_too() -> None:
     for name in NAMES[:2]:
         world.send(name, 0.1)
     assert [d.updates for d in world.core.view(now=world.now).devices] == [1, 1]
+
+
+def test_a_refused_update_does_not_keep_its_device_from_the_next_lease() -> None:
+    world = fleet(2)
+    run = world.start_run(
+        settings(mode="fedbuff", rounds=9, compression=FLOAT32, strategy={"buffer_size": 2})
+    )
+    for name in NAMES[:2]:
+        held = run.leases[name]
+        bad = world.update(name, 0.1, lease=held.lease)
+        world.say(world.devices[name], "update", bad.model_copy(update={"data": b"rot"}))
+    assert not run.leases, "both are left in peace for a while"
+    world.pass_time(30)
+    assert set(run.leases) == set(NAMES[:2])
+
+
+def test_the_devices_own_evaluation_ends_a_run_without_central_data() -> None:
+    world = fleet(2)
+    run = world.start_run(settings(rounds=50, target=0.5))
+    for version in (0, 1):
+        for name in NAMES[:2]:
+            measured = {
+                "version": version,
+                "num_examples": 5,
+                "loss": 1.0,
+                "metrics": {"accuracy": 0.3 + 0.4 * version},
+            }
+            if not run.over:
+                world.send(name, 0.1, evaluation=measured)
+    assert run.state == "finished"
+    assert "accuracy 0.7000 of version 1 reached 0.5" in run.end_reason
+    assert run.best_version == 1
+
+
+def test_after_a_long_pause_the_announcement_gives_the_time_that_the_coordinator_waits() -> None:
+    world = fleet(2)
+    run = world.start_run(settings(rounds=3))
+    told = world.announcement().lease_s
+    world.now += 3600
+    world.restart()
+    assert world.announcement().lease_s == pytest.approx(told)
+    run = world.core.runs["r1"]
+    world.pass_time(told - 1)
+    assert set(run.leases) == set(NAMES[:2])
+
+
+def test_leases_that_no_announcement_says_are_said_again_after_a_reconnect() -> None:
+    world = fleet(2)
+    run = world.start_run(settings(mode="fedbuff", rounds=9))
+    world.effects.clear()
+    world.tell(e.BrokerDisconnected("gone"))
+    world.tell(e.BrokerConnected())
+    assert {lease.lease for lease in world.sent(Lease)} == {held.lease for held in run.leases.values()}
+
+
+def test_chunks_of_a_run_that_is_over_are_cleared_and_stay_so() -> None:
+    world = fleet(2)
+    world.start_run(settings(rounds=1))
+    for name in NAMES[:2]:
+        world.send(name, 0.1)
+    world.restart()
+    retained: set[str] = set()
+    world.pass_time(40)
+    for effect in world.effects:
+        match effect:
+            case do.Send(topic=topic, retain=True) if "/model/" in topic:
+                retained.add(topic)
+            case do.Clear(topic=topic):
+                retained.discard(topic)
+            case _:
+                pass
+    assert not retained
