@@ -27,7 +27,16 @@ def compare(partition: str, seeds: int, rounds: int, extra: list[str]) -> dict[s
     differences: list[float] = []
     tails: list[float] = []
     for seed in range(seeds):
-        common: list[str | float] = ["--partition", partition, "--alpha", 0.3, "--seed", seed, "--rounds", rounds]
+        common: list[str | float] = [
+            "--partition",
+            partition,
+            "--alpha",
+            0.3,
+            "--seed",
+            seed,
+            "--rounds",
+            rounds,
+        ]
         plain = run_demo(*common, "--compression", "none")["accuracy"]
         sparse = run_demo(*common, *extra)["accuracy"]
         reached = first_at(plain), first_at(sparse)

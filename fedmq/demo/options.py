@@ -133,7 +133,8 @@ class DemoOptions:
             "mode": self.mode,
             "rounds": self.num_rounds,
             "seed": self.seed,
-            "selection": {"min_available_devices": max(1, self.devices - self.dropouts)},
+            # All are there when the run begins; after that it goes on with half of those that are to survive.
+            "selection": {"min_available_devices": max(1, (self.devices - self.dropouts) // 2)},
             "train": _TRAIN[self.task],
             "compression": compression,
         }

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _POLL_S: Final = 0.25
 _CLOSE_POLL_S: Final = 0.04
+_GATHER_POLL_S: Final = 0.1
+_GATHER_WITHIN_S: Final = 60.0
 _RUN: Final = "demo"
 _OVER: Final = frozenset({"finished", "stopped"})
 _FLOAT32_BYTES: Final = 4
@@ -138,6 +140,9 @@ async def _run(
     story.broker = stage.broker_name
     with Client(stage.state_dir) as client:
         story.tell("loading PyTorch, once for all")
+        await _show_until(
+            asyncio.create_task(_gather(options, story, client)), view, options, story, check=stage.check
+        )
         starting = asyncio.create_task(
             asyncio.to_thread(client.start_run, options.task_module, name=_RUN, settings=settings)
         )
@@ -235,6 +240,25 @@ async def _watch(options: DemoOptions, stage: Stage, story: _Story, view: View, 
         if over:
             return
         await asyncio.sleep(_CLOSE_POLL_S if reaper.watches_closely else _POLL_S)
+
+
+async def _gather(options: DemoOptions, story: _Story, client: Client) -> None:
+    """Wait until all devices can train, or one says why it cannot, so that a run begins with all."""
+    until = time.monotonic() + _GATHER_WITHIN_S
+    while time.monotonic() < until:
+        story.federation = await asyncio.to_thread(client.status)
+        devices = story.federation.devices
+        if sum(device.state == "idle" and bool(device.task) for device in devices) >= options.devices:
+            return
+        if any(device.problem for device in devices):
+            break
+        await asyncio.sleep(_GATHER_POLL_S)
+    assert story.federation is not None
+    known = {device.device: device.problem for device in story.federation.devices}
+    story.news += [f"{device}: {problem}" for device, problem in known.items() if problem]
+    missing = [device for device in options.device_ids if device not in known]
+    if missing:
+        story.news.append(f"the run begins without {', '.join(missing)}")
 
 
 def _reap(reaper: Reaper, stage: Stage, story: _Story) -> None:

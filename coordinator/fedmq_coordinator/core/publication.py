@@ -77,7 +77,7 @@ class PublishedModel:
         """The chain: versions base + 1 ... version, and the rebasing delta that led to the base."""
         self.chain_hashes: dict[int, bytes] = {}
         self.superseded: list[tuple[int, BlobKind, int]] = []
-        """Version, kind and size of what the newest snapshot made needless: still retained by the broker for a while."""
+        """Version, kind and size of what the newest snapshot made needless; the broker retains it for a while."""
 
     @property
     def chain_bytes(self) -> int:

@@ -108,9 +108,10 @@ class Inbox:
         if not isinstance(envelope.body, Status):
             raise KeyUnknownError("the coordinator's key is not known yet", reason="key-unknown")
         envelope.verified(envelope.body.public_key)
-        self.coordinator_key = envelope.body.public_key
-        if self.coordinator_key != self._epoch_of:
+        if envelope.body.public_key != self._epoch_of:
             self.epoch = 0
+        self._check_age(envelope)  # an echo pins nothing
+        self.coordinator_key = envelope.body.public_key
 
     def _verify(self, envelope: Envelope, key: bytes) -> None:
         if envelope.key_id != key_id(key):

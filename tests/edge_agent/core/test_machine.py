@@ -281,8 +281,9 @@ def test_another_coordinator_counts_its_epochs_from_the_beginning(joined: Device
     same = Device(old, state=state, coordinator_key=None)  # removed without need: echoes stay echoes
     same.start()
     same.connect()
-    same.hear(ScriptedCoordinator(epoch=8).status())
+    assert of(same.hear(ScriptedCoordinator(epoch=8).status()), PinCoordinator) == []
     assert same.agent.conversation.rejected["status", "old-epoch"] == 1
+    assert of(same.hear(old.status()), PinCoordinator) == [PinCoordinator(old.key.public_key)]
 
 
 def test_an_announcement_that_comes_before_the_key_is_heard_once_the_key_is_known(device: Device) -> None:
