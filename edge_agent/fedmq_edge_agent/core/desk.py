@@ -58,17 +58,24 @@ class Desk:
         state: what the last commit left.
         indexes: the model files on disk, by run.
         chance: fractions in [0, 1), for jitter.
+        clock_s: seconds since 1970 at the start.
     """
 
     def __init__(
-        self, limits: AgentLimits, *, state: AgentState, indexes: Mapping[str, ModelIndex], chance: Chance
+        self,
+        limits: AgentLimits,
+        *,
+        state: AgentState,
+        indexes: Mapping[str, ModelIndex],
+        chance: Chance,
+        clock_s: float,
     ) -> None:
         self.limits = limits
         self.device = limits.device
         self.topics = Topics(limits.federation)
         self.chance = chance
         self.effects: list[Effect] = []
-        self.ledger = Ledger(state)
+        self.ledger = Ledger(state, clock_s=clock_s)
         self.contact = Contact(chance=chance)
         self.outbox = Outbox(topics=self.topics, device=limits.device, chance=chance)
         self.trainer = Supervision(limits=limits.times, chance=chance)

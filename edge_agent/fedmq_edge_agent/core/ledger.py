@@ -13,8 +13,13 @@ from fedmq_edge_agent.core.state import AgentState, PendingUpdate, RunState
 from fedmq_protocol.limits import MAX_METRICS
 from fedmq_protocol.messages import UpdateHeader
 
-SESSION_BLOCK = 1_000
-"""Session numbers are reserved in blocks, so that a connection costs no write."""
+SESSION_BLOCK = 100
+"""Session numbers are reserved in blocks, so that a connection costs no write.
+
+Small enough that even a device that is restarted every few minutes does not outrun the clock with them.
+"""
+SANE_CLOCK_S = 1_704_067_200.0
+"""2024 has begun; a clock that shows less was never set."""
 COMMIT_DELAY_S = 1.0
 """How long what would be learnt again may wait for a commit."""
 USUAL_WEIGHT = 0.3
@@ -26,13 +31,15 @@ class Ledger:
 
     Args:
         state: what the last commit left.
+        clock_s: seconds since 1970, if the device knows. The session numbers begin no lower, so that they grow even
+            when the state was lost, or comes from a backup.
     """
 
-    def __init__(self, state: AgentState) -> None:
+    def __init__(self, state: AgentState, *, clock_s: float = 0.0) -> None:
         self.state = state
         self.commit_at: float | None = None
         """When the next commit is due; None: nothing has changed."""
-        self._session = state.session
+        self._session = max(state.session, int(clock_s) if clock_s >= SANE_CLOCK_S else 0)
         self._useless: list[tuple[str, str]] = []
         self._over: list[str] = []
 

@@ -48,6 +48,7 @@ class Agent:
         state: what the last commit left.
         indexes: the model files on disk, by run.
         chance: fractions in [0, 1), for jitter.
+        clock_s: seconds since 1970 at the start; 0: the device does not know.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Agent:
         state: AgentState,
         indexes: Mapping[str, ModelIndex],
         chance: Chance,
+        clock_s: float = 0.0,
     ) -> None:
-        self.desk = Desk(limits, state=state, indexes=indexes, chance=chance)
+        self.desk = Desk(limits, state=state, indexes=indexes, chance=chance, clock_s=clock_s)
         self.conversation = Conversation(self.desk, coordinator_key=coordinator_key)
         self.workshop = Workshop(self.desk, task_opened=self.conversation.task_opened)
         self._public_key = public_key

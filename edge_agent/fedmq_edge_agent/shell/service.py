@@ -100,6 +100,7 @@ class AgentService:
                 state=state,
                 indexes=self._disk.load_indexes(state),
                 chance=random.Random().random,  # noqa: S311  # jitter, not a secret
+                clock_s=time.time(),
             )
         except BaseException:
             self._disk.close()

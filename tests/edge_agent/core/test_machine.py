@@ -185,7 +185,7 @@ def joined(device: Device) -> Device:
 
 
 def test_a_start_reserves_session_numbers_and_starts_the_trainer(device: Device) -> None:
-    assert device.tell(AgentStarted()) == [CommitState(AgentState(session=1_000)), StartTrainer(1)]
+    assert device.tell(AgentStarted()) == [CommitState(AgentState(session=100)), StartTrainer(1)]
     assert device.tell(TrainerStarted(1)) == [Ask(1, OpenTask())]
 
 
@@ -238,6 +238,22 @@ def test_session_numbers_grow_over_restarts(coordinator: ScriptedCoordinator) ->
     used = [first.next_session() for _ in range(5)]
     second = make_agent(state=commit.state)
     assert second.next_session() > max(used)
+
+
+def test_sessions_go_on_above_the_clock_though_the_state_was_lost_or_is_an_old_one() -> None:
+    now = 1_800_000_000.0
+    lived = make_agent(clock_s=now)
+    [commit] = of(lived.handle(AgentStarted(), now=0.0), CommitState)
+    used = [lived.next_session() for _ in range(5)]
+    assert used[0] == now + 1
+    assert commit.state.session >= used[-1]
+    backup = AgentState(session=4_000)
+    for state in (AgentState(), backup):
+        assert make_agent(clock_s=now + 60, state=state).next_session() > used[-1]
+    # A clock that was never set, or was set back, takes nothing away.
+    for clock_s in (0.0, 86_400.0, now - 1e6):
+        assert make_agent(clock_s=clock_s, state=commit.state).next_session() > used[-1]
+    assert make_agent(clock_s=86_400.0).next_session() == 1
 
 
 def test_the_first_key_is_pinned_and_another_refused(device: Device) -> None:
