@@ -130,6 +130,10 @@ class Outbox:
         entry = self._entries.get((credit.run, credit.counter))
         if entry is None or entry.chunk_bytes is None or self._max_packet_bytes is None or entry.restoring:
             return []  # of an earlier connection, or settled since
+        entry.attempts = 0  # somebody answers: the next silence is a first one
+        entry.next_send_at = now + RESEND.wait_s(entry.attempts, self._chance)
+        if credit.window == 0:  # no room for it yet: of its chunks there is nothing to say
+            return []
         header = entry.pending.header
         count = chunk_count(header.payload.size, entry.chunk_bytes)
         if len(credit.have) != -(-count // 8):
@@ -141,8 +145,6 @@ class Outbox:
         missing = [index for index in range(count) if index not in have and index not in entry.sent]
         chosen = missing[: max(0, credit.window - under_way)]
         entry.sent.update(chosen)
-        entry.attempts = 0  # somebody answers: the next silence is a first one
-        entry.next_send_at = now + RESEND.wait_s(entry.attempts, self._chance)
         size = header.payload.size
         return [
             SendUploadChunk(

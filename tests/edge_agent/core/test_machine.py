@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from fedmq_edge_agent.core.effects import (
     SaveModelIndex,
     Send,
     SendUpdate,
+    SendUploadChunk,
     StartTrainer,
     StopTrainer,
     StoreBlob,
@@ -49,8 +51,8 @@ from fedmq_edge_agent.core.events import (
 )
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
 from fedmq_edge_agent.core.state import AgentState, ModelIndex
-from fedmq_protocol.chunks import blob_ref
-from fedmq_protocol.messages import Cohort, Hello, Offer, Presence, Report, TrainSettings
+from fedmq_protocol.chunks import Assembly, blob_ref
+from fedmq_protocol.messages import Cohort, Credit, Hello, Offer, Presence, Report, TrainSettings
 from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
 from tests.edge_agent.scripted import EVERYBODY, NOBODY, TASK, UPLOAD, ScriptedCoordinator
@@ -588,6 +590,54 @@ def test_a_large_update_is_offered(joined: Device) -> None:
     [send] = of(joined.trained(payload=bytes(300_000)), Send)
     assert isinstance(send.body, Offer)
     assert send.body.chunk_bytes == 131_072 - 2_048
+
+
+def test_a_credit_without_room_is_waited_out_and_the_update_offered_again(joined: Device) -> None:
+    joined.hear(joined.coordinator.lease("dev-1", 1))
+    joined.trained(payload=bytes(300_000))
+    full = Credit(run="r1", counter=1, have=b"", window=0)
+    for _ in range(3):
+        told = joined.hear(joined.coordinator.seal(TOPICS.down("dev-1", "credit"), full))
+        assert told == []
+        assert len(bodies(joined.wait(61), Offer)) >= 1
+    assert joined.agent.conversation.rejected.total() == 0
+    room = Credit(run="r1", counter=1, have=b"\0", window=2)
+    told = joined.hear(joined.coordinator.seal(TOPICS.down("dev-1", "credit"), room))
+    assert [chunk.index for chunk in of(told, SendUploadChunk)] == [0, 1]
+
+
+@pytest.mark.parametrize("lost", [None, 3])
+def test_ten_chunks_over_a_quick_wire_wait_for_no_timer(joined: Device, lost: int | None) -> None:
+    payload = random.Random(1).randbytes(1_250_000)
+    began = joined.now
+    joined.hear(joined.coordinator.lease("dev-1", 1))
+    [offer] = bodies(joined.trained(payload=payload), Offer)
+    assembly = Assembly(offer.header.payload, offer.chunk_bytes)
+    joined.coordinator.uploads["dev-1", "r1", 1] = assembly
+    wire = list[SendUploadChunk]()
+    order = list[int]()
+
+    def answer() -> None:
+        chunks = of(joined.hear(joined.coordinator.credit("dev-1", "r1", 1, window=4)), SendUploadChunk)
+        wire.extend(chunks)
+        order.extend(chunk.index for chunk in chunks)
+
+    answer()
+    while wire:
+        assert len(wire) <= 4
+        assert lost is not None or len(wire) == 4 or len(order) == 10, "the wire is kept busy"
+        chunk = wire.pop(0)
+        if chunk.index == lost and order.count(lost) == 1:
+            continue
+        assert assembly.add(chunk.index, payload[chunk.offset : chunk.offset + chunk.size])
+        answer()
+        if not wire and not assembly.complete:  # only a loss needs the clock
+            assert joined.now == began
+            assert len(bodies(joined.wait(6), Offer)) == 1
+            answer()
+    assert assembly.result() == payload
+    assert order == [*range(10)] + ([] if lost is None else [lost])
+    assert (joined.now == began) == (lost is None)
 
 
 # ---------------------------------------------------------------------------------------------------- the model
