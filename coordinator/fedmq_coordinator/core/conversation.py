@@ -27,6 +27,7 @@ from fedmq_protocol.messages import (
     Presence,
     Receipt,
     Report,
+    Status,
     Update,
     UpdateHeader,
     UploadChunk,
@@ -149,6 +150,11 @@ class Conversation:
             )
 
     def _hello(self, device: Device) -> None:
+        """Tell a device what a retained message should have told it: whom it can believe, and what is announced."""
+        if self._desk.public_key:
+            epoch = self._desk.state.epoch
+            status = Status(online=True, session=epoch, public_key=self._desk.public_key)
+            self._desk.send(self._desk.topics.coordinator_status, status, retain=True)
         run = self._desk.state.current
         if run is not None and run.holds_model:
             announcement = self._desk.announcement(run, inline=False)

@@ -22,6 +22,7 @@ class Desk:
         topics: the federation's.
         state: the fold of the journal.
         publisher: makes announcements and chunks.
+        public_key: this coordinator's, by which devices know it.
         now: seconds since the epoch, of the event in hand.
         resumed_at: when this coordinator started; whoever is waited for has the whole time from then on.
         connected: whether the broker can be spoken to; without it no decision is taken and no time runs out.
@@ -33,6 +34,7 @@ class Desk:
     topics: Topics
     state: FederationState
     publisher: Publisher
+    public_key: bytes = b""
     now: float = 0.0
     resumed_at: float = 0.0
     connected: bool = False

@@ -51,7 +51,6 @@ class Coordinator:
         self._progress = Progress(self._desk)
         self._conversation = Conversation(self._desk, self._progress.strategy)
         self._broker = "the broker: not connected yet"
-        self._public_key = b""
 
     def handle(self, event: e.Event, *, now: float) -> list[do.Effect]:
         """Decide on an event.
@@ -129,7 +128,7 @@ class Coordinator:
 
     def _started(self, event: e.CoordinatorStarted) -> None:
         """Go on where the journal ends. Whoever was waited for is given the whole time again."""
-        self._public_key = event.public_key
+        self._desk.public_key = event.public_key
         self._desk.resumed_at = self._desk.now
         self._desk.record(f.EpochBegun(at=self._desk.now, epoch=event.epoch))
         run = self.active
@@ -161,7 +160,7 @@ class Coordinator:
     def _other_status(self, payload: bytes) -> None:
         """Another coordinator of this federation, with our key and a newer epoch: that one goes on, we end."""
         try:
-            envelope = open_envelope(self.topics.coordinator_status, payload).verified(self._public_key)
+            envelope = open_envelope(self.topics.coordinator_status, payload).verified(self._desk.public_key)
         except RemoteError:
             return
         if isinstance(envelope.body, Status) and envelope.body.online and envelope.epoch > self.state.epoch:

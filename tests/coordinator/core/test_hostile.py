@@ -405,3 +405,16 @@ def test_a_goodbye_is_journaled_once_however_often_it_comes() -> None:
         world.say(device, "presence", goodbye)
     assert len(world.of(f.TrafficSeen)) == 1
     assert world.core.state.devices["a"].gone_by == "its goodbye"
+
+
+def test_a_hello_is_answered_with_the_key_and_the_announcement() -> None:
+    key = SigningKey(bytes(32))
+    world = World()
+    world.tell(e.CoordinatorStarted(epoch=3, public_key=key.public_key))
+    world.join("a")
+    world.join("b")
+    world.start_run(settings(rounds=9))
+    world.effects.clear()
+    world.say(world.devices["a"], "hello", Hello())
+    assert [(s.online, s.session, s.public_key) for s in world.sent(Status)] == [(True, 3, key.public_key)]
+    assert world.announcement().run == "r1"
