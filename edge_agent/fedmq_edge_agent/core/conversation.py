@@ -51,7 +51,7 @@ class Conversation:
         """Take in what arrived on a topic; hostile until proven otherwise."""
         knew_key = self.inbox.coordinator_key is not None
         try:
-            heard = self.inbox.open(topic, payload)
+            heard = self._open(topic, payload)
             if not knew_key and self.inbox.coordinator_key is not None:
                 key = self.inbox.coordinator_key
                 self._desk.do(PinCoordinator(key))
@@ -74,6 +74,13 @@ class Conversation:
             earlier, self._unverified = self._unverified, {}
             for earlier_topic, earlier_payload in earlier.items():
                 self.packet(earlier_topic, earlier_payload, now=now)
+
+    def _open(self, topic: str, payload: bytes) -> Heard:
+        """Like the inbox's; whatever hostile bytes can bring about ends as a rejection, and never the process."""
+        try:
+            return self.inbox.open(topic, payload)
+        except (ValueError, RecursionError) as error:  # pydantic's errors among them
+            raise RemoteError(f"cannot be opened: {type(error).__name__}") from error
 
     def _on_message(self, heard: Heard, *, now: float) -> None:
         match heard.body:

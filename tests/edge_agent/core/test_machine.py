@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from typing import Any
+from typing import Any, NoReturn
 
+import msgpack
 import pytest
+from pydantic import ValidationError
 
 from fedmq_edge_agent.core.effects import (
     ApplyDelta,
@@ -961,6 +963,37 @@ def test_a_bad_residual_is_given_up_and_the_training_goes_on(joined: Device) -> 
     assert commit.state.runs["r1"].residual_file is None
     [ask] = of(effects, Ask)
     assert (ask.request.lease, ask.request.counter, ask.request.residual_file) == (2, 2, None)
+
+
+def nested(depth: int) -> bytes:
+    body: dict[str, Any] = {}
+    for _ in range(depth):
+        body = {"inner": body}
+    content = msgpack.packb([1, "announcement", "coordinator", 1, 1, bytes(8), body])
+    packet: bytes = msgpack.packb([content, bytes(64)])
+    return packet
+
+
+def test_what_cannot_even_be_opened_is_a_rejection_like_any_other(
+    joined: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for depth in (10, 300, 480):
+        joined.hear((TOPICS.announcement, nested(depth)))
+    assert joined.agent.conversation.rejected["run", "malformed"] == 3
+    errors: list[Exception] = [RecursionError("too deep"), ValueError("too long")]
+    with pytest.raises(ValidationError) as caught:
+        Presence.model_validate({})
+    errors.append(caught.value)
+
+    def fail(topic: str, payload: bytes) -> NoReturn:
+        raise errors.pop()
+
+    monkeypatch.setattr("fedmq_edge_agent.core.inbox.open_envelope", fail)
+    while errors:
+        joined.hear((TOPICS.down("dev-1", "lease"), b"hostile"))
+    monkeypatch.undo()
+    assert joined.agent.conversation.rejected["lease", "malformed"] == 3
+    assert of(joined.hear(joined.coordinator.lease("dev-1", 1)), Ask) != []
 
 
 def test_garbage_on_every_topic_is_counted_and_said_once(joined: Device) -> None:
