@@ -36,6 +36,8 @@ def compare(partition: str, seeds: int, rounds: int, extra: list[str]) -> dict[s
             seed,
             "--rounds",
             rounds,
+            "--set",
+            "selection.deadline_factor=0",  # nobody is late: what is compared is compression
         ]
         plain = run_demo(*common, "--compression", "none")["accuracy"]
         sparse = run_demo(*common, *extra)["accuracy"]
