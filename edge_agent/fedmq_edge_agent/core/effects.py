@@ -48,7 +48,10 @@ class SendUpdate:
 
 @dataclass(frozen=True)
 class SendUploadChunk:
-    """Publish `size` bytes of a file from `offset` on, as chunk `index` of an offered update."""
+    """Publish `size` bytes of a file from `offset` on, as chunk `index` of an offered update.
+
+    `payload` is what the whole file should be.
+    """
 
     run: str
     counter: int
@@ -56,6 +59,7 @@ class SendUploadChunk:
     file: str
     offset: int
     size: int
+    payload: BlobRef
 
 
 # --------------------------------------------------------------------------------------------- disk

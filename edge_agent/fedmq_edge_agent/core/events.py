@@ -49,6 +49,15 @@ class BlobFinished:
 
 
 @dataclass(frozen=True)
+class PayloadLost:
+    """The file of an update that was to be sent is gone, cannot be read, or holds something else."""
+
+    run: str
+    counter: int
+    file: str
+
+
+@dataclass(frozen=True)
 class TimePassed:
     """The moment that `next_deadline` named has come."""
 
@@ -142,6 +151,7 @@ Event = (
     | Disconnected
     | PacketArrived
     | BlobFinished
+    | PayloadLost
     | TimePassed
     | TrainerStarted
     | TrainerAnswered

@@ -26,6 +26,7 @@ from fedmq_edge_agent.core.events import (
     Disconnected,
     Event,
     PacketArrived,
+    PayloadLost,
     TimePassed,
     TrainerAnswered,
     TrainerDied,
@@ -141,6 +142,8 @@ class Agent:
             case BlobFinished():
                 if desk.following is not None and desk.following.run == event.run:
                     desk.do(*desk.following.blob(event, now=now))
+            case PayloadLost():
+                self._on_payload_lost(event, now=now)
             case TrainerStarted() | TrainerAnswered() | TrainerDied():
                 if event.generation == desk.trainer.generation:
                     self.workshop.trainer_event(event, now=now)
@@ -207,6 +210,15 @@ class Agent:
         desk.outbox.disconnected()
         if desk.following is not None:
             desk.do(*desk.following.pull.disconnected())
+
+    def _on_payload_lost(self, event: PayloadLost, *, now: float) -> None:
+        desk, run, counter = self.desk, event.run, event.counter
+        if not desk.outbox.is_to_be_sent(run, counter):
+            return  # settled while its packet was queued, or the trainer will find out
+        text = f"update {counter} is lost: its file {event.file} is gone, unreadable or damaged"
+        desk.note("error", text, run=run)
+        desk.report("other", text, run=run)
+        desk.settle(run, counter, now=now)
 
     def _greet(self) -> None:
         """Publish the birth certificate, again when something in it changes or somebody may have missed it."""

@@ -97,6 +97,11 @@ class Outbox:
         """Send it no more: it was refused, and only waits until its mass is back in the residual."""
         self._entries[run, counter].restoring = True
 
+    def is_to_be_sent(self, run: str, counter: int) -> bool:
+        """Whether an update waits for its receipt, and for nothing else."""
+        entry = self._entries.get((run, counter))
+        return entry is not None and not entry.restoring
+
     def next_restore(self) -> PendingUpdate | None:
         """The oldest update whose mass is to go back."""
         return next((entry.pending for entry in self._entries.values() if entry.restoring), None)
@@ -154,6 +159,7 @@ class Outbox:
                 file=entry.pending.file,
                 offset=index * entry.chunk_bytes,
                 size=min(entry.chunk_bytes, size - index * entry.chunk_bytes),
+                payload=header.payload,
             )
             for index in chosen
         ]

@@ -239,8 +239,12 @@ class Disk:
         Raises:
             RemoteError: it is not the one that `ref` names.
         """
-        if not _matches(self._path(run, name), ref):
+        if not self.holds(run, name, ref):
             raise RemoteError(f"the file {name} is not what was stored", reason="bad-hash")
+
+    def holds(self, run: str, name: str, ref: BlobRef) -> bool:
+        """Whether a file is there, can be read, and is the one that `ref` names."""
+        return _matches(self._path(run, name), ref)
 
     def read(self, run: str, name: str, offset: int = 0, size: int | None = None) -> bytes | None:
         """Bytes of a file; None if it is gone."""

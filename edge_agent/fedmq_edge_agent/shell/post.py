@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import assert_never
 
 from fedmq_edge_agent.core.effects import Send, SendUpdate, SendUploadChunk, Subscribe, Unsubscribe
 from fedmq_edge_agent.shell.disk import Disk
 from fedmq_protocol.aio import Connection
+from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.envelope import Sealer
 from fedmq_protocol.errors import ConnectionFailedError
-from fedmq_protocol.messages import Body, Presence, Update, UploadChunk
+from fedmq_protocol.messages import Body, Offer, Presence, Update, UploadChunk
 from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
 
@@ -33,16 +35,28 @@ class Post:
         device: the sender.
         key: the sender's.
         disk: where payloads are read from.
+        payload_lost: told the run, the counter and the file of an update that cannot be sent, because its file is
+            not there or not what it was.
     """
 
     def __init__(
-        self, connection: Connection, *, topics: Topics, device: str, key: SigningKey, disk: Disk
+        self,
+        connection: Connection,
+        *,
+        topics: Topics,
+        device: str,
+        key: SigningKey,
+        disk: Disk,
+        payload_lost: Callable[[str, int, str], None],
     ) -> None:
         self._connection = connection
         self._topics = topics
         self._device = device
         self._key = key
         self._disk = disk
+        self._payload_lost = payload_lost
+        self._whole: tuple[str, str] | None = None
+        """The file of which chunks are sent: checked as a whole once an offer."""
         self._sealer = Sealer(sender=device, epoch=0, key=key)
         self._queue: deque[Outgoing] = deque()
         self._filled = asyncio.Event()
@@ -91,25 +105,41 @@ class Post:
                 case Send(topic, body, retain):
                     if isinstance(body, Presence):
                         body = body.model_copy(update={"traffic": self.traffic})
+                    if isinstance(body, Offer):
+                        self._whole = None
                     await self._publish(topic, body, retain=retain)
                 case SendUpdate(header, file):
                     data = self._disk.read(header.run, file)
-                    if data is not None:  # settled while it was queued
-                        header = header.model_copy(update={"traffic": self.traffic})
-                        await self._publish(
-                            self._topics.up(self._device, "update"), Update(header=header, data=data)
-                        )
-                case SendUploadChunk(run, counter, index, file, offset, size):
-                    data = self._disk.read(run, file, offset, size)
-                    if data is not None:
-                        chunk = UploadChunk(run=run, counter=counter, index=index, data=data)
-                        await self._publish(self._topics.up(self._device, "chunk"), chunk)
+                    if data is None or blob_ref(data) != header.payload:
+                        self._payload_lost(header.run, header.counter, file)
+                        return
+                    header = header.model_copy(update={"traffic": self.traffic})
+                    await self._publish(
+                        self._topics.up(self._device, "update"), Update(header=header, data=data)
+                    )
+                case SendUploadChunk():
+                    await self._send_chunk(outgoing)
                 case _:
                     assert_never(outgoing)
         except ConnectionFailedError as error:
             _log.debug("%s: not sent: %s", self._device, error)
         except ValueError as error:
             _log.error("%s: not sent: %s", self._device, error)  # the line says all
+
+    async def _send_chunk(self, send: SendUploadChunk) -> None:
+        if self._whole != (send.run, send.file):
+            self._whole = None
+            if not await asyncio.to_thread(self._disk.holds, send.run, send.file, send.payload):
+                self._payload_lost(send.run, send.counter, send.file)
+                return
+            self._whole = send.run, send.file
+        data = self._disk.read(send.run, send.file, send.offset, send.size)
+        if data is None or len(data) != send.size:
+            self._whole = None
+            self._payload_lost(send.run, send.counter, send.file)
+            return
+        chunk = UploadChunk(run=send.run, counter=send.counter, index=send.index, data=data)
+        await self._publish(self._topics.up(self._device, "chunk"), chunk)
 
     async def _publish(self, topic: str, body: Body, *, retain: bool = False) -> None:
         await self._connection.publish(topic, self.seal(topic, body), retain=retain)

@@ -44,6 +44,7 @@ from fedmq_edge_agent.core.events import (
     Disconnected,
     Event,
     PacketArrived,
+    PayloadLost,
     TimePassed,
     TrainerAnswered,
     TrainerDied,
@@ -112,7 +113,14 @@ class AgentService:
             will=self._will,
             flush_timeout_s=FLUSH_S,
         )
-        self._post = Post(self._connection, topics=self._topics, device=settings.id, key=key, disk=self._disk)
+        self._post = Post(
+            self._connection,
+            topics=self._topics,
+            device=settings.id,
+            key=key,
+            disk=self._disk,
+            payload_lost=self._payload_lost,
+        )
         self._start_child = starter(settings.trainer) if start_child is None else start_child
         self._calls = TrainerCalls(settings, self._disk)
         self._child: Child | None = None
@@ -226,6 +234,9 @@ class AgentService:
     def _time_passed(self) -> None:
         self._timer = None
         self._spawn(self._handle(TimePassed()), "clock")
+
+    def _payload_lost(self, run: str, counter: int, file: str) -> None:
+        self._spawn(self._handle(PayloadLost(run, counter, file)), "payload")
 
     def _will(self) -> aio.Will:
         """The last will of a connection that is about to be made, with a session number of its own."""

@@ -42,6 +42,7 @@ from fedmq_edge_agent.core.events import (
     Disconnected,
     ModelLoaded,
     PacketArrived,
+    PayloadLost,
     ResidualRestored,
     TaskOpened,
     TimePassed,
@@ -580,6 +581,26 @@ def test_a_discarded_update_is_gone(joined: Device) -> None:
     effects = joined.hear(joined.coordinator.receipt("dev-1", 1, residual="discard"))
     assert of(effects, Ask) == []
     assert len(joined.agent.desk.outbox) == 0
+
+
+def test_an_update_whose_file_is_lost_is_given_up_and_said(joined: Device) -> None:
+    joined.hear(joined.coordinator.lease("dev-1", 1))
+    joined.trained()
+    effects = joined.tell(PayloadLost("r1", 1, "update-1.bin"))
+    [report] = bodies(effects, Report)
+    assert (report.code, report.run) == ("other", "r1")
+    assert "update-1.bin" in report.detail
+    assert [note.level for note in of(effects, Note)] == ["error"]
+    assert ("r1", 1) not in joined.agent.desk.outbox
+    [commit] = of(joined.wait(2), CommitState)
+    assert commit.state.runs["r1"].pending == ()
+    assert joined.tell(PayloadLost("r1", 1, "update-1.bin")) == []  # a second packet was queued
+    # Once refused, it waits for the trainer, which will say what it cannot put back.
+    joined.hear(joined.coordinator.lease("dev-1", 2))
+    joined.trained()
+    joined.hear(joined.coordinator.receipt("dev-1", 2, residual="restore"))
+    assert joined.tell(PayloadLost("r1", 2, "update-2.bin")) == []
+    assert ("r1", 2) in joined.agent.desk.outbox
 
 
 def test_receipts_for_unknown_updates_change_nothing(joined: Device) -> None:

@@ -18,8 +18,9 @@ from fedmq_edge_agent import AgentSettings, run_agent
 from fedmq_edge_agent.shell.disk import Disk
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_protocol.aio import BrokerSettings
+from fedmq_protocol.chunks import Assembly
 from fedmq_protocol.errors import ConfigError, StoreError
-from fedmq_protocol.messages import Get, Hello, Presence, Report, Update
+from fedmq_protocol.messages import Get, Hello, Offer, Presence, Report, Update
 from fedmq_protocol.signing import SigningKey
 from tests.broker_fixtures import Connect
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
@@ -130,6 +131,35 @@ async def test_killed_after_training_it_delivers_the_pending_update_once_restart
     third = await on_air.receive("dev-1")
     assert (third.header.counter, third.header.lease) == (first.header.counter + 1, 2)
     assert await on_air.accept("dev-1", third)
+
+
+@pytest.mark.parametrize("size", [2_000, 400_000])
+@pytest.mark.parametrize("damage", ["gone", "other", "short"])
+async def test_an_update_whose_file_was_damaged_is_given_up_and_the_device_goes_on(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent, size: int, damage: str
+) -> None:
+    await on_air.announce(lease=1, cohort=EVERYBODY)
+    first = await start_agent(settings, lambda: FakeChild(payload_bytes=size))
+    await on_air.wait_for(Update if size == 2_000 else Offer)
+    await first.stop()
+    file = settings.state_dir / "runs" / "r1" / "update-1.bin"
+    data = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data[:-1] if damage == "short" else bytes(len(data)))
+    await start_agent(settings, lambda: FakeChild(payload_bytes=size))
+    if size > 2_000:
+        offer = await on_air.wait_for(Offer)
+        on_air.script.uploads["dev-1", "r1", 1] = Assembly(offer.header.payload, offer.chunk_bytes)
+        await on_air.say(on_air.script.credit("dev-1", "r1", 1))
+    report = await on_air.wait_for(Report)
+    assert (report.code, report.run) == ("other", "r1")
+    assert "update-1.bin" in report.detail
+    await on_air.say(on_air.script.lease("dev-1", 2))
+    update = await on_air.receive("dev-1")
+    assert update.header.counter == 2
+    assert await on_air.accept("dev-1", update)
 
 
 async def test_killed_while_training_it_trains_again_for_the_same_lease(
