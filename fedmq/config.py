@@ -12,7 +12,6 @@ Each value keeps its origin, so that a complaint can name the file and the key, 
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -227,6 +226,8 @@ def variable_key(name: str) -> Key | None:
 
 def nearest(wrong: str, known: list[str]) -> str | None:
     """The name that was probably meant."""
+    import difflib  # for complaints alone
+
     found = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
     return found[0] if found else None
 

@@ -22,7 +22,7 @@ TABLE_NAMES: Final = ("federation", "broker", "coordinator", "run", "device", "t
 class FederationTable(BaseModel):
     """[federation]: which one this is; coordinator and devices must agree."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str = Field(default="fedmq", description="Stands in every topic: a-z, 0-9, '.', '_' and '-'.")
 
@@ -33,7 +33,7 @@ class CoordinatorTable(BaseModel):
     [coordinator.data] holds whatever the task's loader of central test data wants.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     state_dir: Path = Field(default=Path("state/coordinator"), description="Journal, keys, the API's token.")
     listen: str = Field(
@@ -46,7 +46,7 @@ class CoordinatorTable(BaseModel):
 class DeviceTable(BaseModel):
     """[device]: who this device is and what it trains. [device.data] holds whatever the task's data loader wants."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     id: str | None = Field(default=None, description="The device's name; required by `fedmq agent start`.")
     state_dir: Path | None = Field(default=None, description="Outbox, residual, keys; default: state/<id>.")

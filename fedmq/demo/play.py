@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _POLL_S: Final = 0.25
 _CLOSE_POLL_S: Final = 0.04
 _GATHER_POLL_S: Final = 0.1
-_GATHER_WITHIN_S: Final = 60.0
+_FIRST_WITHIN_S: Final = 120.0
+_OTHERS_WITHIN_S: Final = 10.0
 _RUN: Final = "demo"
 _OVER: Final = frozenset({"finished", "stopped"})
 _FLOAT32_BYTES: Final = 4
@@ -105,10 +106,9 @@ async def _interruptible(options: DemoOptions, started_at: float, make_view: Cal
 
 
 async def _play(options: DemoOptions, started_at: float, make_view: Callable[[], View]) -> Report:
-    _check_out(options.out)
     settings = _nested(options)
     story = _Story(started_at)
-    with _folder(keep=options.keep) as folder:
+    with _out_folder(options.out), _folder(keep=options.keep) as folder:
         federation = "demo"
         outside = options.outside_broker
         if outside is not None:
@@ -168,7 +168,6 @@ async def _finish(options: DemoOptions, stage: Stage, client: Client, story: _St
     target = options.target if options.target is not None else DEFAULT_TARGET
     devices = await asyncio.to_thread(client.devices)
     report: Report = figures(await asyncio.to_thread(client.report, _RUN), devices, target=target)
-    await asyncio.to_thread(_make_folder, options.out)
     await asyncio.to_thread(client.download_model, _RUN, options.out / "model.safetensors", version="best")
     story.tell("training the same model in one place, to compare")
     host = TrainerModelHost(nursery=stage.nursery)
@@ -243,22 +242,23 @@ async def _watch(options: DemoOptions, stage: Stage, story: _Story, view: View, 
 
 
 async def _gather(options: DemoOptions, story: _Story, client: Client) -> None:
-    """Wait until all devices can train, or one says why it cannot, so that a run begins with all."""
-    until = time.monotonic() + _GATHER_WITHIN_S
-    while time.monotonic() < until:
+    """Wait until all devices can train, so that a run begins with all; the last ones are not waited for for ever."""
+    until: float | None = None
+    while until is None or time.monotonic() < until:
         story.federation = await asyncio.to_thread(client.status)
-        devices = story.federation.devices
-        if sum(device.state == "idle" and bool(device.task) for device in devices) >= options.devices:
+        ready = [device for device in story.federation.devices if device.state == "idle" and device.task]
+        if len(ready) >= options.devices:
             return
-        if any(device.problem for device in devices):
-            break
+        if until is None and (ready or time.time() - story.started_at > _FIRST_WITHIN_S):
+            until = time.monotonic() + _OTHERS_WITHIN_S
         await asyncio.sleep(_GATHER_POLL_S)
     assert story.federation is not None
-    known = {device.device: device.problem for device in story.federation.devices}
-    story.news += [f"{device}: {problem}" for device, problem in known.items() if problem]
-    missing = [device for device in options.device_ids if device not in known]
-    if missing:
-        story.news.append(f"the run begins without {', '.join(missing)}")
+    states = {device.device: device for device in story.federation.devices}
+    for name in options.device_ids:
+        if name not in states:
+            story.news.append(f"{name} has not joined; the run begins without it")
+        elif states[name].problem:
+            story.news.append(f"{name} cannot train: {states[name].problem}")
 
 
 def _reap(reaper: Reaper, stage: Stage, story: _Story) -> None:
@@ -401,16 +401,28 @@ def _folder(*, keep: bool) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_out(out: Path) -> None:
+@contextlib.contextmanager
+def _out_folder(out: Path) -> Iterator[None]:
+    """Make the folder before anything is started, so that a long run does not end at a closed door.
+
+    Raises:
+        ConfigError: it cannot be made or written to.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {str(out)!r} is a file; name a folder")
-
-
-def _make_folder(out: Path) -> None:
+    is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
-        raise ConfigError(f"--out {str(out)!r} cannot be made: {error.strerror}") from None
+        raise ConfigError(f"--out {str(out)!r} cannot be written to: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # where nothing has come of it
 
 
 async def _check_broker(url: str) -> None:

@@ -73,6 +73,8 @@ def test_a_wrong_option_is_a_usage_error(
         (["demo", "--dropouts", "10"], "--dropouts 10 leaves no device"),
         (["demo", "--set", "rounds=none"], "--set rounds: input should be a valid integer"),
         (["demo", "--set", "rounds"], "must be key=value"),
+        (["demo", "--out", "/proc/nowhere"], "--out '/proc/nowhere' cannot be written to"),
+        (["demo", "--out", "/proc/self/status"], "--out '/proc/self/status' is a file; name a folder"),
         (["demo", "--broker", "http://host"], "--broker: broker url 'http://host' must begin with"),
     ],
 )

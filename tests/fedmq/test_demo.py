@@ -145,7 +145,7 @@ def test_a_signal_at_any_moment_leaves_nothing_behind(
     assert said == "fedmq: interrupted; everything has been ended\n"
     assert fedmq.all_gone()
     assert list(fedmq.temporary.iterdir()) == []
-    assert not (fedmq.folder / "fedmq-demo/report.json").exists()
+    assert not (fedmq.folder / "fedmq-demo").exists()
 
 
 @pytest.mark.parametrize("moment", ["starting the coordinator", "loading PyTorch", "round   1"])
