@@ -137,5 +137,7 @@ def _devices(devices: Sequence[DeviceView], updates: Sequence[UpdateFigures]) ->
             bytes_down=known[name].received_bytes if name in known else None,
             problem=known[name].problem if name in known else "",
         )
-        for name in sorted(known.keys() | counts.keys())
+        for name in sorted(
+            known.keys() | counts.keys(), key=lambda name: (len(name), name)
+        )  # dev-2 before dev-10
     ]

@@ -140,13 +140,14 @@ def traffic(report: Report) -> Picture:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=3)
         _rounds_axis(axes, report)
 
+    word = "round" if report.mode == "sync" else "version"
     ratio = f"{report.compression_ratio:.0f}" if report.compression_ratio else "unknown"
     return Picture(
         "traffic",
-        "Bytes a round",
+        f"Bytes a {word}",
         "Everything on the devices' MQTT sockets, all devices together, on a logarithmic scale. "
-        "The first round holds the first download of the whole model.",
-        f"Bytes a round up and down; float32 would take {ratio} times as much over the run.",
+        f"The first {word} holds the first download of the whole model.",
+        f"Bytes a {word} up and down; float32 would take {ratio} times as much over the run.",
         _svg("traffic", draw, height=3.0),
     )
 
@@ -213,12 +214,15 @@ def timeline(report: Report) -> Picture:
         axes.grid(visible=False)
         axes.tick_params(axis="y", length=0)
 
+    orange = "it came late and counted by its staleness"
+    if report.mode != "sync":
+        orange = "other versions were published while it trained"
     more = f" {hidden} more devices are not shown." if hidden else ""
     killed = any(device.killed_s is not None for device in report.devices)
     return Picture(
         "timeline",
         "Who trained when",
-        "From the lease to the accepted update; orange: it came late and counted by its staleness."
+        f"From the lease to the accepted update; orange: {orange}."
         + (" A cross: the device was killed." if killed else "")
         + more,
         f"A timeline of {len(rows)} devices.",
@@ -239,6 +243,7 @@ def _rounds_axis(axes: Axes, report: Report) -> None:
     axes.set_xlabel("round" if report.mode == "sync" else "published version")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=False, axis="x")
+    axes.set_xlim(0.5, max(2, len(report.rounds)) + 0.5)
 
 
 @contextmanager
