@@ -10,13 +10,12 @@ from typing import Final
 import numpy as np
 
 from fedmq_coordinator.core.facts import UpdateAccepted, UpdateRejected
-from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.run import NORMS_NEEDED, Run
 from fedmq_coordinator.core.strategies import Rejection, Strategy, Submission
 from fedmq_protocol.codecs import CodecSpec, decode_update
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import Evaluation, UpdateHeader
 
-_MIN_NORMS: Final = 5
 _RESTORED: Final = frozenset({"no-lease", "bad-hash"})
 _FIRST_RATIO: Final = 100.0
 _LARGEST: Final = 1e30
@@ -49,7 +48,7 @@ def refused(run: Run, device: str, header: UpdateHeader, error: RemoteError, *, 
 
 def _counted_examples(run: Run, num_examples: int) -> int:
     """A claim far above the others' counts as the largest that is believed: weight must not be had for the asking."""
-    if len(run.examples) < _MIN_NORMS:
+    if len(run.examples) < NORMS_NEEDED:
         return num_examples
     return min(num_examples, math.ceil(run.settings.strategy.max_examples_ratio * median(run.examples)))
 
@@ -58,6 +57,18 @@ def _credible(run: Run, header: UpdateHeader) -> Evaluation | None:
     """The device's evaluation, unless it is of a version that does not exist."""
     evaluation = header.evaluation
     return evaluation if evaluation is not None and evaluation.version <= run.version else None
+
+
+def _norm_limit(run: Run, base_version: int) -> float:
+    """The largest norm that is believed.
+
+    Norms fall while a model converges, so a late update is held against what was usual when its version was published,
+    if that was more. Before anything is usual, against the model itself.
+    """
+    then = run.usual_norms.get(base_version)
+    if len(run.norms) < NORMS_NEEDED or then is None:
+        return _FIRST_RATIO * max(1.0, float(np.linalg.norm(run.model.weights)))
+    return run.settings.strategy.max_norm_ratio * max(median(run.norms), then)
 
 
 def _max_kept(run: Run) -> int:
@@ -90,22 +101,12 @@ def _accept(
     norm = update.norm()
     if not math.isfinite(norm):
         raise RemoteError("the update's norm is not finite", reason="not-finite")
+    limit = _norm_limit(run, header.base_version)
+    if norm > limit:
+        raise RemoteError(f"norm {norm:.3g}, more than {limit:.3g}, is far above the usual", reason="norm")
     clip = 1.0
-    if len(run.norms) >= _MIN_NORMS:
-        usual = median(run.norms)
-        limit = run.settings.strategy.max_norm_ratio * usual
-        if norm > limit > 0:
-            raise RemoteError(
-                f"norm {norm:.3g}, more than {limit:.3g}, which is far above the others'", reason="norm"
-            )
-        if run.settings.strategy.clip == "median" and norm > usual > 0:
-            clip = usual / norm
-    else:
-        limit = _FIRST_RATIO * max(1.0, float(np.linalg.norm(run.model.weights)))
-        if norm > limit:
-            raise RemoteError(
-                f"norm {norm:.3g}, more than {limit:.3g}, which is far above the model's own", reason="norm"
-            )
+    if run.settings.strategy.clip == "median" and len(run.norms) >= NORMS_NEEDED:
+        clip = min(1.0, median(run.norms) / norm) if norm > 0 else 1.0
     if norm * weight * clip > _LARGEST:
         raise RemoteError(f"norm {norm:.3g} times weight {weight:.3g} is beyond float32", reason="norm")
     return UpdateAccepted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Final, Literal
 
 from fedmq_coordinator.core import facts as f
@@ -19,6 +20,9 @@ RunState = Literal["queued", "active", "finished", "stopped"]
 
 _DURATIONS_KEPT: Final = 8
 _NORMS_KEPT: Final = 64
+_VERSIONS_KEPT: Final = 1_024
+NORMS_NEEDED: Final = 5
+"""Before so many updates have been accepted, nothing is usual."""
 _ARRIVALS_KEPT: Final = 32
 _LEASES_KEPT: Final = 64
 
@@ -114,6 +118,8 @@ class Run:
         self.settled: dict[str, SettledUpdates] = {}
         self.durations: dict[str, deque[float]] = {}
         self.norms: deque[float] = deque(maxlen=_NORMS_KEPT)
+        self.usual_norms: dict[int, float] = {}
+        """The running median of the norms when a version was published; absent while too few are known."""
         self.examples: deque[int] = deque(maxlen=_NORMS_KEPT)
         self.arrivals: deque[float] = deque(maxlen=_ARRIVALS_KEPT)
         self.dirty = False
@@ -189,6 +195,7 @@ class Run:
             case f.VersionPublished():
                 self.model.apply(fact, with_model=self._computing)
                 self.published_at, self.dirty = fact.at, False
+                self._remember_norm(fact.version)
             case f.RoundOpened():
                 self._open_round(fact)
             case f.LeaseGranted():
@@ -218,6 +225,11 @@ class Run:
             case _:
                 msg = f"{type(fact).__name__} is not a fact about a run"
                 raise AssertionError(msg)
+
+    def _remember_norm(self, version: int) -> None:
+        if len(self.norms) >= NORMS_NEEDED:
+            self.usual_norms[version] = median(self.norms)
+        self.usual_norms.pop(version - _VERSIONS_KEPT, None)
 
     def _open_round(self, fact: f.RoundOpened) -> None:
         if fact.round != self.round or not self.round_open:

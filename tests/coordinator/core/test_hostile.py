@@ -418,3 +418,19 @@ def test_a_hello_is_answered_with_the_key_and_the_announcement() -> None:
     world.say(world.devices["a"], "hello", Hello())
     assert [(s.online, s.session, s.public_key) for s in world.sent(Status)] == [(True, 3, key.public_key)]
     assert world.announcement().run == "r1"
+
+
+def test_a_late_update_is_held_against_what_was_usual_when_its_version_was_published() -> None:
+    world = fleet("a", "b", "c", selection={"deadline_factor": 0, "round_timeout_s": 5})
+    for _ in range(2):
+        for name in "abc":
+            world.send(name, 1.0)
+    lease, base = world.core.runs["r1"].leases["c"].lease, world.core.runs["r1"].version
+    for _ in range(4):
+        world.send("a", 0.01)
+        world.send("b", 0.01)
+        world.pass_time(6)
+    late = world.send("c", 1.0, lease=lease, base=base)
+    assert late.outcome == "accepted", (
+        "norms have fallen a hundredfold since, but it is not to blame for that"
+    )
