@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.demo_runs import machine, run_demo, seconds_to, spread
 
-ROUNDS = {"sync": 60, "fedbuff": 160}
+ROUNDS = {"sync": 50, "fedbuff": 120}
 SLEEP_S = 3.0
 
 
