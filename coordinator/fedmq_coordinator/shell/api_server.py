@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import json
 import logging
@@ -58,9 +59,11 @@ def bind(settings: CoordinatorSettings) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
+        # create_server adds the address to strerror, which is said already
+        why = "the address is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise UsageError(
-            f"cannot listen on {settings.listen}: {error.strerror or error}; "
-            "set listen to another address, or to port 0 for any free one"
+            f"cannot listen on {settings.listen}: {why.partition(' (while attempting')[0]}; "
+            "set listen in [coordinator] to another one, or 127.0.0.1:0 for any free port"
         ) from None
     if not _is_loopback(listener.getsockname()[0]):
         _log.warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,11 @@ async def test_an_address_that_is_taken_names_the_fix(tmp_path: Path) -> None:
     host = FakeModelHost()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(UsageError, match=f"cannot listen on {listen}: .* set listen to another address"):
+        said = (
+            f"cannot listen on {listen}: the address is in use; "
+            "set listen in [coordinator] to another one, or 127.0.0.1:0 for any free port"
+        )
+        with pytest.raises(UsageError, match=f"^{re.escape(said)}$"):
             await run_coordinator(
                 CoordinatorSettings(federation="home", state_dir=tmp_path, listen=listen), model_host=host
             )
