@@ -97,16 +97,17 @@ def models() -> dict[str, type[BaseModel]]:
 
 
 def parse_sets(pairs: tuple[str, ...], *, table: str) -> dict[str, str]:
-    """`--set key=value`, each as dotted setting and text; the key is relative to `table`.
+    """`--set key=value` or `--data key=value`, each as dotted setting and text; the key is relative to `table`.
 
     Raises:
         ConfigError: there is no `=` in it.
     """
+    flag, example = ("--data", "partition_id=0") if table == "device.data" else ("--set", "train.lr=0.1")
     sets: dict[str, str] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {pair!r} must be key=value, for example --set train.lr=0.1")
+            raise ConfigError(f"{flag} {pair!r} must be key=value, for example {flag} {example}")
         key = key.strip().removeprefix(f"{table}.")
         sets[f"{table}.{key}"] = text.strip()
     return sets
