@@ -27,6 +27,7 @@ from fedmq_protocol.errors import ConfigError, UsageError
 
 VARIABLE_PREFIX = "FEDMQ_"
 NOT_SETTINGS = frozenset({"FEDMQ_DEBUG"})
+_SIBLING_CUTOFF = 0.45
 """Variables of ours that are no settings."""
 
 Key = tuple[str, ...]
@@ -149,8 +150,8 @@ class Configuration:
 
     def _unknown(self, table: str, key: Key, setting: Setting, model: type[BaseModel]) -> str:
         known = [".".join(known) for known, _ in _leaves_of(model)]
-        near = nearest(".".join(key), known) or nearest(key[-1], [name.rpartition(".")[2] for name in known])
-        if near is not None:  # within the table that the complaint names, the short name says enough
+        near = _nearest_key(key, known)
+        if near is not None and setting.origin.kind == "file":  # the complaint names the table already
             near = near.removeprefix(".".join((*key[:-1], "")))
         return f"{self._where(table, key, setting)}: there is no such setting{near_text(near, known)}"
 
@@ -224,12 +225,24 @@ def variable_key(name: str) -> Key | None:
     return tuple(name.removeprefix(VARIABLE_PREFIX).lower().split("__"))
 
 
-def nearest(wrong: str, known: list[str]) -> str | None:
+def nearest(wrong: str, known: list[str], *, cutoff: float = 0.6) -> str | None:
     """The name that was probably meant."""
     import difflib  # for complaints alone
 
-    found = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(wrong, known, n=1, cutoff=cutoff)
     return found[0] if found else None
+
+
+def _nearest_key(key: Key, known: list[str]) -> str | None:
+    """The full path of the setting that was probably meant: a sibling of any likeness, else whatever looks alike."""
+    prefix = ".".join((*key[:-1], ""))
+    siblings = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
+    if prefix and (near := nearest(key[-1], siblings, cutoff=_SIBLING_CUTOFF)):
+        return prefix + near
+    if near := nearest(".".join(key), known):
+        return near
+    near = nearest(key[-1], [name.rpartition(".")[2] for name in known])
+    return next((name for name in known if name.rpartition(".")[2] == near), None)
 
 
 def near_text(near: str | None, known: list[str]) -> str:

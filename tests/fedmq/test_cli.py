@@ -62,7 +62,7 @@ def test_a_wrong_option_is_a_usage_error(
         (["agent", "start", "--id", "dev-1"], "a device needs its task"),
         (["agent", "start", "--id", "Dev 1", "--task", "digits"], "--id: string should match"),
         (["run", "show"], "no coordinator is running on state/coordinator: start one with"),
-        (["run", "start", "digits", "--set", "train.rl=1"], "did you mean 'lr'?"),
+        (["run", "start", "digits", "--set", "train.rl=1"], "did you mean 'train.lr'?"),
         (["run", "start", "digits", "--rounds", "0"], "--rounds: input should be greater than or equal to 1"),
         (["run", "start", "digits", "--checkpoint", "none.pt"], "there is no file 'none.pt'"),
         (

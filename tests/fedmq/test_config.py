@@ -191,8 +191,14 @@ def test_set_names_settings_of_its_table() -> None:
     assert (run.train.lr, run.mode) == (0.1, "fedbuff")
     with pytest.raises(ConfigError, match="must be key=value"):
         parse_sets(("train.lr",), table="run")
-    with pytest.raises(ConfigError, match=r"--set train.rl: there is no such setting; did you mean 'lr'"):
-        read(None, environ={}, sets={"run.train.rl": "1"}).table("run", RunSettings)
+    with pytest.raises(
+        ConfigError, match="^--data 'foo' must be key=value, for example --data partition_id=0$"
+    ):
+        parse_sets(("foo",), table="device.data")
+    for wrong, meant in [("rl", "lr"), ("lokal", "local_epochs"), ("epochs", "local_epochs")]:
+        said = rf"--set train.{wrong}: there is no such setting; did you mean 'train.{meant}'"
+        with pytest.raises(ConfigError, match=said):
+            read(None, environ={}, sets={f"run.train.{wrong}": "1"}).table("run", RunSettings)
 
 
 def test_the_tables_offer_what_the_components_take() -> None:
