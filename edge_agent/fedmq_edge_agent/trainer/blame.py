@@ -12,6 +12,7 @@ from fedmq_edge_agent.trainer.errors import TrainerError
 
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _OURS = str(Path(__file__).parent)
+_LINE_CHARS = 80
 
 
 @contextmanager
@@ -40,7 +41,8 @@ def blaming(
 def describe(error: BaseException) -> str:
     """`ValueError: what it says (/path/task.py:12)`."""
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+        line = f': "{error.text.strip()[:_LINE_CHARS]}"' if error.text and error.text.strip() else ""
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno}{line})"
     text = str(error).strip().partition("\n")[0]
     name = type(error).__name__
     said = f"{name}: {text}" if text else name

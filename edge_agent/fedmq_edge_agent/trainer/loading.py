@@ -66,7 +66,12 @@ def _import_module(name: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
         raise TrainerError("task-error", f"{name!r} is neither a .py file nor an importable package.module")
     with blaming("task-error", f"importing {name}"):
-        return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{name}.".startswith(f"{error.name}."):  # it, or what it lies in
+                raise TrainerError("task-error", f"no task file or module called {name}") from None
+            raise
 
 
 def _find(module: ModuleType, name: str | None, *, where: str) -> Task:

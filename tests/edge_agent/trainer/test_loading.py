@@ -79,11 +79,21 @@ def test_a_broken_file_names_its_line(write_task: WriteTask, text: str, says: st
     assert f"{path}:{line_of(text, fragment)}" in caught.value.detail
 
 
+def test_a_syntax_error_shows_its_line(write_task: WriteTask) -> None:
+    path = write_task("x = 1\n  \ndef model(:\n    pass\n")
+    with pytest.raises(
+        TrainerError, match=rf'SyntaxError: invalid syntax \({re.escape(str(path))}:3: "def model\(:"\)$'
+    ):
+        load_task(path)
+
+
 def test_a_missing_file_module_or_task(tmp_path: Path, write_task: WriteTask) -> None:
     with pytest.raises(TrainerError, match=r"there is no task file .*/none\.py"):
         load_task(str(tmp_path / "none.py"))
-    with pytest.raises(TrainerError, match=r"No module named 'fedmq\.tasks\.none'"):
+    with pytest.raises(TrainerError, match=r"^no task file or module called fedmq\.tasks\.none$"):
         load_task("fedmq.tasks.none")
+    with pytest.raises(TrainerError, match=r"no task file or module called no\.such\.mod$"):
+        load_task("no.such.mod")
     with pytest.raises(TrainerError, match=r"neither a \.py file nor an importable"):
         load_task("not a module")
     with pytest.raises(TrainerError, match=r"defines no task; add: task = Task"):
