@@ -221,7 +221,8 @@ def _lines(view: RunView) -> list[str]:
         ("progress", _progress(view)),
         (
             "updates",
-            f"{view.accepted} accepted, {view.rejected} rejected, {view.leases} devices at work, {view.late} late",
+            f"{view.accepted} accepted, {view.rejected} rejected, "
+            f"{view.leases} device{'' if view.leases == 1 else 's'} at work, {view.late} late",
         ),
     ]
     accuracy = _accuracy(view)

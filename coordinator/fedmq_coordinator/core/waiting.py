@@ -44,7 +44,8 @@ def waiting(
     need = run.settings.selection.min_available_devices
     idle = not run.round_open if run.settings.mode == "sync" else not run.leases and not run.num_accepted
     if idle and len(available) < need:
-        return f"{len(available)} of {need} devices that can train {run.task.name} {run.task.version}{_unable(devices)}"
+        who = f"devices that can train {run.task.name} {run.task.version}"
+        return f"{len(available)} of {need} {who} (min_available_devices){_unable(devices)}"
     if run.settings.mode == "sync":
         return _sync(run, devices, online, now=now, resumed_at=resumed_at)
     return _async(run, devices, available, online, now=now)
@@ -56,7 +57,9 @@ def _sync(run: Run, devices: Mapping[str, Device], online: set[str], *, now: flo
     parts = [f"{len(run.answered & run.members)} of {len(run.members)} updates"]
     waited_for = rounds.awaited(run, online)
     if waited_for:
-        parts.append(f"waits for {_names(waited_for)} since {span(now - max(run.opened_at, resumed_at))}")
+        parts.append(
+            f"those of {_names(waited_for)} missing since {span(now - max(run.opened_at, resumed_at))}"
+        )
     gone = sorted(run.members - run.answered - online)
     parts += [_gone(devices[name], now=now) for name in gone[:_NAMED] if name in devices]
     late = sorted(set(run.leases) - set(waited_for) - set(gone))
