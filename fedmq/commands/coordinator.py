@@ -79,5 +79,6 @@ def begin_logging(*, verbose: bool) -> None:
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, format=LOG_FORMAT, stream=sys.stderr
     )
-    for chatty in ("asyncio", "httpx", "uvicorn"):
+    # The coordinator tells itself when a connection breaks, and why.
+    for chatty in ("asyncio", "httpx", "uvicorn", *(() if verbose else ("fedmq_protocol.aio",))):
         logging.getLogger(chatty).setLevel(logging.WARNING)

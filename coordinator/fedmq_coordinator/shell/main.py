@@ -98,6 +98,7 @@ async def run_coordinator_forever(settings: CoordinatorSettings, *, model_host: 
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+    _log.info("stopped")
 
 
 def _resumed(core: Coordinator, journal: Journal, *, now: float) -> str:
@@ -105,7 +106,8 @@ def _resumed(core: Coordinator, journal: Journal, *, now: float) -> str:
     if not journal.num_facts or journal.first_at is None:
         return f"a new journal in {journal.name}"
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(journal.first_at))
-    found = f"journal of {journal.num_facts:,} facts since {since}"
+    facts = "1 fact" if journal.num_facts == 1 else f"{journal.num_facts:,} facts"
+    found = f"journal of {facts} since {since}"
     run = core.active
     if run is None:
         return f"no run to resume; {found}"

@@ -157,6 +157,9 @@ class AgentService:
         finally:
             stopped.cancel()
             await self._leave(problem)
+        kept = len(self.agent.desk.outbox)
+        updates = f"{kept} update{'' if kept == 1 else 's'}"
+        self._say(logging.INFO, f"stopped; {updates} kept in the outbox for next time" if kept else "stopped")
 
     async def _leave(self, problem: str) -> None:
         """Say goodbye, end the child, let go of everything; quick, and whatever else goes wrong."""
