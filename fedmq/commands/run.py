@@ -214,6 +214,7 @@ def _watch(client: Client, name: str) -> None:
 
 
 def _lines(view: RunView) -> list[str]:
+    at_work = "1 device" if view.leases == 1 else f"{view.leases} devices"
     lines: list[tuple[str, Any]] = [
         ("run", view.run),
         ("state", view.state + (f": {view.end_reason}" if view.end_reason else "")),
@@ -221,8 +222,7 @@ def _lines(view: RunView) -> list[str]:
         ("progress", _progress(view)),
         (
             "updates",
-            f"{view.accepted} accepted, {view.rejected} rejected, "
-            f"{view.leases} device{'' if view.leases == 1 else 's'} at work, {view.late} late",
+            f"{view.accepted} accepted, {view.rejected} rejected, {at_work} at work, {view.late} late",
         ),
     ]
     accuracy = _accuracy(view)

@@ -192,7 +192,7 @@ def test_set_names_settings_of_its_table() -> None:
     with pytest.raises(ConfigError, match="must be key=value"):
         parse_sets(("train.lr",), table="run")
     with pytest.raises(
-        ConfigError, match="^--data 'foo' must be key=value, for example --data partition_id=0$"
+        ConfigError, match=r"^--data 'foo' must be key=value, for example --data partition_id=0$"
     ):
         parse_sets(("foo",), table="device.data")
     for wrong, meant in [("rl", "lr"), ("lokal", "local_epochs"), ("epochs", "local_epochs")]:
