@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from fedmq_coordinator.shell.client import Client
 
 _WATCH_S = 0.5
+_START_S = 20.0
+_LOOK_S = 0.1
 
 
 @click.group()
@@ -33,10 +36,16 @@ def client_of(config_path: Path | None, state_dir: Path | None) -> Client:
         UsageError: none is running there, or the extra is not installed.
     """
     with needs("coordinator"):
-        from fedmq_coordinator.shell.client import Client
+        from fedmq_coordinator.shell.client import Client, is_starting
 
     configuration = read(config_path, flags={"coordinator.state_dir": ("--state-dir", state_dir)})
-    return Client(configuration.table("coordinator", CoordinatorTable).state_dir)
+    folder = configuration.table("coordinator", CoordinatorTable).state_dir
+    if is_starting(folder):
+        click.echo("the coordinator is starting", err=True)
+        until = time.monotonic() + _START_S
+        while is_starting(folder) and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+    return Client(folder)
 
 
 @run.command()
@@ -199,7 +208,7 @@ def _current(client: Client) -> str:
 def _watch(client: Client, name: str) -> None:
     shown, waiting = 0, ""
     while True:
-        view = client.run(name)
+        view = _view(client, name)
         for done in view.evaluations[shown:]:
             metrics = "  ".join(f"{metric} {value:.4f}" for metric, value in done.metrics.items())
             click.echo(f"version {done.version:>4}  loss {done.loss:.4f}  {metrics}")
@@ -211,6 +220,21 @@ def _watch(client: Client, name: str) -> None:
             click.echo(f"{view.state}: {view.end_reason}")
             return
         time.sleep(_WATCH_S)
+
+
+def _view(client: Client, name: str) -> RunView:
+    """How a run stands, however long its coordinator is away."""
+    from fedmq_coordinator.shell.client import NoAnswerError, NoCoordinatorError
+
+    try:
+        return client.run(name)
+    except (NoAnswerError, NoCoordinatorError):
+        click.echo("the coordinator does not answer; waiting for it to come back", err=True)
+    while True:
+        time.sleep(_WATCH_S)
+        with contextlib.suppress(NoAnswerError, NoCoordinatorError):
+            client.find_again()
+            return client.run(name)
 
 
 def _lines(view: RunView) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
@@ -23,6 +24,26 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 class NoCoordinatorError(UsageError):
     """No coordinator is running where the command looked for one."""
+
+
+class NoAnswerError(FedmqError):
+    """The coordinator was asked, and did not answer."""
+
+
+def is_starting(state_dir: Path) -> bool:
+    """Whether a live process holds the folder's lock and has not written yet where its API listens."""
+    # Asking the lock itself would take it for a moment, and make a coordinator that starts just then give up.
+    try:
+        holder = int((state_dir / "lock").read_text(encoding="ascii"))
+        os.kill(holder, 0)
+    except (OSError, ValueError, OverflowError):
+        return False
+    try:
+        return bool(json.loads((state_dir / "api.json").read_text(encoding="ascii"))["pid"] != holder)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # damaged; whoever reads it says so
 
 
 class Client:
@@ -61,6 +82,16 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def find_again(self) -> None:
+        """Read anew where the coordinator listens: one that was started again may listen elsewhere.
+
+        Raises:
+            NoCoordinatorError: none is running there.
+        """
+        found = Client(self._state_dir)
+        self.close()
+        self.url, self.pid, self._http = found.url, found.pid, found._http
 
     def close(self) -> None:
         self._http.close()
@@ -149,7 +180,7 @@ class Client:
             raise self._nobody() from None
         except httpx.HTTPError as error:
             what = str(error) or type(error).__name__
-            raise FedmqError(f"the coordinator at {self.url} does not answer: {what}") from error
+            raise NoAnswerError(f"the coordinator at {self.url} does not answer: {what}") from error
         if answer.is_success:
             return answer
         detail = _detail(answer)
