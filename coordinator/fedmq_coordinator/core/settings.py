@@ -40,7 +40,8 @@ class StrategySettings(BaseModel):
 
     server_lr: Annotated[FiniteFloat, Field(gt=0)] | None = None
     """Length of a step. None: 1.6 in a synchronous run with sparse deltas both ways, which makes up for what error
-    feedback delays (docs/benchmarks.md); FedBuff: 1.2 K over the devices in flight, at most 1; else 1."""
+    feedback delays (docs/benchmarks.md); FedBuff: 1.2 K / M with M devices in flight, at most 1; FedAsync:
+    1.5 / (alpha sqrt(M)), at most 1; else 1."""
     alpha: Fraction = 0.6
     """FedAsync: weight of a fresh update (Xie et al. 2019, arXiv:1903.03934)."""
     staleness: Literal["constant", "polynomial", "hinge"] = "polynomial"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fedmq_coordinator.core import rounds
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.selection import aim
 from fedmq_coordinator.core.strategies import make_strategy
 
 _MINUTE = 60
@@ -74,7 +75,7 @@ def _sync(run: Run, devices: Mapping[str, Device], online: set[str], *, now: flo
 def _async(
     run: Run, devices: Mapping[str, Device], available: list[str], online: set[str], *, now: float
 ) -> str:
-    strategy = make_strategy(run.settings, in_flight=max(1, len(available)))
+    strategy = make_strategy(run.settings, in_flight=aim(run, max(1, len(available))))
     size = getattr(strategy, "buffer_size", 1)
     at_work = sorted(run.leases, key=lambda device: run.leases[device].granted_at)
     parts = [f"{run.accumulator.num_updates} of {size} updates for the next step"]

@@ -177,7 +177,9 @@ def test_a_late_update_weighs_less_by_its_staleness() -> None:
         ({"mode": "fedbuff", "strategy": {"buffer_size": 2}}, 10, 0.24),
         ({"mode": "fedbuff"}, 2, 1.0),
         ({"mode": "fedbuff", "strategy": {"server_lr": 0.5}}, 10, 0.5),
-        ({"mode": "fedasync"}, 10, 1.0),
+        ({"mode": "fedasync"}, 1, 1.0),
+        ({"mode": "fedasync"}, 100, 0.25),
+        ({"mode": "fedasync", "strategy": {"server_lr": 0.5}}, 100, 0.5),
     ],
 )
 def test_the_length_of_a_step(fields: dict[str, object], in_flight: int, length: float) -> None:
