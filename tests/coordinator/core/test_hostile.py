@@ -49,10 +49,12 @@ def raw_update(world: World, data: bytes, *, sha256: bytes | None = None) -> Upd
 
 
 def rejected(world: World, update: Update) -> Receipt:
-    before = world.core.runs["r1"].accumulator._sum.copy()
+    before = world.core.runs["r1"].accumulator.total()
     receipt = world.receipt(world.say(world.devices["a"], "update", update))
     assert receipt.outcome == "rejected"
-    assert np.array_equal(before, world.core.runs["r1"].accumulator._sum), "nothing of it reached the model"
+    assert np.array_equal(before, world.core.runs["r1"].accumulator.total()), (
+        "nothing of it reached the model"
+    )
     assert world.core.runs["r1"].round_open, "the round goes on without it"
     return receipt
 

@@ -220,5 +220,5 @@ def assert_same_bits(one: Coordinator, other: Coordinator) -> None:
             assert run.model.weights.tobytes() == twin.model.weights.tobytes()
             assert run.model.manifest() == twin.model.manifest()
         if not run.over:
-            assert run.accumulator._sum.tobytes() == twin.accumulator._sum.tobytes()
+            assert run.accumulator.total().tobytes() == twin.accumulator.total().tobytes()
             assert run.accumulator.buffer == twin.accumulator.buffer
