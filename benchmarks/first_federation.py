@@ -11,88 +11,21 @@ work on this kind of machine stand in docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import statistics
 import tempfile
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks.demo_runs import machine, run_demo, spread
+from benchmarks.mqtt_bytes import is_device
+from benchmarks.proxy import CountingProxy
 from fedmq_broker.runner import start_broker
 
-_CONNECT_CLIENT_ID_AT = 2
 _SAMPLE_S = 0.2
-
-
-@dataclass
-class CountingProxy:
-    """Passes bytes on between clients and a broker, and counts them by MQTT client id.
-
-    Attributes:
-        target: port of the broker on loopback.
-        counts: client id -> [bytes from the client, bytes to the client].
-    """
-
-    target: int
-    counts: dict[str, list[int]] = field(default_factory=dict)
-    port: int = 0
-    _loop: asyncio.AbstractEventLoop | None = None
-
-    def start(self) -> None:
-        """Listen on a free port, in a thread of its own."""
-        ready = threading.Event()
-
-        def run() -> None:
-            self._loop = asyncio.new_event_loop()
-            server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
-            self.port = server.sockets[0].getsockname()[1]
-            ready.set()
-            self._loop.run_forever()
-
-        threading.Thread(target=run, daemon=True).start()
-        ready.wait()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        first = await reader.read(65_536)
-        count = self.counts.setdefault(client_id(first), [0, 0])
-        count[0] += len(first)
-        up_writer.write(first)
-        await asyncio.gather(_pass(reader, up_writer, count, 0), _pass(up_reader, writer, count, 1))
-
-
-async def _pass(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: list[int], way: int
-) -> None:
-    try:
-        while data := await reader.read(65_536):
-            count[way] += len(data)
-            writer.write(data)
-            await writer.drain()
-    except OSError:
-        pass
-    finally:
-        writer.close()
-
-
-def client_id(packet: bytes) -> str:
-    """The client identifier of an MQTT CONNECT packet, 3.1.1 or 5 (MQTT 5, section 3.1)."""
-    at = 1
-    while packet[at] & 0x80:
-        at += 1
-    at += 1
-    at += 2 + int.from_bytes(packet[at : at + 2], "big")  # protocol name
-    version = packet[at]
-    at += 4  # version, flags, keepalive
-    if version == 5:
-        at += 1 + packet[at]
-    length = int.from_bytes(packet[at : at + 2], "big")
-    return packet[at + 2 : at + 2 + length].decode()
 
 
 class MemorySampler(threading.Thread):
@@ -150,12 +83,12 @@ def once(seed: int) -> dict[str, Any]:
             sampler.stop()
         finally:
             broker.stop()
-    devices = {name: count for name, count in proxy.counts.items() if "-dev-" in name}
+    up, down = proxy.totals(is_device)
     return {
         "report": report,
-        "proxy_up": sum(count[0] for count in devices.values()),
-        "proxy_down": sum(count[1] for count in devices.values()),
-        "connections": len(devices),
+        "proxy_up": up,
+        "proxy_down": down,
+        "connections": len({each.name for each in proxy.connections if is_device(each.name)}),
         "memory_mb": {kind: max(peaks.values()) for kind, peaks in sorted(sampler.peaks_mb.items())},
     }
 
