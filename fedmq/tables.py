@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, FiniteFloat
 
 from fedmq.config import Configuration, load
 from fedmq_protocol.errors import ConfigError
@@ -61,6 +61,9 @@ class DeviceTable(BaseModel):
     )
     outbox_limit: Annotated[int, Field(ge=1, le=64)] = Field(
         default=4, description="With so many updates without a receipt, no further training."
+    )
+    daily_bytes: ByteSize | None = Field(
+        default=None, description='Bytes a day (UTC) over the MQTT socket, both ways: "5 MB"; else no limit.'
     )
     slow_s: Annotated[FiniteFloat, Field(ge=0)] = Field(
         default=0.0, description="For trials: each training takes so many seconds longer."

@@ -28,6 +28,8 @@ class Contact:
         """None: no word of it yet."""
         self.hello_at: float | None = None
         """When the announcement is asked for, if none comes."""
+        self.resting = False
+        """Nothing is asked for: the daily budget is used up."""
         self._chance = chance
         self._attempts = 0
         self._status_seen = (0, 0)
@@ -82,11 +84,11 @@ class Contact:
 
     def next_deadline(self) -> float | None:
         """When to say hello."""
-        return None if self.session is None else self.hello_at
+        return None if self.session is None or self.resting else self.hello_at
 
     def hello_is_due(self, *, now: float) -> bool:
         """Whether to say hello now, and who we are; if so, the next time is set."""
-        if self.session is None or self.hello_at is None or self.hello_at > now:
+        if self.session is None or self.resting or self.hello_at is None or self.hello_at > now:
             return False
         self._attempts += 1
         self.introduce_again()

@@ -92,13 +92,15 @@ class Conversation:
                 self._on_lease(lease, now=now)
             case Receipt() as receipt:
                 self._on_receipt(receipt, now=now)
-            case Credit() as credit:
+            case Credit() as credit if not self._desk.budget.resting:
                 self._desk.effects += self._desk.outbox.credit(credit, now=now)
             case ModelChunk() as chunk:
                 if self._desk.following is not None:
                     self._desk.effects += self._desk.following.chunk(
                         chunk, own_topic=heard.own_topic, now=now
                     )
+            case Credit():
+                pass  # offered again when the day is over
             case Notice() as notice:
                 self._desk.note("warning", f"the coordinator says: {notice.detail} ({notice.code})")
             case Body():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedmq_edge_agent.core.backoff import Chance
+from fedmq_edge_agent.core.budget import Budget
 from fedmq_edge_agent.core.contact import Contact
 from fedmq_edge_agent.core.effects import Effect, Note, Send
 from fedmq_edge_agent.core.following import Following
@@ -41,6 +42,7 @@ class AgentLimits:
         outbox_limit: with so many updates without a receipt, no further training.
         agent_version: for the birth certificate.
         times: how long the trainer child may take.
+        daily_bytes: the most that goes over the MQTT socket in a day, both ways; None: no limit.
     """
 
     federation: str
@@ -48,6 +50,7 @@ class AgentLimits:
     outbox_limit: int = 4
     agent_version: str = "0"
     times: TimeLimits = field(default_factory=TimeLimits)
+    daily_bytes: int | None = None
 
 
 class Desk:
@@ -76,6 +79,7 @@ class Desk:
         self.chance = chance
         self.effects: list[Effect] = []
         self.ledger = Ledger(state, clock_s=clock_s)
+        self.budget = Budget(limits.daily_bytes, state.spent)
         self.contact = Contact(chance=chance)
         self.outbox = Outbox(topics=self.topics, device=limits.device, chance=chance)
         self.trainer = Supervision(limits=limits.times, chance=chance)
@@ -113,7 +117,7 @@ class Desk:
         """Begin to follow a run, with what there is of it on disk."""
         index = self._indexes.pop(run, ModelIndex())
         following = Following(run, index, topics=self.topics, device=self.device, chance=self.chance)
-        if self.contact.session is not None:
+        if self.contact.session is not None and not self.budget.resting:
             following.pull.connected()
         self.following = following
         return following

@@ -108,6 +108,18 @@ class Pull:
         return bool(self._wanted)
 
     @property
+    def wanted_bytes(self) -> int:
+        """About what all that lacks takes; for deltas of which nothing is known, what the manifest allows them."""
+        known, unknown = 0, False
+        for fetch in self._wanted.values():
+            if fetch.ref is None:
+                unknown = True
+            else:
+                known += max(0, fetch.ref.size - len(fetch.got) * fetch.chunk_bytes)
+        assert self._manifest is not None or not unknown
+        return known + (self._manifest.chain_bytes if unknown and self._manifest is not None else 0)
+
+    @property
     def progress(self) -> str:
         """What lacks, in words."""
         blobs = ", ".join(f"{blob} {version}" for blob, version in list(self._wanted)[:3])

@@ -7,9 +7,10 @@ that a crash leaves rubbish, never a gap.
 
 from __future__ import annotations
 
+from fedmq_edge_agent.core.budget import SANE_CLOCK_S
 from fedmq_edge_agent.core.effects import CommitState, Effect, RemoveFiles, RemoveRun, Train
 from fedmq_edge_agent.core.events import TrainingFinished
-from fedmq_edge_agent.core.state import AgentState, PendingUpdate, RunState
+from fedmq_edge_agent.core.state import AgentState, PendingUpdate, RunState, Spent
 from fedmq_protocol.limits import MAX_METRICS
 from fedmq_protocol.messages import UpdateHeader
 
@@ -18,8 +19,6 @@ SESSION_BLOCK = 100
 
 Small enough that even a device that is restarted every few minutes does not outrun the clock with them.
 """
-SANE_CLOCK_S = 1_704_067_200.0
-"""2024 has begun; a clock that shows less was never set."""
 COMMIT_DELAY_S = 1.0
 """How long what would be learnt again may wait for a commit."""
 USUAL_WEIGHT = 0.3
@@ -58,9 +57,10 @@ class Ledger:
         if self.commit_at is None:
             self.commit_at = now + COMMIT_DELAY_S
 
-    def commit(self) -> list[Effect]:
-        """Write the state, then remove what it names no more."""
+    def commit(self, spent: Spent) -> list[Effect]:
+        """Write the state, with the bytes counted so far, then remove what it names no more."""
         self.commit_at = None
+        self.state = self.state.model_copy(update={"spent": spent})
         effects: list[Effect] = [CommitState(self.state)]
         for run in dict.fromkeys(run for run, _ in self._useless if run not in self._over):
             names = dict.fromkeys(name for owner, name in self._useless if owner == run)
@@ -124,6 +124,7 @@ class Ledger:
             counter=request.counter,
             lease=max(kept.lease, request.lease),
             updates_done=kept.updates_done + 1,
+            usual_bytes=finished.payload.size,
             usual_s=took_s if kept.usual_s is None else kept.usual_s + USUAL_WEIGHT * (took_s - kept.usual_s),
             pending=(*kept.pending, pending),
         )

@@ -18,7 +18,7 @@ from fedmq_edge_agent.core import words
 from fedmq_edge_agent.core.backoff import Chance
 from fedmq_edge_agent.core.conversation import Conversation
 from fedmq_edge_agent.core.desk import AgentLimits, Desk
-from fedmq_edge_agent.core.effects import Effect, Restore, Send, Train
+from fedmq_edge_agent.core.effects import Effect, Restore, Send, Subscribe, Train, Unsubscribe
 from fedmq_edge_agent.core.events import (
     AgentStarted,
     BlobFinished,
@@ -67,6 +67,9 @@ class Agent:
         self.conversation = Conversation(self.desk, coordinator_key=coordinator_key)
         self.workshop = Workshop(self.desk, task_opened=self.conversation.task_opened)
         self._public_key = public_key
+        self._rested = False
+        """Whether the daily budget has kept us from listening since the start."""
+        self._resting = False
 
     # ------------------------------------------------------------------------------ what the shell calls
 
@@ -79,6 +82,17 @@ class Agent:
         """The number of the present connection; None: there is none."""
         return self.desk.contact.session
 
+    def count(self, *, sent: int, received: int, clock_s: float, now: float) -> None:
+        """Take in the socket's counters, before each `handle`.
+
+        Args:
+            sent: bytes sent since the agent started.
+            received: likewise.
+            clock_s: seconds since 1970; may be wrong.
+            now: as for `handle`.
+        """
+        self.desk.budget.count(sent=sent, received=received, clock_s=clock_s, now=now)
+
     def handle(self, event: Event, *, now: float) -> list[Effect]:
         """Take in what happened; return what to do, in order."""
         self.desk.effects = []
@@ -88,15 +102,17 @@ class Agent:
 
     def last_effects(self) -> list[Effect]:
         """What is to be done before an orderly end: the commit that was due anyway."""
-        ledger = self.desk.ledger
-        return [] if ledger.commit_at is None else ledger.commit()
+        ledger, budget = self.desk.ledger, self.desk.budget
+        unsaved = ledger.commit_at is not None or budget.spent != ledger.state.spent
+        return ledger.commit(budget.keep()) if unsaved else []
 
     def next_deadline(self) -> float | None:
         """When `TimePassed` is due, if nothing happens before."""
         desk = self.desk
         deadlines = [
             desk.trainer.next_deadline(),
-            desk.outbox.next_deadline(),
+            None if desk.budget.resting else desk.outbox.next_deadline(),
+            desk.budget.next_deadline(),
             None if desk.following is None else desk.following.pull.next_deadline(),
             desk.contact.next_deadline(),
             desk.ledger.commit_at,
@@ -123,7 +139,7 @@ class Agent:
             tasks=[] if opened is None else [opened.task],
             codecs=[] if opened is None else list(opened.codecs),
             num_examples=None if opened is None else opened.num_examples,
-            problem=self.workshop.problem,
+            problem=self.workshop.problem or self.desk.budget.problem,
         )
 
     # ------------------------------------------------------------------------------ events
@@ -154,6 +170,7 @@ class Agent:
 
     def _advance(self, *, now: float) -> None:
         """Do whatever has become possible or due. The commit comes first: what is sent below relies on it."""
+        self._advance_budget(now=now)
         self._commit(now=now)
         self.workshop.advance(now=now)
         self._advance_model(now=now)
@@ -162,23 +179,53 @@ class Agent:
         if self.desk.following is not None:
             self.desk.do(*self.desk.following.flush())
         hello_is_due = self.desk.contact.hello_is_due(now=now)
+        sending = self.desk.outbox.poll(fits=self.desk.budget.fits, now=now)
+        self._advance_budget(now=now)
         self._greet()  # before all else that is said: the coordinator learns our key from it
-        self.desk.do(*self.desk.outbox.poll(now=now))
+        self.desk.do(*sending)
         if hello_is_due:
             self._say_hello()
 
     def _commit(self, *, now: float) -> None:
-        ledger, request = self.desk.ledger, self.desk.trainer.request
+        ledger, budget, request = self.desk.ledger, self.desk.budget, self.desk.trainer.request
         busy = request.run if isinstance(request, Train | Restore) else None
         for run in ledger.sweep(busy=busy, now=now):
             self.desk.forget(run)
+        if budget.worth_keeping:
+            ledger.commit_soon(now=now)
         if ledger.commit_at is not None and ledger.commit_at <= now:
-            self.desk.do(*ledger.commit())
+            self.desk.do(*ledger.commit(budget.keep()))
+
+    def _advance_budget(self, *, now: float) -> None:
+        """Stop listening when the daily budget is used up, and begin again the next day."""
+        desk = self.desk
+        if self._resting == desk.budget.resting:
+            return
+        self._resting = desk.contact.resting = desk.budget.resting
+        if self._resting:
+            self._rested = True
+            desk.note("warning", desk.budget.problem)
+            desk.do(Unsubscribe((desk.topics.announcement,)))
+            if desk.following is not None:
+                desk.do(*desk.following.pull.disconnected())
+            return
+        desk.note("info", "a new day: the daily budget is whole again")
+        if desk.contact.session is not None:
+            self._listen_again(now=now)
+
+    def _listen_again(self, *, now: float) -> None:
+        self.desk.do(Subscribe((self.desk.topics.announcement,)))
+        self.desk.contact.expect_announcement(now=now)
+        if self.desk.following is not None:
+            self.desk.following.pull.connected()
 
     def _advance_model(self, *, now: float) -> None:
         following = self.desk.following
         if following is None:
             return
+        wanted = following.pull.wanted_bytes
+        if wanted and not self.desk.budget.fits(wanted, f"the model ({following.pull.progress})"):
+            self.desk.do(*following.pull.disconnected())
         self.desk.do(*following.poll(now=now))
         trouble = following.take_trouble()
         if trouble:
@@ -201,7 +248,11 @@ class Agent:
         desk.ledger.reserve_sessions(now=now)
         self._greet()
         desk.outbox.connected(event.max_packet_bytes, now=now)
-        if desk.following is not None:
+        if desk.budget.resting:
+            return
+        if self._rested:
+            self._listen_again(now=now)  # the word to the broker may have been lost with a connection
+        elif desk.following is not None:
             desk.following.pull.connected()
 
     def _on_disconnected(self, event: Disconnected, *, now: float) -> None:

@@ -10,6 +10,7 @@ harm, since the coordinator counts an update once. A PUBACK proves nothing, so n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgpack
@@ -174,14 +175,21 @@ class Outbox:
             (entry.next_send_at for entry in self._entries.values() if not entry.restoring), default=None
         )
 
-    def poll(self, *, now: float) -> list[Effect]:
-        """Send what is due."""
+    def poll(self, *, fits: Callable[[int, str], bool], now: float) -> list[Effect]:
+        """Send what is due.
+
+        Args:
+            fits: whether something that takes so many bytes, and is called so, may be begun.
+            now: the time.
+        """
         if self._max_packet_bytes is None:
             return []
         return [
             self._send(entry, self._max_packet_bytes, now=now)
             for entry in self._entries.values()
-            if entry.next_send_at <= now and not entry.restoring
+            if entry.next_send_at <= now
+            and not entry.restoring
+            and fits(entry.pending.header.payload.size + PACKET_OVERHEAD_BYTES, "the next update")
         ]
 
     def _send(self, entry: _Entry, max_packet_bytes: int, *, now: float) -> Effect:

@@ -50,7 +50,21 @@ class RunState(_Kept):
     """None: the residual is zero."""
     usual_s: float | None = None
     """How long a training takes, smoothed."""
+    usual_bytes: Counter | None = None
+    """The length of the last update."""
     pending: tuple[PendingUpdate, ...] = ()
+
+
+class Spent(_Kept):
+    """Bytes on the MQTT socket."""
+
+    day: Counter = 0
+    """Days since 1970, UTC; 0: the device did not know."""
+    today: Counter = 0
+    """Sent and received on that day."""
+    sent: Counter = 0
+    """Since the state was made."""
+    received: Counter = 0
 
 
 class AgentState(_Kept):
@@ -65,6 +79,7 @@ class AgentState(_Kept):
     active: str | None = None
     """The newest run of our task that was announced."""
     runs: dict[str, RunState] = {}
+    spent: Spent = Spent()
 
     def with_run(self, run: str, **changes: Any) -> AgentState:  # noqa: ANN401 - a field each
         """A copy in which fields of `run` are changed; the run is added if it is new."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from fedmq_edge_agent.core.desk import Desk
+from typing import TYPE_CHECKING
+
 from fedmq_edge_agent.core.effects import ApplyDelta, LoadSnapshot, Restore, Train
+
+if TYPE_CHECKING:  # the desk's parts speak too
+    from fedmq_edge_agent.core.desk import Desk
 
 
 def span(seconds: float) -> str:
@@ -14,11 +18,21 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"  # noqa: PLR2004  # an hour and a half
 
 
+def size(count: float) -> str:
+    """A number of bytes as people say it, in powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1_000:  # noqa: PLR2004  # the next unit
+            return f"{count:.3g} {unit}"
+        count /= 1_000
+    return f"{count:.3g} GB"
+
+
 def waiting(desk: Desk, *, key_known: bool, now: float) -> str:
     """What the device waits for; the trainer's work first, then what hinders it, then what it waits to hear."""
     parts = [
         part
         for part in (
+            desk.budget.problem,
             _connection(desk, key_known, now),
             _trainer(desk, now),
             _run(desk, key_known, now),

@@ -25,7 +25,7 @@ from fedmq_edge_agent.core.events import (
     TrainerStarted,
     TrainingFinished,
 )
-from fedmq_protocol.limits import MAX_TEXT_CHARS
+from fedmq_protocol.limits import MAX_TEXT_CHARS, PACKET_OVERHEAD_BYTES
 
 PATIENCE_S = 2.0
 """How long a leased training waits for a newer version that is still on its way."""
@@ -94,6 +94,8 @@ class Workshop:
             return
         if len(self._desk.outbox) >= self._desk.limits.outbox_limit:
             why = f"{len(self._desk.outbox)} updates wait for their receipts, and no more than that are kept"
+        elif not self._desk.budget.fits(self._round_bytes(lease.run), "the next round"):
+            why = self._desk.budget.problem
         elif self._desk.trainer.resume_at >= lease.expires_at:
             why = f"the trainer rests after a failure: {self._desk.trainer.last_failure}"
         else:
@@ -101,6 +103,13 @@ class Workshop:
         self._desk.note("warning", f"does not train for lease {lease.lease}: {why}", run=lease.run)
         self._desk.report("busy", why, run=lease.run, lease=lease.lease)
         self._desk.leases.done()
+
+    def _round_bytes(self, run: str) -> int:
+        """About what a round takes: an update like the last one, and a delta like the newest."""
+        announcement, kept = self._desk.announcement, self._desk.ledger.run(run)
+        update = 0 if kept is None or kept.usual_bytes is None else kept.usual_bytes
+        delta = None if announcement is None else announcement.manifest.delta
+        return update + (0 if delta is None else delta.size) + 2 * PACKET_OVERHEAD_BYTES
 
     # ------------------------------------------------------------------------------ what it is asked
 

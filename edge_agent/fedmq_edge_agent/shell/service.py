@@ -95,6 +95,7 @@ class AgentService:
                     outbox_limit=settings.outbox_limit,
                     agent_version=_version(),
                     times=settings.trainer.limits(),
+                    daily_bytes=settings.daily_bytes,
                 ),
                 public_key=key.public_key,
                 coordinator_key=self._disk.pinned_key() if configured is None else configured,
@@ -171,6 +172,7 @@ class AgentService:
         if self._child is not None:
             self._child.kill()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._count()
         with contextlib.suppress(StoreError):  # nothing would be lost, only learnt again
             for effect in self.agent.last_effects():
                 await self._perform(effect)
@@ -221,9 +223,14 @@ class AgentService:
 
     async def _handle(self, event: Event) -> None:
         async with self._turn:
+            self._count()
             for effect in self.agent.handle(event, now=time.monotonic()):
                 await self._perform(effect)
             self._arm()
+
+    def _count(self) -> None:
+        sent, received = self._post.traffic
+        self.agent.count(sent=sent, received=received, clock_s=time.time(), now=time.monotonic())
 
     def _arm(self) -> None:
         if self._timer is not None:

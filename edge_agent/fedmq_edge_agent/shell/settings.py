@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 from fedmq_edge_agent.core.supervision import TimeLimits
 from fedmq_protocol.broker_settings import BrokerSettings
@@ -15,6 +15,9 @@ from fedmq_protocol.signing import PUBLIC_KEY_BYTES
 
 MIN_PACKET_BYTES = 4_096
 """Below this no update's header and chunk fit into a packet."""
+
+MIN_DAILY_BYTES = 20_000
+"""Keep-alives, at one in 30 s, take 12 kB in a day, and reconnects as much again."""
 
 Value = bool | int | float | str | list[bool | int | float | str]
 PositiveS = Annotated[float, Field(gt=0)]
@@ -73,6 +76,10 @@ class AgentSettings(BaseModel):
     outbox_limit: int = Field(
         default=4, ge=1, le=64, description="With so many updates without a receipt, no further training."
     )
+    daily_bytes: ByteSize | None = Field(
+        default=None,
+        description='The most that goes over the MQTT socket in a day (UTC), both ways: "5 MB"; none: no limit.',
+    )
     slow_s: float = Field(
         default=0.0, ge=0, description="For trials: each training takes so many seconds longer."
     )
@@ -106,5 +113,10 @@ class AgentSettings(BaseModel):
             ConfigError: with the name of the setting and the fix.
         """
         self.read_coordinator_key()
+        if self.daily_bytes is not None and self.daily_bytes < MIN_DAILY_BYTES:
+            raise ConfigError(
+                f"daily_bytes is {self.daily_bytes}: keep-alives alone take more in a day; "
+                f"give at least {MIN_DAILY_BYTES}, or leave it out for no limit"
+            )
         if self.broker.max_packet_bytes < MIN_PACKET_BYTES:
             raise ConfigError(f"the broker's max_packet_bytes must be at least {MIN_PACKET_BYTES}")

@@ -16,6 +16,11 @@ from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
 from tests.edge_agent.core.test_state import HEADER
 
+
+def anything(_cost: int, _what: str) -> bool:
+    return True
+
+
 TOPICS = Topics("home")
 PACKET = 12_000
 CHUNK = PACKET - PACKET_OVERHEAD_BYTES
@@ -43,7 +48,7 @@ def chunks(effects: list[Effect]) -> list[int]:
 def test_what_is_sent_whole_fits_into_a_packet(size: int, names: int) -> None:
     metrics = {f"{name:064}": 1.0 for name in range(names)}
     outbox, _ = make(size, metrics=metrics)
-    [effect] = outbox.poll(now=0.0)
+    [effect] = outbox.poll(fits=anything, now=0.0)
     if isinstance(effect, SendUpdate):
         sealer = Sealer(sender="dev-1", epoch=1, key=SigningKey(b"d" * 32))
         topic = TOPICS.up("dev-1", "update")
@@ -59,7 +64,7 @@ def test_what_is_sent_whole_fits_into_a_packet(size: int, names: int) -> None:
 def test_no_more_chunks_are_under_way_than_the_credit_allows() -> None:
     size = 95_000
     outbox, pending = make(size)
-    [offer] = outbox.poll(now=0.0)
+    [offer] = outbox.poll(fits=anything, now=0.0)
     assert isinstance(offer, Send)
     assert isinstance(offer.body, Offer)
     assembly = Assembly(pending.header.payload, offer.body.chunk_bytes)
@@ -81,11 +86,11 @@ def test_no_more_chunks_are_under_way_than_the_credit_allows() -> None:
 
 def test_a_window_of_nothing_waits_and_silence_offers_again() -> None:
     outbox, pending = make(50_000)
-    outbox.poll(now=0.0)
+    outbox.poll(fits=anything, now=0.0)
     assembly = Assembly(pending.header.payload, CHUNK)
     assert outbox.credit(credit(assembly, 0), now=0.1) == []
-    assert outbox.poll(now=5.0) == []
-    [again] = outbox.poll(now=5.2)
+    assert outbox.poll(fits=anything, now=5.0) == []
+    [again] = outbox.poll(fits=anything, now=5.2)
     assert isinstance(again, Send)
     assert isinstance(again.body, Offer)
     assembly.add(1, bytes(CHUNK))
@@ -94,7 +99,7 @@ def test_a_window_of_nothing_waits_and_silence_offers_again() -> None:
 
 def test_a_credit_of_an_earlier_connection_is_void() -> None:
     outbox, pending = make(50_000)
-    outbox.poll(now=0.0)
+    outbox.poll(fits=anything, now=0.0)
     outbox.disconnected()
     outbox.connected(PACKET * 2, now=1.0)
     assembly = Assembly(pending.header.payload, CHUNK)
@@ -103,6 +108,6 @@ def test_a_credit_of_an_earlier_connection_is_void() -> None:
 
 def test_a_bitmap_of_the_wrong_size_is_refused() -> None:
     outbox, _ = make(50_000)
-    outbox.poll(now=0.0)
+    outbox.poll(fits=anything, now=0.0)
     with pytest.raises(RemoteError, match="bitmap"):
         outbox.credit(Credit(run="r1", counter=3, have=bytes(9), window=1), now=0.1)

@@ -1,0 +1,145 @@
+"""What a device sends and receives in a day, and whether what comes next still fits.
+
+A day is one of UTC. A device whose clock was never set, or has been set back, counts 24 hours of running instead. What
+is counted are the bytes on the MQTT socket, both ways. Nothing that would not fit is begun: the device rests until the
+day is over, stays connected meanwhile, and says so. Its keep-alives go on; a reserve is kept for them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fedmq_edge_agent.core.state import Spent
+from fedmq_edge_agent.core.words import size, span
+
+DAY_S: Final = 86_400.0
+SANE_CLOCK_S: Final = 1_704_067_200.0
+"""2024 has begun; a clock that shows less was never set."""
+RESERVE: Final = 20
+"""One part in so many of the limit, `MAX_RESERVE` at most, is kept for keep-alives, presence and receipts."""
+MAX_RESERVE: Final = 32_768
+KEEP_STEP: Final = 100
+"""The count is written down whenever one part in so many of the limit was used since; a crash forgets no more."""
+KEEP_BYTES: Final = 1 << 20
+"""Likewise without a limit."""
+
+
+class Budget:
+    """Counts, and judges.
+
+    Args:
+        limit: bytes a day; None: as many as it takes.
+        spent: what the last commit knew.
+    """
+
+    def __init__(self, limit: int | None, spent: Spent) -> None:
+        self.limit = limit
+        self.problem = ""
+        """Why the device rests, in words for the operator; empty while it does not."""
+        self._spent = spent
+        self._kept = spent
+        self._seen = (0, 0)
+        self._now = 0.0
+        self._ends_at: float | None = None
+        """When the day is over, by the clock of `now`."""
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing that costs much is begun before the day is over."""
+        return bool(self.problem)
+
+    @property
+    def spent(self) -> Spent:
+        """The count as it stands."""
+        return self._spent
+
+    @property
+    def left(self) -> int | None:
+        """Bytes that may still be planned with today; None: there is no limit."""
+        if self.limit is None:
+            return None
+        return max(0, self.limit - self._reserve - self._spent.today)
+
+    @property
+    def _reserve(self) -> int:
+        assert self.limit is not None
+        return min(self.limit // RESERVE, MAX_RESERVE)
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether so much has been counted since the last commit that it should be written down."""
+        step = KEEP_BYTES if self.limit is None else max(1, self.limit // KEEP_STEP)
+        return self._total(self._spent) - self._total(self._kept) >= step or self._spent.day != self._kept.day
+
+    def keep(self) -> Spent:
+        """The count, for a commit that is made now."""
+        self._kept = self._spent
+        return self._spent
+
+    def next_deadline(self) -> float | None:
+        """When a rest is over."""
+        return self._ends_at if self.resting else None
+
+    def count(self, *, sent: int, received: int, clock_s: float, now: float) -> None:
+        """Take in what the socket's counters show.
+
+        Args:
+            sent: bytes sent since the agent started.
+            received: likewise.
+            clock_s: seconds since 1970 as the device believes; it may be wrong, and may jump.
+            now: the time that only grows.
+        """
+        more_sent, more_received = sent - self._seen[0], received - self._seen[1]
+        self._seen, self._now = (sent, received), now
+        before = self._spent
+        self._turn_day(clock_s, now)
+        today = self._spent.today + more_sent + more_received
+        self._spent = Spent(
+            day=self._spent.day,
+            today=today,
+            sent=before.sent + more_sent,
+            received=before.received + more_received,
+        )
+        if self.limit is not None and not self.resting and self.left == 0:
+            self.rest("")
+
+    def _turn_day(self, clock_s: float, now: float) -> None:
+        if self._ends_at is None:
+            self._ends_at = now + DAY_S
+        today = int(clock_s // DAY_S) if clock_s >= SANE_CLOCK_S else 0
+        if 0 < today == self._spent.day or (today and not self._spent.day):
+            # The clock agrees with what is counted; or it has been set at last, and what was counted is today's.
+            self._spent = self._spent.model_copy(update={"day": today})
+            self._ends_at = now + DAY_S - clock_s % DAY_S
+        elif today > self._spent.day or now >= self._ends_at:
+            grew = today > self._spent.day
+            self._spent = self._spent.model_copy(update={"day": max(today, self._spent.day), "today": 0})
+            self._ends_at = now + (DAY_S - clock_s % DAY_S if grew else DAY_S)
+            self.problem = ""
+
+    def fits(self, cost: int, what: str) -> bool:
+        """Whether something may be begun today; if not, the device rests from here on.
+
+        Args:
+            cost: bytes that it is expected to take, both ways.
+            what: it, for the operator.
+        """
+        left = self.left
+        if self.resting:
+            return False
+        if left is None or cost <= left:
+            return True
+        self.rest(f"{what} takes about {size(cost)}")
+        return False
+
+    def rest(self, why: str) -> None:
+        """Begin nothing before the day is over."""
+        assert self.limit is not None
+        assert self._ends_at is not None
+        used = f"{size(self._spent.today)} of the daily budget of {size(self.limit)} are used"
+        ends = "at 00:00 UTC" if self._spent.day else f"in {span(self._ends_at - self._now)}"
+        self.problem = f"{used}{', and ' if why else ''}{why}; back {ends}"
+
+    @staticmethod
+    def _total(spent: Spent) -> int:
+        return spent.sent + spent.received
