@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,10 @@ def show(name: str | None, config_path: Path | None, state_dir: Path | None, as_
         for device in devices:
             held = "" if device.lease_age_s is None else f" for {device.lease_age_s:.1f} s"
             problem = f"  {device.problem}" if device.problem else ""
-            click.echo(f"  {device.device:<16} {device.state}{held}, {device.updates} updates{problem}")
+            click.echo(
+                f"  {device.device:<16} {device.state}{held}, {device.updates} updates"
+                f"{_moved(view.moved.get(device.device))}{problem}"
+            )
 
 
 @run.command()
@@ -197,6 +201,45 @@ def report(name: str, config_path: Path | None, state_dir: Path | None, out: Pat
     click.echo(f"{page}\n{data}")
 
 
+@run.command()
+@click.argument("name", metavar="[RUN]", required=False)
+@config_option
+@state_dir_option
+@json_option
+def traffic(name: str | None, config_path: Path | None, state_dir: Path | None, as_json: bool) -> None:  # noqa: FBT001
+    """Tell how many bytes each device moved in each round, both ways, as its agent counted them on its socket.
+
+    Without RUN, the active or the last one. An agent tells with its next update, so the last round may grow yet.
+    """
+    from fedmq.report.sizes import bytes_text
+
+    with client_of(config_path, state_dir) as client:
+        report = client.report(name or _current(client))
+    if as_json:
+        rounds = [{"round": row.round, "moved": row.moved} for row in report.rounds]
+        click.echo(json.dumps({"run": report.run, "moved": report.totals.moved, "rounds": rounds}, indent=2))
+        return
+    if not report.totals.moved:
+        click.echo("no device has told of any bytes yet", err=True)
+        return
+    click.echo(
+        f"{'device':<16} {'up':>10} {'down':>10}   a round, median: {'up':>9} {'down':>9}   most, both ways"
+    )
+    for device in sorted(report.totals.moved):
+        rows = [(row.round, *row.moved[device]) for row in report.rounds if device in row.moved]
+        worst = max(rows, key=lambda row: row[1] + row[2], default=(0, 0, 0))
+        up, down = report.totals.moved[device]
+        click.echo(
+            f"{device:<16} {bytes_text(up):>10} {bytes_text(down):>10}   {'':>16} "
+            f"{bytes_text(statistics.median([row[1] for row in rows] or [0])):>9} "
+            f"{bytes_text(statistics.median([row[2] for row in rows] or [0])):>9}"
+            f"   {bytes_text(worst[1] + worst[2])} in round {worst[0]}"
+        )
+    click.echo(
+        f"{'all':<16} {bytes_text(report.totals.bytes_up):>10} {bytes_text(report.totals.bytes_down):>10}"
+    )
+
+
 def _current(client: Client) -> str:
     status = client.status()
     chosen = status.active_run or next(iter(status.runs[-1:]), None)
@@ -254,9 +297,19 @@ def _lines(view: RunView) -> list[str]:
         lines.append((view.settings.target_metric, f"{accuracy:.1%}"))
     if view.best_version is not None:
         lines.append(("best", f"version {view.best_version}"))
+    if view.moved:
+        sent = sum(up for up, _ in view.moved.values())
+        received = sum(down for _, down in view.moved.values())
+        lines.append(("on the wire", _moved((sent, received)).removeprefix(", ")))
     if view.waiting:
         lines.append(("waits for", view.waiting))
-    return [f"{name:<10} {text}" for name, text in lines]
+    return [f"{name:<11} {text}" for name, text in lines]
+
+
+def _moved(moved: tuple[int, int] | None) -> str:
+    from fedmq.report.sizes import bytes_text
+
+    return "" if moved is None else f", {bytes_text(moved[0])} up, {bytes_text(moved[1])} down"
 
 
 def _progress(view: RunView) -> str:

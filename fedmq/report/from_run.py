@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from fedmq.report.figures import (
@@ -58,7 +58,7 @@ def figures(run: RunReport, devices: Sequence[DeviceView], *, target: float | No
         mode=run.settings.mode,
         state=run.state,
         reason=run.reason,
-        devices=_devices(devices, updates),
+        devices=_devices(devices, updates, totals.moved),
         rounds=rounds,
         updates=updates,
         num_parameters=run.num_parameters,
@@ -125,7 +125,11 @@ def _round(row: RoundReport, began: float) -> RoundFigures:
     )
 
 
-def _devices(devices: Sequence[DeviceView], updates: Sequence[UpdateFigures]) -> list[DeviceFigures]:
+def _devices(
+    devices: Sequence[DeviceView],
+    updates: Sequence[UpdateFigures],
+    moved: Mapping[str, tuple[int, int]],
+) -> list[DeviceFigures]:
     counts = Counter(update.device for update in updates)
     known = {device.device: device for device in devices}
     return [
@@ -133,8 +137,8 @@ def _devices(devices: Sequence[DeviceView], updates: Sequence[UpdateFigures]) ->
             id=name,
             updates=counts[name],
             num_examples=known[name].num_examples if name in known else None,
-            bytes_up=known[name].sent_bytes if name in known else None,
-            bytes_down=known[name].received_bytes if name in known else None,
+            bytes_up=moved[name][0] if name in moved else None,
+            bytes_down=moved[name][1] if name in moved else None,
             problem=known[name].problem if name in known else "",
         )
         for name in sorted(

@@ -220,6 +220,12 @@ def test_the_parts_by_hand(fedmq: CommandLine) -> None:
         plain = json.loads(fedmq.run("run", "show", "first", "--config", "fed.toml", "--json").stdout)
         assert plain["run"] == "first"
         assert plain["accepted"] == 4
+        assert set(plain["moved"]) == {"alice", "bob"}
+        assert " up, " in shown.stdout
+        moved = json.loads(fedmq.run("run", "traffic", "--config", "fed.toml", "--json").stdout)
+        assert [set(row["moved"]) for row in moved["rounds"]] == [{"alice", "bob"}] * 2
+        told = fedmq.run("run", "traffic", "first", "--config", "fed.toml").stdout.splitlines()
+        assert [line.split()[0] for line in told] == ["device", "alice", "bob", "all"]
         assert "first" in fedmq.run("run", "ls", "--config", "fed.toml").stdout
         again = fedmq.run("run", "start", "iris", "--config", "fed.toml", "--name", "first")
         assert "there is a run 'first' already" in one_line(again)

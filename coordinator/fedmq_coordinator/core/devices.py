@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedmq_coordinator.core.traffic import Meter
 from fedmq_protocol.messages import Presence, TaskRef
 
 
@@ -28,7 +29,7 @@ class Device:
     sent: int = 0
     received: int = 0
     """Bytes on its socket, as its agent counted them over all its sessions."""
-    _counted: tuple[int, int] = (0, 0)
+    _meter: Meter = field(default_factory=Meter)
 
     def arrived(self, presence: Presence, *, session: int, now: float) -> None:
         self.session, self.presence, self.problem = session, presence, presence.problem
@@ -54,10 +55,7 @@ class Device:
         return self.rejections[reason]
 
     def count_traffic(self, traffic: tuple[int, int]) -> None:
-        """Add what the agent counted since it last said so; a smaller count than before is a restarted agent's."""
-        before = (
-            self._counted if traffic[0] >= self._counted[0] and traffic[1] >= self._counted[1] else (0, 0)
-        )
-        self.sent += traffic[0] - before[0]
-        self.received += traffic[1] - before[1]
-        self._counted = traffic
+        """Add what the agent counted since it last said so."""
+        sent, received = self._meter.grown(self.id, *traffic)
+        self.sent += sent
+        self.received += received

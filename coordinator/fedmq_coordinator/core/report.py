@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.settings import RunSettings
+from fedmq_coordinator.core.traffic import Meter, Moved
 from fedmq_protocol.messages import Evaluation, TaskRef
 
 _FLOAT32_BYTES = 4
@@ -38,6 +39,8 @@ class RoundReport(BaseModel):
     bytes_up: int = 0
     """All that the agents sent on their sockets, as far as they have told: an agent tells with its next update."""
     bytes_down: int = 0
+    moved: dict[str, tuple[int, int]] = {}
+    """Device -> its part of these: sent, received."""
     participants: list[str] = []
     """Devices whose updates came in this row, late ones of earlier rows among them."""
     leases: int = 0
@@ -74,6 +77,8 @@ class Totals(BaseModel):
     """From the first lease to the last version."""
     bytes_up: int = 0
     bytes_down: int = 0
+    moved: dict[str, tuple[int, int]] = {}
+    """Device -> its part of these: sent, received."""
     float32_bytes_up: int = 0
     """What the accepted updates would have taken as float32."""
     float32_bytes_down: int = 0
@@ -141,8 +146,7 @@ class _Row:
     goal: int = 0
     steps: list[f.StepTaken] = field(default_factory=list)
     published: f.VersionPublished | None = None
-    up: int = 0
-    down: int = 0
+    moved: Moved = field(default_factory=Moved)
 
 
 class _Fold:
@@ -159,7 +163,7 @@ class _Fold:
         self._returned: Counter[str] = Counter()
         self._central: dict[int, f.Evaluated] = {}
         self._federated: dict[int, list[Evaluation]] = {}
-        self._counters: dict[str, tuple[int, int]] = {}
+        self._meter = Meter()
         self._seen_in: dict[str, _Row] = {}
 
     def apply(self, fact: f.Fact) -> None:
@@ -222,9 +226,8 @@ class _Fold:
 
         What was sent since the agent's last word belongs to the row of that word: its update left after it was written.
         """
-        before = self._counters.get(device, (0, 0))
-        self._counters[device] = sent, received
-        restarted = sent < before[0] or received < before[1]
+        restarted = self._meter.restarted(device, sent, received)
+        grown_sent, grown_received = self._meter.grown(device, sent, received)
         if (
             self._activated is None
             or self._another_began
@@ -232,11 +235,9 @@ class _Fold:
             or not self._rows
         ):
             return
-        if restarted:
-            before = 0, 0
         row = self._rows[-1]
-        self._seen_in.get(device, row).up += sent - before[0]
-        row.down += received - before[1]
+        self._seen_in.get(device, row).moved.add(device, grown_sent, 0)
+        row.moved.add(device, 0, grown_received)
         self._seen_in[device] = row
 
     def report(self) -> RunReport:
@@ -246,8 +247,7 @@ class _Fold:
         if (
             len(self._rows) > 1
         ):  # the row after the last version: its bytes belong to that version's way to the devices
-            self._rows[-2].up += self._rows[-1].up
-            self._rows[-2].down += self._rows[-1].down
+            self._rows[-2].moved.take(self._rows[-1].moved)
         ended = self._ended
         initial = self._central.get(0)
         return RunReport(
@@ -288,8 +288,9 @@ class _Fold:
             metrics={} if central is None else central.metrics,
             federated_accuracy=federated_accuracy,
             federated_loss=federated_loss,
-            bytes_up=row.up,
-            bytes_down=row.down,
+            bytes_up=row.moved.sent,
+            bytes_down=row.moved.received,
+            moved=row.moved.by_device,
             participants=sorted({update.device for update in row.updates}),
             leases=len(row.leases),
             on_time=on_time,
@@ -317,7 +318,10 @@ class _Fold:
         used = sum(step.num_updates for row in self._rows for step in row.steps)
         # The last row has given its bytes to the one before it, if there is one.
         counted = self._rows[:-1] if len(self._rows) > 1 else self._rows
-        up, down = sum(row.up for row in counted), sum(row.down for row in counted)
+        moved = Moved()
+        for row in counted:
+            moved.take(row.moved)
+        up, down = moved.sent, moved.received
         model_bytes = _FLOAT32_BYTES * created.tensor_schema.size
         plain_up, plain_down = model_bytes * len(updates), model_bytes * len(self._leases)
         last = next((row.published.at for row in reversed(self._rows) if row.published is not None), None)
@@ -325,6 +329,7 @@ class _Fold:
             seconds=0.0 if last is None or self._first_lease is None else last - self._first_lease,
             bytes_up=up,
             bytes_down=down,
+            moved=moved.by_device,
             float32_bytes_up=plain_up,
             float32_bytes_down=plain_down,
             compression_ratio=(plain_up + plain_down) / (up + down) if up + down else None,

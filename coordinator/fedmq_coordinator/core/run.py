@@ -11,6 +11,7 @@ from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.dedupe import Outcome, SettledUpdates
 from fedmq_coordinator.core.publication import PublishedModel, unpack_vector
+from fedmq_coordinator.core.traffic import Moved
 from fedmq_protocol.codecs import decode_update
 from fedmq_protocol.limits import MAX_METRICS
 from fedmq_protocol.messages import Cohort, Evaluation
@@ -129,6 +130,8 @@ class Run:
         self.evaluations: dict[int, f.Evaluated] = {}
         self.federated: dict[int, FederatedScore] = {}
         self.updates_by_device: dict[str, int] = {}
+        self.moved = Moved()
+        """What devices have told of their sockets while this run was the one under way."""
         self.num_accepted = 0
         self.num_rejected = 0
 

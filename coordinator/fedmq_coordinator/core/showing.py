@@ -129,4 +129,5 @@ def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> R
         federated=federated(run),
         chain_bytes=run.model.chain_bytes if published else 0,
         snapshot_bytes=run.model.snapshot.ref.size if published else 0,
+        moved=run.moved.by_device,
     )

@@ -8,6 +8,7 @@ from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.replay import steps_before_snapshot
 from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.traffic import Meter
 from fedmq_protocol.errors import RemoteError, StoreError
 
 
@@ -20,6 +21,7 @@ class FederationState:
         self.runs: dict[str, Run] = {}
         self.queue: list[str] = []
         self._skip_steps: dict[str, int] = {}
+        self._meter = Meter()
 
     @property
     def active(self) -> Run | None:
@@ -58,7 +60,7 @@ class FederationState:
             case f.DeviceEnrolled():
                 self.devices[fact.device] = Device(fact.device, fact.public_key)
             case f.TrafficSeen():
-                pass
+                self._count(fact.device, fact.sent, fact.received)
             case f.RunCreated():
                 self.runs[fact.run] = Run(fact, skip_steps=self._skip_steps.get(fact.run, 0))
                 self.queue.append(fact.run)
@@ -73,6 +75,16 @@ class FederationState:
                 self.runs[fact.run].apply(fact)
             case f.RunFact():
                 self.runs[fact.run].apply(fact)
+                if isinstance(fact, f.UpdateAccepted) and fact.traffic is not None:
+                    self._count(fact.device, *fact.traffic)
             case _:
                 msg = f"unknown fact {type(fact).__name__}"
                 raise AssertionError(msg)
+
+    def _count(self, device: str, sent: int, received: int) -> None:
+        """Enter what a device moved since its last word into its own account, and into that of the run under way."""
+        grown = self._meter.grown(device, sent, received)
+        if device in self.devices:
+            self.devices[device].count_traffic((sent, received))
+        if self.current is not None:
+            self.current.moved.add(device, *grown)

@@ -281,6 +281,8 @@ class TestTraffic:
         report = make_report("r", facts)
         assert [(row.bytes_up, row.bytes_down) for row in report.rounds] == [(400, 5_000), (350, 900)]
         assert (report.totals.bytes_up, report.totals.bytes_down) == (750, 5_900)
+        assert [row.moved for row in report.rounds] == [{"a": (400, 5_000)}, {"a": (350, 900)}]
+        assert report.totals.moved == {"a": (750, 5_900)}
         assert report.totals.compression_ratio == pytest.approx((2 * 440 + 2 * 440) / (750 + 5_900))
 
     def test_of_a_restarted_agent_begins_anew(self) -> None:
