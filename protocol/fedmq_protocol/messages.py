@@ -75,6 +75,8 @@ class UploadSettings(Body):
     """Over how many of a device's updates; 0: `density` from the first."""
     residual_cap: Annotated[FiniteFloat, Field(gt=0)] = 10.0
     """Bound on |residual| / |delta|; what is above it is scaled away and counted."""
+    coders: Annotated[list[Name], Field(max_length=64)] = []
+    """Coders with their versions that an update may use besides the baseline; a device passes over those it lacks."""
 
 
 class Cohort(Body):
@@ -183,6 +185,7 @@ class Presence(Body):
     agent_version: Name = "0"
     tasks: Annotated[list[TaskRef], Field(max_length=16)] = []
     codecs: Annotated[list[Name], Field(max_length=64)] = []
+    """Codecs and coders that the device speaks, with their versions; none named: all that are mandatory."""
     num_examples: Counter | None = None
     problem: Text = ""
     """Why the device cannot train now, in words for the operator; empty when it can."""

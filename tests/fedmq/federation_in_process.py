@@ -11,7 +11,7 @@ import torch
 
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_edge_agent.trainer.host import Host
-from fedmq_protocol.codecs.container import CodecSpec
+from fedmq_protocol.codecs import CodecSpec
 from fedmq_protocol.codecs.model import (
     apply_delta,
     decode_update,

@@ -137,7 +137,7 @@ class Conversation:
                     at=self._desk.now, run=run.id, device=device_id, lease=held.lease, why="it came back"
                 )
             )
-        check_task(self._desk, device, run)
+        check_fit(self._desk, device, run)
 
     def _count_traffic(self, device: Device, body: Presence, traffic: tuple[int, int]) -> None:
         """Count, and journal a goodbye's counters: the agent's own, as updates carry them; once, not at every copy."""
@@ -283,16 +283,29 @@ class Conversation:
             self._desk.send(self._desk.topics.down(device.id, "chunk"), chunk)
 
 
-def check_task(desk: Desk, device: Device, run: Run) -> None:
-    """Tell a device, and the operator, that its task of this name is not the one that the run pins."""
+def check_fit(desk: Desk, device: Device, run: Run) -> None:
+    """Tell a device, and the operator, why it cannot take part: another task of this name, or codecs that it lacks."""
     other = device.mismatch(run.task)
-    if other is None:
+    lacking = device.lacks(run.settings.compression.needed_codecs) if device.offers(run.task) else []
+    if other is not None:
+        what = "version" if other.version != run.task.version else "tensor schema"
+        code, detail = (
+            "task-mismatch",
+            (
+                f"this device has {other.name} {other.version} with another {what} than the run's "
+                f"{run.task.name} {run.task.version}: install the run's task package and restart the agent"
+            ),
+        )
+    elif lacking:
+        code, detail = (
+            "unknown-codec",
+            (
+                f"this device does not speak {', '.join(lacking)}, which the run needs: update its agent, "
+                f"or start a run with other codecs"
+            ),
+        )
+    else:
         return
-    what = "version" if other.version != run.task.version else "tensor schema"
-    detail = (
-        f"this device has {other.name} {other.version} with another {what} than the run's "
-        f"{run.task.name} {run.task.version}: install the run's task package and restart the agent"
-    )
     device.problem = detail
-    desk.send(desk.topics.down(device.id, "notice"), Notice(code="task-mismatch", detail=detail))
+    desk.send(desk.topics.down(device.id, "notice"), Notice(code=code, detail=detail))
     desk.note("warning", f"{device.id} is not selected: {detail}", device=device.id, run=run.id)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fedmq_coordinator.core.traffic import Meter
+from fedmq_protocol.codecs import versioned
 from fedmq_protocol.messages import Presence, TaskRef
 
 
@@ -48,6 +50,13 @@ class Device:
         if self.presence is None or self.offers(task):
             return None
         return next((other for other in self.presence.tasks if other.name == task.name), None)
+
+    def lacks(self, codecs: Iterable[str]) -> list[str]:
+        """Those of the codecs, with their versions, that the device does not speak; if it names none, it has all."""
+        if self.presence is None or not self.presence.codecs:
+            return []
+        spoken = set(map(versioned, self.presence.codecs))
+        return [codec for codec in codecs if codec not in spoken]
 
     def refuse(self, reason: str) -> int:
         """Count a refused message; return how many for this reason."""

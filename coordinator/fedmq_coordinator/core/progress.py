@@ -7,7 +7,7 @@ from typing import Final, assert_never
 from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core import leases, rounds, showing
-from fedmq_coordinator.core.conversation import check_task
+from fedmq_coordinator.core.conversation import check_fit
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.run import HeldLease, Run
 from fedmq_coordinator.core.selection import aim, choose_by_rule
@@ -89,7 +89,7 @@ class Progress:
         for device in self._desk.state.devices.values():
             if device.online and device.presence is not None:
                 device.problem = device.presence.problem
-                check_task(self._desk, device, run)
+                check_fit(self._desk, device, run)
 
     def strategy(self, run: Run) -> Strategy:
         return make_strategy(run.settings, in_flight=aim(run, max(1, len(self._desk.available(run)))))

@@ -57,6 +57,7 @@ class Publisher:
                 first_density=compression.first_density or compression.density,
                 anneal_updates=compression.anneal_updates,
                 residual_cap=compression.residual_cap,
+                coders=list(compression.offered_coders),
             ),
             evaluate=settings.federated_evaluation,
             seed=settings.seed,

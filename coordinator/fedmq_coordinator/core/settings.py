@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator
 
+from fedmq_protocol.codecs import CodecSpec, check_coders, optional_coders, versioned
+from fedmq_protocol.errors import CodecError
 from fedmq_protocol.messages import Mode, TrainSettings
 
 Fraction = Annotated[FiniteFloat, Field(gt=0, le=1)]
@@ -84,6 +86,32 @@ class CompressionSettings(BaseModel):
     down_density: Fraction = 0.03
     """Share of the parameters in a published delta."""
     snapshot: str = "int8"
+    coders: tuple[str, ...] | None = None
+    """Names of the optional coders that updates may use besides the mandatory ones; None: all that there are."""
+
+    @property
+    def offered_coders(self) -> tuple[str, ...]:
+        """The optional coders that devices are told of."""
+        return optional_coders() if self.coders is None else self.coders
+
+    @property
+    def needed_codecs(self) -> tuple[str, ...]:
+        """What a device must speak to take part."""
+        return tuple(dict.fromkeys(map(versioned, (self.up, self.down, self.snapshot))))
+
+    @field_validator("up", "down", "snapshot", "coders")
+    @classmethod
+    def _known(
+        cls, value: str | tuple[str, ...] | None, info: ValidationInfo
+    ) -> str | tuple[str, ...] | None:
+        try:
+            if not isinstance(value, str):
+                check_coders(value or ())
+            elif CodecSpec(value).sparse and info.field_name == "snapshot":
+                raise ValueError(f"a snapshot holds every parameter, which {value} does not")
+        except CodecError as error:
+            raise ValueError(str(error)) from None
+        return value
 
 
 class RunSettings(BaseModel):

@@ -32,7 +32,6 @@ from fedmq_edge_agent.trainer.process import peak_bytes
 from fedmq_edge_agent.trainer.tensors import read_vector, write_vector
 from fedmq_edge_agent.trainer.training import Training
 from fedmq_protocol.chunks import blob_ref
-from fedmq_protocol.codecs.container import names
 from fedmq_protocol.codecs.model import (
     apply_delta,
     decode_snapshot,
@@ -41,6 +40,7 @@ from fedmq_protocol.codecs.model import (
     replica_sha256,
     snapshot_codec,
 )
+from fedmq_protocol.codecs.registry import names
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.messages import TrainSettings, UploadSettings
 

@@ -17,9 +17,9 @@ from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_edge_agent.trainer.feedback import capped, density
 from fedmq_edge_agent.trainer.opened import Opened
 from fedmq_edge_agent.trainer.tensors import is_exact, read_vector, write_vector
-from fedmq_protocol.codecs.container import CodecSpec
 from fedmq_protocol.codecs.decoded import Dense
 from fedmq_protocol.codecs.model import encode_update
+from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.messages import TrainSettings, UploadSettings
 
@@ -133,6 +133,6 @@ class Training:
 
 def _spec(upload: UploadSettings, updates_done: int) -> CodecSpec:
     try:
-        return CodecSpec(upload.codec, density(upload, updates_done))
+        return CodecSpec(upload.codec, density(upload, updates_done), tuple(upload.coders))
     except CodecError as error:
         raise TrainerError("bad-request", str(error)) from None

@@ -6,7 +6,7 @@ is a `Sparse` or a `Dense`, with the same operations.
 
 from __future__ import annotations
 
-from fedmq_protocol.codecs.container import CODECS, CodecSpec, decode, encode, max_encoded_bytes, names, split
+from fedmq_protocol.codecs.container import decode, encode, max_encoded_bytes, split
 from fedmq_protocol.codecs.decoded import Decoded, Dense, Sparse, flushed
 from fedmq_protocol.codecs.model import (
     DecodedUpdate,
@@ -20,6 +20,15 @@ from fedmq_protocol.codecs.model import (
     requantise,
     snapshot_codec,
 )
+from fedmq_protocol.codecs.registry import (
+    CODECS,
+    CodecSpec,
+    check_coders,
+    names,
+    optional_coders,
+    unversioned,
+    versioned,
+)
 from fedmq_protocol.codecs.topk import select
 
 __all__ = [
@@ -30,6 +39,7 @@ __all__ = [
     "Dense",
     "Sparse",
     "apply_delta",
+    "check_coders",
     "decode",
     "decode_snapshot",
     "decode_update",
@@ -40,9 +50,12 @@ __all__ = [
     "flushed",
     "max_encoded_bytes",
     "names",
+    "optional_coders",
     "replica_sha256",
     "requantise",
     "select",
     "snapshot_codec",
     "split",
+    "unversioned",
+    "versioned",
 ]

@@ -2,7 +2,7 @@
 
 A payload is one tag byte, whose upper half says how indices are coded (0: none, the vector is dense) and whose lower
 half how values are; then counts; then the coded indices and values. `docs/protocol-codecs.md` has the layout to the
-bit. Adding a coder takes an entry in a table here.
+bit, and `registry` what there is to choose from.
 
 **Error feedback loses nothing.** For p = delta + old residual, `split` gives sent and residual with
 sent + residual = p, where the sum may be taken in real numbers or in float32: both are exact. What is not sent stays
@@ -14,111 +14,25 @@ rounding either. One bit is not kept: -0 is read as +0.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, isfinite
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedmq_protocol.codecs import body, float32, linear8, log4, rice, sign1
-from fedmq_protocol.codecs.blockwise import INT4, INT8
-from fedmq_protocol.codecs.decoded import Decoded, Dense, Float32Array, Sparse, UInt32Array, frozen
+from fedmq_protocol.codecs import body
+from fedmq_protocol.codecs.choice import smallest
+from fedmq_protocol.codecs.decoded import Decoded, Dense, Float32Array, Sparse, frozen
+from fedmq_protocol.codecs.registry import (
+    CODECS,
+    DENSE_VALUES,
+    INDEX_CODES,
+    KEPT_VALUES,
+    CodecSpec,
+    DenseValues,
+)
 from fedmq_protocol.codecs.topk import select
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.limits import MAX_PARAMETERS
-
-
-@dataclass(frozen=True)
-class DenseValues:
-    """How every value of a vector is written.
-
-    Attributes:
-        body_bytes: length of the body for so many values.
-        quantise: float32[n] -> the body, and the values as they will be decoded.
-        dequantise: the body and n -> float32[n]; raises CodecError.
-    """
-
-    body_bytes: Callable[[int], int]
-    quantise: Callable[[Float32Array], tuple[bytes, Float32Array]]
-    dequantise: Callable[[memoryview, int], Float32Array]
-
-
-@dataclass(frozen=True)
-class KeptValues:
-    """How the kept values of a sparse vector are written. The code may find some not worth sending.
-
-    Attributes:
-        body_bytes: length of the body for so many values.
-        quantise: float32[k] -> which are sent, bool[k]; the body for those; those as they will be decoded.
-        dequantise: the body and the count -> float32[count]; raises CodecError.
-    """
-
-    body_bytes: Callable[[int], int]
-    quantise: Callable[[Float32Array], tuple[NDArray[np.bool_], bytes, Float32Array]]
-    dequantise: Callable[[memoryview, int], Float32Array]
-
-
-@dataclass(frozen=True)
-class IndexCode:
-    """How sorted indices are written.
-
-    Attributes:
-        max_bytes: the most that k of n indices take.
-        encode: int[k] and n -> the section.
-        decode: the section, n and k -> uint32[k], strictly increasing below n; raises CodecError.
-    """
-
-    max_bytes: Callable[[int, int], int]
-    encode: Callable[[NDArray[np.integer], int], bytes]
-    decode: Callable[[memoryview, int, int], UInt32Array]
-
-
-_RICE: Final = 1
-_FLOAT32, _INT8, _INT4, _LOG4, _SIGN, _LINEAR8 = range(1, 7)
-
-INDEX_CODES: Final[dict[int, IndexCode]] = {_RICE: IndexCode(rice.max_bytes, rice.encode, rice.decode)}
-DENSE_VALUES: Final[dict[int, DenseValues]] = {
-    _FLOAT32: DenseValues(float32.body_bytes, float32.quantise, float32.dequantise),
-    _INT8: DenseValues(INT8.body_bytes, INT8.quantise, INT8.dequantise),
-    _INT4: DenseValues(INT4.body_bytes, INT4.quantise, INT4.dequantise),
-}
-KEPT_VALUES: Final[dict[int, KeptValues]] = {
-    _LOG4: KeptValues(log4.body_bytes, log4.quantise, log4.dequantise),
-    _SIGN: KeptValues(sign1.body_bytes, sign1.quantise, sign1.dequantise),
-    _LINEAR8: KeptValues(linear8.body_bytes, linear8.quantise, linear8.dequantise),
-}
-
-
-@dataclass(frozen=True)
-class Codec:
-    """What a name in the settings and in a birth certificate stands for.
-
-    Attributes:
-        indices: the key in `INDEX_CODES`, or 0 for a dense codec.
-        values: the key in `KEPT_VALUES`, or in `DENSE_VALUES` for a dense codec.
-    """
-
-    indices: int
-    values: int
-
-    @property
-    def tag(self) -> int:
-        """The first byte of a payload."""
-        return self.indices << 4 | self.values
-
-
-CODECS: Final[dict[str, Codec]] = {
-    "topk-log4": Codec(_RICE, _LOG4),
-    "topk-sign": Codec(_RICE, _SIGN),
-    "topk-int8": Codec(_RICE, _LINEAR8),
-    "int8": Codec(0, _INT8),
-    "int4": Codec(0, _INT4),
-    "float32": Codec(0, _FLOAT32),
-}
-"""Who names one of these in its birth certificate decodes them all: the sparse ones may fall back to dense."""
 
 TINY: Final = 64
 """Vectors up to this long are sent dense by the sparse codecs too: an envelope's signature alone is longer."""
@@ -130,45 +44,6 @@ _DENSE_HEAD: Final = struct.Struct("<BI")  # tag, n
 _SPARSE_HEAD: Final = struct.Struct("<BIII")  # tag, n, k, bytes of indices
 
 
-def names() -> tuple[str, ...]:
-    """The codecs that this implementation speaks, for the birth certificate."""
-    return tuple(CODECS)
-
-
-@dataclass(frozen=True)
-class CodecSpec:
-    """A codec and its setting, as a run announces it.
-
-    Attributes:
-        name: a key of `CODECS`.
-        density: share of the elements that a sparse codec keeps, above 0 and at most 1; dense ones ignore it.
-
-    Raises:
-        CodecError: the name is unknown or the density is out of range; both may come from outside.
-    """
-
-    name: str
-    density: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.name not in CODECS:
-            known = ", ".join(CODECS)
-            raise CodecError(f"unknown codec {self.name[:64]!r}; known are {known}", reason="unknown-codec")
-        if not (isfinite(self.density) and 0 < self.density <= 1):
-            raise CodecError(f"density {self.density} is not above 0 and at most 1")
-
-    @property
-    def sparse(self) -> bool:
-        """Whether the codec keeps a share of the elements."""
-        return CODECS[self.name].indices != 0
-
-    def kept(self, n: int) -> int:
-        """How many of n elements are kept: max(1, ceil(density n)), with the density as it is written in decimal."""
-        if not self.sparse or n == 0:
-            return n
-        return min(n, max(1, ceil(Fraction(repr(self.density)) * n)))
-
-
 def codec_name(data: bytes | memoryview) -> str:
     """The name of the codec that a payload is in.
 
@@ -176,8 +51,13 @@ def codec_name(data: bytes | memoryview) -> str:
         CodecError: the payload is empty, or its tag unknown.
     """
     tag = memoryview(data).cast("B")[0] if len(data) else 0
+    indices, values = tag >> 4, tag & 15
     for name, codec in CODECS.items():
-        if codec.tag == tag:
+        if (
+            codec.values == values
+            and codec.sparse == (indices in INDEX_CODES)
+            and (codec.sparse or not indices)
+        ):
             return name
     raise CodecError(f"unknown codec tag {tag:#04x}", reason="unknown-codec")
 
@@ -196,14 +76,14 @@ def encode(vector: Float32Array, spec: CodecSpec) -> tuple[bytes, Decoded]:
         ValueError: the vector has another shape or dtype, is too long, or is not finite.
     """
     _check_vector(vector)
-    n, codec = len(vector), CODECS[spec.name]
-    if codec.indices == 0:
-        return _encode_dense(vector, codec.values)
+    n = len(vector)
+    if not spec.sparse:
+        return _encode_dense(vector, spec.codec.values)
     if 0 < n <= TINY:
-        return _encode_dense(vector, _INT8)
-    payload, decoded = _encode_sparse(vector, spec.kept(n), codec)
+        return _encode_dense(vector, CODECS["int8"].values)
+    payload, decoded = _encode_sparse(vector, spec)
     if Fraction(spec.density) >= _DENSE_FROM:
-        dense_payload, dense = _encode_dense(vector, _INT4)
+        dense_payload, dense = _encode_dense(vector, CODECS["int4"].values)
         if len(dense_payload) <= len(payload):
             return dense_payload, dense
     return payload, decoded
@@ -277,16 +157,20 @@ def max_encoded_bytes(n: int, spec: CodecSpec | None = None) -> int:
         n: length of the vector.
         spec: the codec agreed on; without it, the bound over all codecs.
     """
-    if spec is None:
-        return max(max_encoded_bytes(n, CodecSpec(name, density=1.0)) for name in CODECS)
-    codec = CODECS[spec.name]
-    if codec.indices == 0:
-        return _DENSE_HEAD.size + body.FLAG_BYTES + DENSE_VALUES[codec.values].body_bytes(n)
+    dense = {
+        key: _DENSE_HEAD.size + body.FLAG_BYTES + code.body_bytes(n) for key, code in DENSE_VALUES.items()
+    }
+    if spec is not None and not spec.sparse:
+        return dense[spec.codec.values]
     if 0 < n <= TINY:
-        return max_encoded_bytes(n, CodecSpec("int8"))
+        return max(dense.values()) if spec is None else dense[CODECS["int8"].values]
+    if spec is None:
+        index_bytes = max(code.max_bytes(n, n) for code in INDEX_CODES.values())
+        values = max(code.body_bytes(n) for code in KEPT_VALUES.values())
+        return max(_SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + values, *dense.values())
     k = spec.kept(n)
-    index_bytes = INDEX_CODES[codec.indices].max_bytes(n, k)
-    return _SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + KEPT_VALUES[codec.values].body_bytes(k)
+    index_bytes = min(code.max_bytes(n, k) for code in spec.index_codes().values() if code.baseline)
+    return _SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + KEPT_VALUES[spec.codec.values].body_bytes(k)
 
 
 def _exact_difference(before: Float32Array, sent: Float32Array) -> Float32Array:
@@ -301,13 +185,13 @@ def _encode_dense(vector: Float32Array, values: int) -> tuple[bytes, Dense]:
     return _DENSE_HEAD.pack(values, len(vector)) + body.wrap(coded), Dense(sent)
 
 
-def _encode_sparse(vector: Float32Array, k: int, codec: Codec) -> tuple[bytes, Sparse]:
-    n = len(vector)
-    candidates = select(vector, k)
-    kept, coded, sent = KEPT_VALUES[codec.values].quantise(vector[candidates])
+def _encode_sparse(vector: Float32Array, spec: CodecSpec) -> tuple[bytes, Sparse]:
+    n, values = len(vector), spec.codec.values
+    candidates = select(vector, spec.kept(n))
+    kept, coded, sent = KEPT_VALUES[values].quantise(vector[candidates])
     indices = candidates[kept].astype(np.uint32)
-    section = INDEX_CODES[codec.indices].encode(indices, n)
-    head = _SPARSE_HEAD.pack(codec.tag, n, len(indices), len(section))
+    coder, section = smallest(indices, n, spec.index_codes())
+    head = _SPARSE_HEAD.pack(coder << 4 | values, n, len(indices), len(section))
     frozen(indices)
     frozen(sent)
     return head + section + body.wrap(coded), Sparse(n, indices, sent)

@@ -21,8 +21,9 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_protocol.codecs.container import CodecSpec, codec_name, decode, encode, split
+from fedmq_protocol.codecs.container import codec_name, decode, encode, split
 from fedmq_protocol.codecs.decoded import Decoded, Dense
+from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.schema import TensorSchema
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
+from fedmq_protocol.codecs import optional_coders
 from fedmq_protocol.messages import Announcement, Lease, Notice, Report, TaskRef
 from tests.coordinator.core.world import FLOAT32, SCHEMA, World, settings
 
@@ -48,6 +50,47 @@ def test_a_device_with_a_problem_or_another_task_is_not_selected() -> None:
     views = {d.device: d for d in world.core.view(now=world.now).devices}
     assert views["sick"].state == "unable"
     assert "another version" in views["old"].problem
+
+
+def test_a_device_that_lacks_a_codec_of_the_run_is_not_selected_and_told_why() -> None:
+    world = fleet(2)
+    world.join("lean", codecs=["topk-sign/1", "int8/1", "float32/1"])
+    world.join("old", codecs=["topk-log4", "int8", "float32"])
+    run = world.start_run(settings())
+    assert run.members == {"dev-0", "dev-1", "old"}, (
+        "who names no version speaks the first, and who names none all"
+    )
+    assert [n.code for n in world.sent(Notice)] == ["unknown-codec"]
+    assert "does not speak topk-log4/1" in world.sent(Notice)[0].detail
+    views = {d.device: d for d in world.core.view(now=world.now).devices}
+    assert (views["lean"].state, views["lean"].problem) == ("unable", world.sent(Notice)[0].detail)
+    world.join("lean", session=2, codecs=["topk-log4/1", "int8/1", "float32/1"])
+    assert {d.device: d for d in world.core.view(now=world.now).devices}["lean"].problem == ""
+
+
+@pytest.mark.parametrize(
+    ("compression", "complaint"),
+    [
+        ({"up": "gzip"}, "known are topk-log4"),
+        ({"down": "topk-log4/2"}, "known are topk-log4"),
+        ({"snapshot": "topk-log4"}, "a snapshot holds every parameter"),
+        ({"coders": ["who-knows/7"]}, "known are"),
+    ],
+)
+def test_settings_with_unknown_codecs_are_refused_with_what_is_known(
+    compression: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        settings(compression=compression)
+
+
+def test_the_announcement_names_the_optional_coders_that_updates_may_use() -> None:
+    world = fleet(1)
+    world.start_run(settings())
+    assert world.announcement().upload.coders == list(optional_coders())
+    world = fleet(1)
+    world.start_run(settings(compression={"coders": []}))
+    assert world.announcement().upload.coders == []
 
 
 def test_the_round_closes_with_the_last_update() -> None:

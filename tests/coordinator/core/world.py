@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -90,7 +90,15 @@ class World:
         self.tell(e.RunRequested(run, run_settings, TASK, SCHEMA, vector))
         return self.core.runs[run]
 
-    def join(self, name: str, *, session: int = 1, task: TaskRef = TASK, problem: str = "") -> Device:
+    def join(
+        self,
+        name: str,
+        *,
+        session: int = 1,
+        task: TaskRef = TASK,
+        problem: str = "",
+        codecs: Sequence[str] = (),
+    ) -> Device:
         """A device connects."""
         key = SigningKey(hashlib.sha256(name.encode()).digest())
         device = self.devices.get(name) or Device(name, Sealer(sender=name, epoch=session, key=key))
@@ -101,6 +109,7 @@ class World:
             session=session,
             public_key=key.public_key,
             tasks=[task],
+            codecs=list(codecs),
             problem=problem,
             num_examples=10,
         )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from fedmq_edge_agent.trainer.feedback import Owner, read_residual
 from fedmq_edge_agent.trainer.opened import derived_seed
 from fedmq_protocol.chunks import blob_ref
-from fedmq_protocol.codecs.container import CodecSpec
+from fedmq_protocol.codecs import CodecSpec
 from fedmq_protocol.codecs.model import (
     decode_snapshot,
     decode_update,

@@ -21,7 +21,6 @@ from fedmq_protocol.codecs import (
     decode,
     encode,
     max_encoded_bytes,
-    names,
     split,
 )
 from fedmq_protocol.codecs.container import TINY, codec_name
@@ -76,7 +75,7 @@ def test_a_second_decoder_reads_the_same(p: Vector, spec: CodecSpec) -> None:
     if isinstance(decoded, Sparse):
         assert [i for i, _ in elements] == decoded.indices.tolist()
     assert [value for _, value in elements] == decoded.values.tolist()
-    assert CODECS[codec_name(payload)].tag == payload[0]
+    assert CODECS[codec_name(payload)].values == payload[0] & 15
 
 
 @given(hard_vectors(), SPECS)
@@ -286,7 +285,7 @@ def test_misuse_raises(p: NDArray[np.float64]) -> None:
 
 
 def test_specs_are_validated() -> None:
-    assert set(names()) == set(CODECS)
+    assert CodecSpec("topk-log4/1").codec is CodecSpec("topk-log4").codec
     with pytest.raises(CodecError) as caught:
         CodecSpec("gzip")
     assert caught.value.reason == "unknown-codec"

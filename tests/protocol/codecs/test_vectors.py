@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedmq_protocol.codecs import CODECS, CodecSpec, Sparse, decode, split
+from fedmq_protocol.codecs.container import codec_name
 from fedmq_protocol.errors import CodecError
 from tests.protocol.codecs import reference_decoder
 from tests.protocol.codecs.make_vectors import PATH, as_hex
@@ -53,7 +54,7 @@ def test_invalid_payloads_are_refused_for_the_stated_reason(entry: dict[str, Any
 
 def test_the_vectors_show_every_codec_raw_and_compressed() -> None:
     payloads = [bytes.fromhex(entry["payload"]) for entry in VECTORS["valid"]]
-    assert {payload[0] for payload in payloads} == {codec.tag for codec in CODECS.values()}
+    assert {codec_name(payload) for payload in payloads} == set(CODECS)
     assert {zstd_flag(payload) for payload in payloads} == {0, 1}
 
 

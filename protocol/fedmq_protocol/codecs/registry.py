@@ -1,0 +1,206 @@
+"""What there is to choose from: value codes, index coders, and the codecs that join them, each found by name or number.
+
+A payload's tag byte joins an index coder (its upper half; 0: none, the vector is dense) and a value code (its lower
+half). Adding one takes an entry in a table here.
+
+Names carry a version after a slash; without one they mean version 1, for ever. A device lists what it speaks in its
+birth certificate: `names()`. The codecs in `CODECS` and the coders marked `baseline` are what everybody has; the other
+coders are for updates alone, where coordinator and device both have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, isfinite
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq_protocol.codecs import float32, linear8, log4, rice, sign1
+from fedmq_protocol.codecs.blockwise import INT4, INT8
+from fedmq_protocol.codecs.decoded import Float32Array, UInt32Array
+from fedmq_protocol.errors import CodecError
+
+
+@dataclass(frozen=True)
+class DenseValues:
+    """How every value of a vector is written.
+
+    Attributes:
+        body_bytes: length of the body for so many values.
+        quantise: float32[n] -> the body, and the values as they will be decoded.
+        dequantise: the body and n -> float32[n]; raises CodecError.
+    """
+
+    body_bytes: Callable[[int], int]
+    quantise: Callable[[Float32Array], tuple[bytes, Float32Array]]
+    dequantise: Callable[[memoryview, int], Float32Array]
+
+
+@dataclass(frozen=True)
+class KeptValues:
+    """How the kept values of a sparse vector are written. The code may find some not worth sending.
+
+    Attributes:
+        body_bytes: length of the body for so many values.
+        quantise: float32[k] -> which are sent, bool[k]; the body for those; those as they will be decoded.
+        dequantise: the body and the count -> float32[count]; raises CodecError.
+    """
+
+    body_bytes: Callable[[int], int]
+    quantise: Callable[[Float32Array], tuple[NDArray[np.bool_], bytes, Float32Array]]
+    dequantise: Callable[[memoryview, int], Float32Array]
+
+
+@dataclass(frozen=True)
+class IndexCode:
+    """How sorted indices are written.
+
+    Attributes:
+        name: with its version.
+        max_bytes: the most that k of n indices take.
+        encode: int[k] and n -> the section.
+        decode: the section, n and k -> uint32[k], strictly increasing below n; raises CodecError.
+        baseline: whether everybody has it; such coders alone write what goes to devices.
+        cost_ns: what encoding takes for each index, roughly, on a processor of a small board's speed or better; the
+            encoder adds these up to keep within its time, since a clock would make payloads depend on the machine.
+        estimate: int[k] and n -> about how many bytes `encode` would write, in a small part of its time; None where
+            only encoding tells.
+    """
+
+    name: str
+    max_bytes: Callable[[int, int], int]
+    encode: Callable[[NDArray[np.integer], int], bytes]
+    decode: Callable[[memoryview, int, int], UInt32Array]
+    baseline: bool = False
+    cost_ns: float = 1_000.0
+    estimate: Callable[[NDArray[np.integer], int], float] | None = None
+
+
+_RICE: Final = 1
+_FLOAT32, _INT8, _INT4, _LOG4, _SIGN, _LINEAR8 = range(1, 7)
+
+INDEX_CODES: Final[dict[int, IndexCode]] = {
+    _RICE: IndexCode("rice/1", rice.max_bytes, rice.encode, rice.decode, baseline=True, cost_ns=100.0),
+}
+"""By the upper half of the tag."""
+
+DENSE_VALUES: Final[dict[int, DenseValues]] = {
+    _FLOAT32: DenseValues(float32.body_bytes, float32.quantise, float32.dequantise),
+    _INT8: DenseValues(INT8.body_bytes, INT8.quantise, INT8.dequantise),
+    _INT4: DenseValues(INT4.body_bytes, INT4.quantise, INT4.dequantise),
+}
+KEPT_VALUES: Final[dict[int, KeptValues]] = {
+    _LOG4: KeptValues(log4.body_bytes, log4.quantise, log4.dequantise),
+    _SIGN: KeptValues(sign1.body_bytes, sign1.quantise, sign1.dequantise),
+    _LINEAR8: KeptValues(linear8.body_bytes, linear8.quantise, linear8.dequantise),
+}
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What a name in the settings and in a birth certificate stands for.
+
+    Attributes:
+        sparse: whether a share of the elements is kept.
+        values: the key in `KEPT_VALUES`, or in `DENSE_VALUES` for a dense codec.
+    """
+
+    sparse: bool
+    values: int
+
+
+CODECS: Final[dict[str, Codec]] = {
+    "topk-log4": Codec(sparse=True, values=_LOG4),
+    "topk-sign": Codec(sparse=True, values=_SIGN),
+    "topk-int8": Codec(sparse=True, values=_LINEAR8),
+    "int8": Codec(sparse=False, values=_INT8),
+    "int4": Codec(sparse=False, values=_INT4),
+    "float32": Codec(sparse=False, values=_FLOAT32),
+}
+"""By name without a version, which is version 1; another version is another entry, `name/2`."""
+
+_FIRST_VERSION: Final = "/1"
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """A codec and its settings, as a run announces them.
+
+    Attributes:
+        name: a key of `CODECS`, or that with `/1`.
+        density: share of the elements that a sparse codec keeps, above 0 and at most 1; dense ones ignore it.
+        coders: names of the coders that may be used besides the baseline; those that are not had here are ignored.
+
+    Raises:
+        CodecError: the name is unknown or the density is out of range; both may come from outside.
+    """
+
+    name: str
+    density: float = 0.01
+    coders: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unversioned(self.name) not in CODECS:
+            known = ", ".join(CODECS)
+            raise CodecError(f"unknown codec {self.name[:64]!r}; known are {known}", reason="unknown-codec")
+        if not (isfinite(self.density) and 0 < self.density <= 1):
+            raise CodecError(f"density {self.density} is not above 0 and at most 1")
+
+    @property
+    def codec(self) -> Codec:
+        """What the name stands for."""
+        return CODECS[unversioned(self.name)]
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the codec keeps a share of the elements."""
+        return self.codec.sparse
+
+    def kept(self, n: int) -> int:
+        """How many of n elements are kept: max(1, ceil(density n)), with the density as it is written in decimal."""
+        if not self.sparse or n == 0:
+            return n
+        return min(n, max(1, ceil(Fraction(repr(self.density)) * n)))
+
+    def index_codes(self) -> dict[int, IndexCode]:
+        """The index coders that may be used: the baseline first."""
+        allowed = {
+            key: code for key, code in INDEX_CODES.items() if code.baseline or code.name in self.coders
+        }
+        return dict(sorted(allowed.items(), key=lambda item: not item[1].baseline))
+
+
+def versioned(name: str) -> str:
+    """A name with its version, which is 1 where it has none."""
+    return name if "/" in name else name + _FIRST_VERSION
+
+
+def unversioned(name: str) -> str:
+    """A name as the tables here have it: version 1 goes without saying."""
+    return name.removesuffix(_FIRST_VERSION)
+
+
+def names() -> tuple[str, ...]:
+    """All codecs and coders that this implementation speaks, with their versions, for the birth certificate."""
+    return (*map(versioned, CODECS), *(code.name for code in INDEX_CODES.values()))
+
+
+def optional_coders() -> tuple[str, ...]:
+    """The coders that not everybody has: for updates, where both sides have them."""
+    return tuple(code.name for code in INDEX_CODES.values() if not code.baseline)
+
+
+def check_coders(coders: Iterable[str]) -> None:
+    """Refuse a setting that names a coder which does not exist.
+
+    Raises:
+        CodecError: with the names that do.
+    """
+    for name in coders:
+        if versioned(name) not in optional_coders():
+            known = ", ".join(optional_coders()) or "none but the baseline, which needs no naming"
+            raise CodecError(f"unknown coder {name[:64]!r}; known are {known}", reason="unknown-codec")
