@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_file(path: Path, parts: Iterable[Any]) -> None:
-    """Write buffers of bytes to a file beside `path`, flush it to the disk and rename it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write and read beside `path`; in the end it is flushed to the disk and becomes `path`.
+
+    After an exception it is gone, and `path` as it was.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
-            for part in parts:
-                file.write(part)
+        with beside.open("w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_file(path: Path, parts: Iterable[Any]) -> None:
+    """Write buffers of bytes to a file beside `path`, flush it to the disk and rename it."""
+    with replacing(path) as file:
+        for part in parts:
+            file.write(part)
 
 
 def flush_folder(folder: Path) -> None:

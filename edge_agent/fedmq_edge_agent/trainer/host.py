@@ -7,16 +7,16 @@ and writes files that the supervisor names; whatever it writes is on disk, whole
 from __future__ import annotations
 
 import inspect
+import mmap
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from fedmq_edge_agent.trainer import weights
@@ -26,15 +26,16 @@ from fedmq_edge_agent.trainer.channel import Message
 from fedmq_edge_agent.trainer.dataset import Examples
 from fedmq_edge_agent.trainer.durable import flush_folder, write_file
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.feedback import Owner, read_residual, write_residual
 from fedmq_edge_agent.trainer.opened import Opened, Role, central_data, derived_seed, open_task
+from fedmq_edge_agent.trainer.paged import Paged, scratch
 from fedmq_edge_agent.trainer.process import peak_bytes
-from fedmq_edge_agent.trainer.tensors import read_vector, write_vector
+from fedmq_edge_agent.trainer.residual import Owner, StoredResidual, new_residual
+from fedmq_edge_agent.trainer.streaming import decode_snapshot_into
+from fedmq_edge_agent.trainer.tensors import is_let_go, write_vector
 from fedmq_edge_agent.trainer.training import Training
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs.model import (
     apply_delta,
-    decode_snapshot,
     decode_update,
     encode_snapshot,
     replica_sha256,
@@ -44,7 +45,6 @@ from fedmq_protocol.codecs.registry import names
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.messages import TrainSettings, UploadSettings
 
-Vector = NDArray[np.float32]
 Result = dict[str, Any]
 DataName = Literal["test", "train", "central"]
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -56,12 +56,12 @@ class Replica:
 
     Attributes:
         version: its number.
-        vector: float32[schema.size].
+        values: float32[schema.size]; where it is large, in a file of its own that nobody else sees.
         codec: of the snapshot that it began with; a rebase uses it again.
     """
 
     version: int
-    vector: Vector
+    values: Paged
     codec: str
 
 
@@ -109,6 +109,7 @@ class Host:
         """Load a task and its data; forgets the one before."""
         self._opened, self._replica = None, None
         opened = self._opened = open_task(task, settings, role, device)
+        opened.let_go()
         return {
             "name": opened.task.name,
             "version": opened.task.version,
@@ -125,14 +126,16 @@ class Host:
     def load_snapshot(self, version: int, file: str, replica_hash: bytes) -> Result:
         """Let the replica be what a snapshot decodes to."""
         opened, self._replica = self._task(), None
-        data = _read(file)
+        values = scratch(opened.schema.size, Path(file).parent)
         try:
-            replica = Replica(version, decode_snapshot(data, opened.schema), snapshot_codec(data))
+            with _mapped(file) as data:
+                codec = snapshot_codec(data)
+                decode_snapshot_into(data, opened.schema, values.vector)
         except CodecError as error:
             raise TrainerError(
                 "bad-model", f"the snapshot of version {version} does not decode: {error}"
             ) from None
-        self._keep(replica, replica_hash)
+        self._keep(Replica(version, values, codec), replica_hash)
         return {}
 
     def apply_delta(
@@ -151,16 +154,17 @@ class Host:
         """
         opened, before = self._task(), self._held(version - 1)
         self._replica = None
-        vector, snapshot = before.vector, None
+        values, snapshot = before.values, None
         try:
-            apply_delta(vector, _read(file), opened.schema)
+            with _mapped(file) as data:
+                apply_delta(values.vector, data, opened.schema)
             if rebase:
-                snapshot, vector = encode_snapshot(vector, opened.schema, before.codec)
+                snapshot, values.vector[:] = encode_snapshot(values.vector, opened.schema, before.codec)
         except CodecError as error:
             raise TrainerError(
                 "bad-model", f"the delta to version {version} does not decode: {error}"
             ) from None
-        self._keep(Replica(version, vector, before.codec), replica_hash)
+        self._keep(Replica(version, values, before.codec), replica_hash)
         if snapshot is None or snapshot_file is None:
             return {}
         write_file(Path(snapshot_file), [snapshot])
@@ -169,10 +173,12 @@ class Host:
 
     def replica_hash(self) -> Result:
         """SHA-256 of the replica's float32 little-endian bytes."""
-        return {"hash": replica_sha256(self._held().vector)}
+        return {"hash": self._held().values.sha256()}
 
     def _keep(self, replica: Replica, expected: bytes | None) -> None:
-        if expected is not None and replica_sha256(replica.vector) != expected:
+        found = None if expected is None else replica.values.sha256()
+        replica.values.let_go()
+        if found != expected:
             detail = f"version {replica.version} decodes to other bits here than at the coordinator"
             raise TrainerError("bad-model", f"{detail}; the device starts again from a snapshot")
         self._replica = replica
@@ -194,29 +200,37 @@ class Host:
         updates_done: int,
         residual_file: str | None,
         evaluate: bool,
+        measure: DataName | None = None,
     ) -> Result:
-        """Train once on the replica; write the update and the residual that it leaves."""
+        """Train once on the replica; write the update and the residual that it leaves.
+
+        With `evaluate` the version is measured before, on the device's test data; with `measure` the trained weights
+        are afterwards. A large model's weights are gone when this returns.
+        """
         opened, replica = self._task(), self._held(base_version)
         settings, uploading = _validated(TrainSettings, train), _validated(UploadSettings, upload)
         owner = Owner(opened.schema.hash, run, device)
         residual = None
         if residual_file is not None:
-            residual, _ = read_residual(Path(residual_file), opened.schema.num_parameters, owner)
-        work = Training(opened, replica.vector, settings, uploading)
-        evaluation, warning = work.evaluate(base_version) if evaluate else (None, None)
-        trained = work.train(derived_seed(seed, device, lease))
-        update = work.encode(residual, updates_done)
+            residual = StoredResidual(Path(residual_file), opened.schema.num_parameters, owner)
         folder = Path(run_dir)
         payload_file, left_file = folder / f"update-{counter}.bin", folder / f"residual-{counter}.bin"
         try:
+            work = Training(opened, replica.values, settings, uploading)
+            evaluation, warning = work.evaluate(base_version) if evaluate else (None, None)
+            trained = work.train(derived_seed(seed, device, lease))
+            after = None if measure is None else _evaluated(opened, measure)
             folder.mkdir(parents=True, exist_ok=True)
-            write_residual(left_file, update.residual, owner)
+            with new_residual(left_file, opened.schema.num_parameters, owner) as left:
+                update = work.encode(residual, left, updates_done)
             write_file(payload_file, [update.payload])
             flush_folder(folder)
         except OSError as error:
             raise TrainerError(
                 "bad-file", f"cannot write the update into {folder}: {error.strerror}"
             ) from None
+        finally:
+            opened.let_go()
         ref = blob_ref(update.payload)
         return {
             "payload_file": str(payload_file),
@@ -230,6 +244,7 @@ class Host:
             "evaluation": evaluation,
             "residual_dropped": update.residual_dropped,
             "warning": warning,
+            "after": after,
         }
 
     def restore(
@@ -237,17 +252,22 @@ class Host:
     ) -> Result:
         """After a rejection: residual += decoded(payload), nothing else."""
         opened = self._task()
-        owner = Owner(opened.schema.hash, run, device)
-        residual = np.zeros(opened.schema.num_parameters, dtype=np.float32)
+        owner, out, before = Owner(opened.schema.hash, run, device), Path(out_file), None
         if residual_file is not None:
-            residual, owner = read_residual(Path(residual_file), opened.schema.num_parameters, owner)
+            before = StoredResidual(Path(residual_file), opened.schema.num_parameters, owner)
+            owner = before.owner
         try:
-            decode_update(_read(payload_file), opened.schema).parameters.add_to(residual)
+            with new_residual(out, opened.schema.num_parameters, owner) as values:
+                for begin, old in () if before is None else before.slices():
+                    values.vector[begin : begin + len(old)] = old
+                    values.let_go(begin, begin + len(old))
+                with _mapped(payload_file) as data:
+                    decode_update(data, opened.schema).parameters.add_to(values.vector)
+            flush_folder(out.parent)
         except CodecError as error:
             raise TrainerError("bad-file", f"{payload_file} does not decode: {error}") from None
-        out = Path(out_file)
-        write_residual(out, residual, owner)
-        flush_folder(out.parent)
+        except OSError as error:
+            raise TrainerError("bad-file", f"cannot write {out}: {error.strerror}") from None
         return {}
 
     # ------------------------------------------------------------------------- the coordinator's model host
@@ -260,20 +280,21 @@ class Host:
             model = opened.task.model()
         if checkpoint is not None:
             weights.load_checkpoint(model, Path(checkpoint), opened.schema)
-        vector = read_vector(model, opened.schema)
-        if not np.isfinite(vector).all():
-            raise TrainerError("task-error", "the model's first weights are not finite")
         descriptor, name = tempfile.mkstemp(prefix="fedmq-initial-", suffix=".f32")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(vector.astype("<f4", copy=False).data)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                weights.write_vector_file(model, opened.schema, file)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
         return {"file": name}
 
     def snapshot(self, file: str, codec: str, out_file: str) -> Result:
         """Encode a vector as a snapshot."""
         opened = self._task()
-        vector = weights.read_vector_file(Path(file), opened.schema.size)
+        values = weights.read_vector_file(Path(file), opened.schema.size)
         try:
-            data, replica = encode_snapshot(vector, opened.schema, codec)
+            data, replica = encode_snapshot(values.vector, opened.schema, codec)
         except CodecError as error:
             raise TrainerError("bad-request", str(error)) from None
         out = Path(out_file)
@@ -284,20 +305,27 @@ class Host:
     def evaluate(self, file: str | None = None, on: DataName = "test") -> Result:
         """Measure a vector, or the model as it is, on this side's test data: at the coordinator the central ones."""
         opened = self._task()
-        data = _data(opened, on)
         if file is not None:
-            write_vector(
-                opened.model, weights.read_vector_file(Path(file), opened.schema.size), opened.schema
-            )
-        loss, count, metrics = opened.evaluate(data)
-        return {"loss": loss, "num_examples": count, "metrics": metrics}
+            values = weights.read_vector_file(Path(file), opened.schema.size)
+            write_vector(opened.model, values, opened.schema)
+            try:
+                return _evaluated(opened, on)
+            finally:
+                opened.let_go()
+        if is_let_go(opened.model, opened.schema):
+            raise TrainerError("bad-request", "the model's weights have been let go; name a file of them")
+        return _evaluated(opened, on)
 
     def export(self, file: str, out: str) -> Result:
         """Write a vector as a safetensors file."""
         opened = self._task()
-        write_vector(opened.model, weights.read_vector_file(Path(file), opened.schema.size), opened.schema)
+        values = weights.read_vector_file(Path(file), opened.schema.size)
+        write_vector(opened.model, values, opened.schema)
         metadata = {"format": "pt", "task": opened.task.name, "task_version": opened.task.version}
-        weights.save_model(opened.model, Path(out), metadata)
+        try:
+            weights.save_model(opened.model, Path(out), metadata)
+        finally:
+            opened.let_go()
         return {}
 
     def centralised(
@@ -344,6 +372,11 @@ OPERATIONS: Final[dict[str, Callable[..., Result]]] = {
 }
 
 
+def _evaluated(opened: Opened, on: DataName) -> Result:
+    loss, count, metrics = opened.evaluate(_data(opened, on))
+    return {"loss": loss, "num_examples": count, "metrics": metrics}
+
+
 def _data(opened: Opened, name: DataName) -> Examples:
     match name:
         case "train":
@@ -369,8 +402,15 @@ def _validated(model: type[Settings], plain: dict[str, Any]) -> Settings:
         raise TrainerError("bad-request", f"{model.__name__}.{name}: {first['msg']}") from None
 
 
-def _read(file: str) -> bytes:
+@contextmanager
+def _mapped(file: str) -> Iterator[bytes]:
+    """A file's bytes, brought into memory as they are looked at."""
     try:
-        return Path(file).read_bytes()
+        with Path(file).open("rb") as opened:
+            if os.fstat(opened.fileno()).st_size == 0:
+                yield b""
+                return
+            mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise TrainerError("bad-file", f"cannot read {file}: {error.strerror}") from None
+    yield mapping[:]

@@ -18,8 +18,9 @@ from fedmq_edge_agent.trainer.context import DeviceContext
 from fedmq_edge_agent.trainer.dataset import Examples, examples, split_train_test
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_edge_agent.trainer.loading import load_task
+from fedmq_edge_agent.trainer.paged import LARGE
 from fedmq_edge_agent.trainer.task import Task
-from fedmq_edge_agent.trainer.tensors import schema_of
+from fedmq_edge_agent.trainer.tensors import let_go, schema_of
 from fedmq_protocol.limits import MAX_COUNTER, MAX_METRICS
 from fedmq_protocol.messages import TrainSettings
 from fedmq_protocol.schema import TensorSchema
@@ -81,6 +82,11 @@ class Opened:
                 returned = self.task.train(self.model, data.raw, settings, self.context)
         self.model.zero_grad(set_to_none=True)
         return _num_examples_and_metrics(returned, data.count, settings)
+
+    def let_go(self) -> None:
+        """Let go of a large model's memory until `write_vector` fills it again; small ones stay as they are."""
+        if self.schema.size >= LARGE:
+            let_go(self.model, self.schema)
 
     def evaluate(self, data: Examples) -> tuple[float, int, Metrics]:
         """Loss, number of examples and metrics of the model on `data`.

@@ -7,21 +7,31 @@ Roles (see `fedmq_protocol.schema`) follow from the model itself:
 - an entry with exactly the memory of an earlier one is `tied` to it.
 
 Half precision is widened exactly; float64 is rounded to float32 on its way out.
+
+A large model's memory can be let go while it is not needed: then its tensors keep their shapes and lose their storage
+until `write_vector` fills them again. Whatever reads it asks `is_let_go` first.
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fedmq_edge_agent.trainer.errors import TrainerError
+from fedmq_edge_agent.trainer.paged import SLICE, Paged
 from fedmq_protocol.schema import Role, TensorEntry, TensorSchema
 
 Vector = NDArray[np.float32]
+
+LARGE_STORAGE_BYTES: Final = 1 << 22
+"""A tensor's memory below this is never let go: it would not be worth the while."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +86,98 @@ def read_vector(model: torch.nn.Module, schema: TensorSchema) -> Vector:
     return vector
 
 
-def write_vector(model: torch.nn.Module, vector: Vector, schema: TensorSchema) -> None:
+def write_vector(model: torch.nn.Module, vector: Paged, schema: TensorSchema) -> None:
     """Put float32[schema.size] into the model, in place; tied entries follow, local ones stay."""
-    whole = torch.from_numpy(vector)
+    for storage, filled in _storages(model, schema):
+        if storage.nbytes() < filled:
+            storage.resize_(filled)
     start = 0
     state = model.state_dict()
     with torch.no_grad():
         for entry in schema.vector_entries():
-            _checked(state, entry).copy_(whole[start : start + entry.size].view(entry.shape))
+            value = _checked(state, entry)
+            if value.is_contiguous():
+                flat = value.view(-1)
+                for begin, piece in vector.slices(start, start + entry.size):
+                    flat[begin - start : begin - start + len(piece)].copy_(torch.from_numpy(piece))
+            else:
+                whole = vector.vector[start : start + entry.size]
+                value.copy_(torch.from_numpy(whole).view(entry.shape))
+                vector.let_go(start, start + entry.size)
             start += entry.size
 
 
-def is_exact(schema: TensorSchema) -> bool:
-    """Whether the model holds every float32 as it is, so that what is written is what is read."""
-    return all(entry.dtype in {"float32", "float64"} for entry in schema.vector_entries())
+def pieces(model: torch.nn.Module, schema: TensorSchema) -> Iterator[tuple[TensorEntry, Vector]]:
+    """The model in the order of the flat vector: pieces of an entry, float32, to be looked at before the next comes."""
+    state = model.state_dict()
+    for entry in schema.vector_entries():
+        flat = _checked(state, entry).detach().reshape(-1)  # a copy only where the entry is not contiguous
+        for piece in flat.split(SLICE):
+            yield entry, piece.to(torch.float32).numpy()
+
+
+def changes(
+    model: torch.nn.Module, began: Paged, schema: TensorSchema
+) -> Iterator[tuple[TensorEntry, int, Vector]]:
+    """What the model holds less what `write_vector(model, began, schema)` had put there, piece by piece.
+
+    For float32 that is the difference to `began` itself; in half precision the model held `began` rounded, and
+    measuring against that keeps the rounding out of every update.
+
+    Args:
+        model: it.
+        began: float32[schema.size], what training began with.
+        schema: the model's.
+
+    Yields:
+        The entry; where the piece begins in the flat vector; and the piece, float32, the caller's own.
+    """
+    begin = 0
+    for entry, now in pieces(model, schema):
+        end = begin + len(now)
+        before = torch.from_numpy(began.vector[begin:end])
+        before = before.to(getattr(torch, entry.dtype)).to(torch.float32)
+        with np.errstate(
+            invalid="ignore", over="ignore"
+        ):  # it is the caller's to look for what is not finite
+            yield entry, begin, now - before.numpy()
+        began.let_go(begin, end)
+        begin = end
+
+
+def let_go(model: torch.nn.Module, schema: TensorSchema) -> None:
+    """Give the memory of the model's large tensors back to the system. What they hold is lost.
+
+    Only memory that the entries of the flat vector fill to the last byte is let go: `write_vector` restores it all.
+    """
+    storages = _storages(model, schema)
+    freed = [storage for storage, filled in storages if filled == storage.nbytes() >= LARGE_STORAGE_BYTES]
+    for storage in freed:
+        if storage.resizable():
+            storage.resize_(0)
+    if freed and sys.platform == "linux":
+        trim = getattr(
+            ctypes.CDLL(None), "malloc_trim", None
+        )  # glibc keeps what is freed in the middle; musl not
+        if trim is not None:
+            trim(0)
+
+
+def is_let_go(model: torch.nn.Module, schema: TensorSchema) -> bool:
+    """Whether the model's memory was let go, and not filled since."""
+    return any(storage.nbytes() < filled for storage, filled in _storages(model, schema))
+
+
+def _storages(model: torch.nn.Module, schema: TensorSchema) -> list[tuple[torch.UntypedStorage, int]]:
+    """The memories in which the entries of the flat vector lie, and how many bytes these take in each."""
+    state = model.state_dict()
+    found: dict[int, tuple[torch.UntypedStorage, int]] = {}
+    for entry in schema.vector_entries():
+        value = _checked(state, entry)
+        storage = value.untyped_storage()
+        name = storage._cdata  # noqa: SLF001 - what stays the same while it has no memory
+        found[name] = storage, found.get(name, (storage, 0))[1] + value.numel() * value.element_size()
+    return list(found.values())
 
 
 def _checked(state: dict[str, Any], entry: TensorEntry) -> torch.Tensor:

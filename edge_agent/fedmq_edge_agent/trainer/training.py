@@ -1,11 +1,13 @@
 """One training and the update that comes of it: begin at the replica, train, take the change, encode it.
 
-The change is measured against what the model held when training began. For float32 that is the replica itself; in half
-precision the model holds the replica rounded, and measuring against that keeps the rounding out of every update.
+Of model size there are only the model's own tensors, the replica and the residual in its file, the latter two mapped:
+the change is taken piece by piece and put where the new residual will be, the old residual is added to it there, and
+the codec takes out what is sent. By then a large model's own memory has been let go.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.feedback import capped, density
+from fedmq_edge_agent.trainer.feedback import cap_factor, density
 from fedmq_edge_agent.trainer.opened import Opened
-from fedmq_edge_agent.trainer.tensors import is_exact, read_vector, write_vector
+from fedmq_edge_agent.trainer.paged import Paged
+from fedmq_edge_agent.trainer.residual import StoredResidual
+from fedmq_edge_agent.trainer.streaming import encode_update_inplace
+from fedmq_edge_agent.trainer.tensors import changes, write_vector
 from fedmq_protocol.codecs.decoded import Dense
-from fedmq_protocol.codecs.model import encode_update
 from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.messages import TrainSettings, UploadSettings
@@ -37,17 +41,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An update for the wire, and what stays.
+    """An update for the wire.
 
     Attributes:
         payload: the bytes to send.
-        residual: float32[num_parameters].
         residual_dropped: length of what the residual's bound took away.
         encode_s: seconds.
     """
 
     payload: bytes
-    residual: Vector
     residual_dropped: float
     encode_s: float
 
@@ -66,12 +68,11 @@ class Training:
     """
 
     def __init__(
-        self, opened: Opened, replica: Vector, settings: TrainSettings, upload: UploadSettings
+        self, opened: Opened, replica: Paged, settings: TrainSettings, upload: UploadSettings
     ) -> None:
         _spec(upload, 0)
-        self._opened, self._settings, self._upload = opened, settings, upload
+        self._opened, self._settings, self._upload, self._replica = opened, settings, upload, replica
         write_vector(opened.model, replica, opened.schema)
-        self._begun = replica if is_exact(opened.schema) else read_vector(opened.model, opened.schema)
 
     def evaluate(self, version: int) -> tuple[dict[str, Any] | None, str | None]:
         """Measure the version on the device's own test data, before training; a failure is told, not raised.
@@ -97,38 +98,52 @@ class Training:
         num_examples, metrics = self._opened.train(self._settings, seed)
         return Trained(num_examples, metrics, time.perf_counter() - started)
 
-    def encode(self, residual: Vector | None, updates_done: int) -> Encoded:
-        """Encode what training changed, with error feedback.
+    def encode(self, residual: StoredResidual | None, left: Paged, updates_done: int) -> Encoded:
+        """Encode what training changed, with error feedback. A large model's weights are let go meanwhile.
+
+        Args:
+            residual: what earlier updates did not send; None: nothing.
+            left: float32[num_parameters], where the new residual goes.
+            updates_done: how many updates of this run the device has made before.
 
         Raises:
-            TrainerError: `train-failed`; the weights are not finite.
+            TrainerError: `train-failed`; the weights are not finite. `left` is of no use then.
         """
         started = time.perf_counter()
         schema = self._opened.schema
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found just below
-            delta = read_vector(self._opened.model, schema) - self._begun
-        self._check_finite(delta)
+        buffers, delta_norm = self._take_change(left)
+        self._opened.let_go()
         dropped = 0.0
         if residual is not None:
-            norm = Dense(delta[: schema.num_parameters]).norm()
-            residual, dropped = capped(residual, norm, self._upload.residual_cap)
+            factor, dropped = cap_factor(residual.norm(), delta_norm, self._upload.residual_cap)
+            for begin, old in residual.slices():
+                left.vector[begin : begin + len(old)] += old if factor == 1 else old * np.float32(factor)
+                left.let_go(begin, begin + len(old))
         try:
-            payload, left = encode_update(delta, residual, schema, _spec(self._upload, updates_done))
+            payload = encode_update_inplace(left.vector, buffers, schema, _spec(self._upload, updates_done))
         except ValueError as error:  # delta + residual overflowed
             raise TrainerError("train-failed", f"the update cannot be encoded: {error}") from None
-        return Encoded(payload, left, dropped, time.perf_counter() - started)
+        return Encoded(payload, dropped, time.perf_counter() - started)
 
-    def _check_finite(self, delta: Vector) -> None:
-        if np.isfinite(delta).all():
-            return
-        start = 0
-        for entry in self._opened.schema.vector_entries():
-            if not np.isfinite(delta[start : start + entry.size]).all():
+    def _take_change(self, delta: Paged) -> tuple[Vector, float]:
+        """Put the parameters' change into `delta`; return the buffers' change, and the length of the parameters'."""
+        schema = self._opened.schema
+        squares, tail = 0.0, schema.num_parameters + schema.num_frozen
+        buffers = np.empty(schema.num_buffers, np.float32)
+        for entry, begin, piece in changes(self._opened.model, self._replica, schema):
+            if not np.isfinite(piece).all():
                 hint = f"a smaller lr than {self._settings.lr:g} may help"
                 raise TrainerError(
                     "train-failed", f"after training {entry.name} holds NaN or infinity; {hint}"
                 )
-            start += entry.size
+            end = begin + len(piece)
+            if entry.role == "parameter":
+                delta.vector[begin:end] = piece
+                delta.let_go(begin, end)
+                squares += Dense(piece).norm() ** 2
+            elif entry.role == "buffer":
+                buffers[begin - tail : end - tail] = piece
+        return buffers, math.sqrt(squares)
 
 
 def _spec(upload: UploadSettings, updates_done: int) -> CodecSpec:

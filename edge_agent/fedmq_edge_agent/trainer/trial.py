@@ -148,8 +148,8 @@ async def _measure(
         updates_done=0,
         residual_file=None,
         evaluate=False,
+        measure=on,
     )
-    after = await client.call("evaluate", file=None, on=on)
     usage = await client.call("usage")
     return Trial(
         name=opened["name"],
@@ -170,7 +170,7 @@ async def _measure(
         metrics=trained["metrics"],
         evaluated_on=on,
         before=Measured(**before),
-        after=Measured(**after),
+        after=Measured(**trained["after"]),
     )
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from fedmq_edge_agent.trainer.durable import flush_folder, write_file
 from fedmq_edge_agent.trainer.errors import TrainerError
+from fedmq_edge_agent.trainer.paged import Paged, map_file
+from fedmq_edge_agent.trainer.tensors import pieces
 from fedmq_protocol.schema import TensorSchema
-
-Vector = NDArray[np.float32]
 
 _LISTED = 3  # names that an error shows
 
@@ -61,21 +61,34 @@ def save_model(model: torch.nn.Module, path: Path, metadata: Mapping[str, str]) 
         raise TrainerError("bad-file", f"cannot write {path}: {error.strerror}") from None
 
 
-def read_vector_file(path: Path, size: int) -> Vector:
-    """Read raw float32 little-endian values.
+def read_vector_file(path: Path, size: int) -> Paged:
+    """Raw float32 little-endian values; a large file is mapped, not read.
 
     Raises:
         TrainerError: `bad-file`; missing, of another size, or not finite.
     """
     try:
-        vector = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
+        values = map_file(path, size)
     except OSError as error:
         raise TrainerError("bad-file", f"cannot read {path}: {error.strerror}") from None
-    if len(vector) != size:
-        raise TrainerError("bad-file", f"{path} holds {len(vector)} values, not {size}")
-    if not np.isfinite(vector).all():
-        raise TrainerError("bad-file", f"{path} holds values that are not finite")
-    return vector
+    except ValueError as error:
+        raise TrainerError("bad-file", str(error)) from None
+    for _, piece in values.slices():
+        if not np.isfinite(piece).all():
+            raise TrainerError("bad-file", f"{path} holds values that are not finite")
+    return values
+
+
+def write_vector_file(model: torch.nn.Module, schema: TensorSchema, file: BinaryIO) -> None:
+    """Write the model as raw float32 little-endian values, entry by entry.
+
+    Raises:
+        TrainerError: `task-error`; they are not finite.
+    """
+    for _, piece in pieces(model, schema):
+        if not np.isfinite(piece).all():
+            raise TrainerError("task-error", "the model's first weights are not finite")
+        file.write(np.ascontiguousarray(piece, "<f4").data)
 
 
 def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_agent.trainer.client import TrainerClient
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.feedback import Owner, read_residual
+from fedmq_edge_agent.trainer.residual import Owner, StoredResidual
 from fedmq_protocol.codecs.model import decode_update
 from fedmq_protocol.schema import TensorSchema
 from tests.edge_agent.trainer.asking import WriteTask, task_text, train_arguments
@@ -53,7 +53,7 @@ def sent(reply: dict[str, Any], schema: TensorSchema) -> NDArray[np.float32]:
 
 
 def residual(reply: dict[str, Any], schema: TensorSchema) -> NDArray[np.float32]:
-    return read_residual(Path(reply["residual_file"]), schema.num_parameters, Owner(schema.hash))[0]
+    return StoredResidual(Path(reply["residual_file"]), schema.num_parameters, Owner(schema.hash)).read()
 
 
 async def test_many_rounds_lose_nothing(child: TrainerClient, plain_task: str, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from fedmq_edge_agent.trainer.feedback import Owner, read_residual
 from fedmq_edge_agent.trainer.opened import derived_seed
+from fedmq_edge_agent.trainer.residual import Owner, StoredResidual
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs import CodecSpec
 from fedmq_protocol.codecs.model import (
@@ -42,7 +42,7 @@ def sent(begun: Begun, reply: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def residual(begun: Begun, reply: dict[str, Any]) -> NDArray[np.float32]:
-    return read_residual(Path(reply["residual_file"]), begun.schema.num_parameters, Owner(""))[0]
+    return StoredResidual(Path(reply["residual_file"]), begun.schema.num_parameters, Owner("")).read()
 
 
 # ------------------------------------------------------------------------------------------------ the replica
