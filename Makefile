@@ -15,7 +15,7 @@ ARGS ?=
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint format types layers bench mosquitto clean distclean
+.PHONY: help venv demo test check lint format types layers bench fuzz mosquitto clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,10 @@ bench: $(VENV)/dev.stamp mosquitto ## one benchmark: make bench BENCH=rounds ARG
 		echo "make bench BENCH=... with one of:"; \
 		grep -l __main__ benchmarks/*.py | sed 's,benchmarks/\(.*\)\.py,  \1,'; \
 	else $(BIN)/python benchmarks/$(BENCH).py $(ARGS); fi
+
+fuzz: $(VENV)/dev.stamp ## fuzz all decoders by coverage: make fuzz RUNS=10000000 (needs atheris: Linux on x86-64)
+	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/pip install --quiet "atheris>=3.0"
+	$(BIN)/python -m tests.fuzz all --runs $(or $(RUNS),200000)
 
 clean: ## remove caches and builds
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

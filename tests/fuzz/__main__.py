@@ -42,6 +42,7 @@ def fuzz(name: str, runs: int, found: Path, options: list[str]) -> None:
     with atheris.instrument_imports(
         include=["fedmq_protocol", "fedmq_coordinator", "fedmq_edge_agent", "fedmq_broker"]
     ):
+        from tests.fuzz.mutator import mutate  # noqa: PLC0415  # with what it imports, as the next
         from tests.fuzz.targets import TARGETS  # noqa: PLC0415  # instrumented while it is imported
     target = TARGETS[name]
     folder = found / name
@@ -55,7 +56,15 @@ def fuzz(name: str, runs: int, found: Path, options: list[str]) -> None:
         "-print_final_stats=1",
         *options,
     ]
-    atheris.Setup([sys.argv[0], *flags, str(folder), str(CORPUS / name)], target.run)
+    ways = {}
+    if target.value_at is not None:
+
+        def mutate_bytes(data: bytes, max_size: int) -> bytes:
+            changed: bytes = atheris.Mutate(data, max_size)  # another function before Fuzz() than after
+            return changed
+
+        ways["custom_mutator"] = mutate(target.value_at, mutate_bytes)
+    atheris.Setup([sys.argv[0], *flags, str(folder), str(CORPUS / name)], target.run, **ways)
     atheris.Fuzz()
 
 

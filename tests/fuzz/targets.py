@@ -273,23 +273,25 @@ class Target:
         run: takes the bytes.
         max_bytes: longest input that is tried.
         rss_mb: bound on the whole process while it runs.
+        value_at: where in the input a msgpack value begins, for mutations that know it; None: plain bytes.
     """
 
     run: Callable[[bytes], None]
     max_bytes: int = 2_048
     rss_mb: int = 512
+    value_at: int | None = None
 
 
 TARGETS: Final[dict[str, Target]] = {
-    "envelope": Target(envelope),
-    "body": Target(body),
+    "envelope": Target(envelope, value_at=0),
+    "body": Target(body, value_at=1),
     "topic": Target(topic, max_bytes=256),
     "payload": Target(payload),
     "blob": Target(blob),
     "chunks": Target(chunks, max_bytes=256),
     "stored": Target(stored),
-    "coordinator": Target(coordinator),
-    "agent": Target(agent),
+    "coordinator": Target(coordinator, value_at=1),
+    "agent": Target(agent, value_at=1),
     "broker": Target(broker, max_bytes=512),
 }
 
