@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, ValidationError
 
 from fedmq_edge_agent.trainer import weights
-from fedmq_edge_agent.trainer.blame import blaming, describe
+from fedmq_edge_agent.trainer.beginning import first_snapshot, new_model
+from fedmq_edge_agent.trainer.blame import describe
 from fedmq_edge_agent.trainer.centralised import reference
 from fedmq_edge_agent.trainer.channel import Message
 from fedmq_edge_agent.trainer.dataset import Examples
@@ -29,6 +29,7 @@ from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_edge_agent.trainer.opened import Opened, Role, central_data, derived_seed, open_task
 from fedmq_edge_agent.trainer.paged import Paged, scratch
 from fedmq_edge_agent.trainer.process import peak_bytes
+from fedmq_edge_agent.trainer.recipes import MisfitError
 from fedmq_edge_agent.trainer.residual import Owner, StoredResidual, new_residual
 from fedmq_edge_agent.trainer.streaming import decode_snapshot_into
 from fedmq_edge_agent.trainer.tensors import is_let_go, write_vector
@@ -47,6 +48,7 @@ from fedmq_protocol.messages import TrainSettings, UploadSettings
 
 Result = dict[str, Any]
 DataName = Literal["test", "train", "central"]
+StartName = Literal["auto", "seed", "snapshot"]
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -272,12 +274,28 @@ class Host:
 
     # ------------------------------------------------------------------------- the coordinator's model host
 
-    def init(self, seed: int, checkpoint: str | None) -> Result:
-        """Make the weights that a run begins with."""
-        opened = self._task()
-        torch.manual_seed(seed)
-        with blaming("task-error", "making the model"):
-            model = opened.task.model()
+    def init(
+        self, seed: int, checkpoint: str | None, start: StartName = "snapshot", rebase: str = "int8"
+    ) -> Result:
+        """Make what a run begins with: a first snapshot that is a recipe, or weights in a file, and why those.
+
+        Args:
+            seed: what they are drawn from.
+            checkpoint: a file that they come from instead.
+            start: `seed` wants a recipe, `snapshot` weights, `auto` a recipe where there is one.
+            rebase: the codec of later snapshots.
+        """
+        opened, why = self._task(), ""
+        if checkpoint is not None and start != "snapshot":
+            why = "the weights come from a checkpoint"
+        elif start != "snapshot":
+            try:
+                return {"snapshot": first_snapshot(opened, seed, rebase)}
+            except MisfitError as misfit:
+                why = str(misfit)
+        if start == "seed":
+            raise TrainerError("bad-request", f"the run cannot start from a seed: {why}")
+        model = new_model(opened, seed)
         if checkpoint is not None:
             weights.load_checkpoint(model, Path(checkpoint), opened.schema)
         descriptor, name = tempfile.mkstemp(prefix="fedmq-initial-", suffix=".f32")
@@ -287,7 +305,7 @@ class Host:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        return {"file": name}
+        return {"file": name, "why": why}
 
     def snapshot(self, file: str, codec: str, out_file: str) -> Result:
         """Encode a vector as a snapshot."""

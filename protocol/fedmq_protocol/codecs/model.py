@@ -6,7 +6,8 @@ A model is a flat float32 vector of `schema.size` elements: parameters, then fro
     delta    = msgpack [codec bytes of (target - replica) of the parameters, codec bytes of the buffers' new values]
     update   = msgpack [codec bytes of (change + residual) of the parameters, codec bytes of the buffers' change]
 
-Buffers are few and are always coded as `float32`. Frozen tensors travel in snapshots alone.
+Buffers are few and are always coded as `float32`. Frozen tensors travel in snapshots alone. A run that starts from a
+seed has a recipe (`seeded`) in its first snapshot instead of weights; later ones are in the codec that it names.
 
 Applying a delta is normative to the bit: one float32 addition an element, subnormal results and -0 become +0.
 """
@@ -14,6 +15,7 @@ Applying a delta is normative to the bit: one float32 addition an element, subno
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,9 +23,11 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_protocol.codecs import seeded
 from fedmq_protocol.codecs.container import codec_name, decode, encode, split
 from fedmq_protocol.codecs.decoded import Decoded, Dense
 from fedmq_protocol.codecs.registry import CodecSpec
+from fedmq_protocol.codecs.seeded import Recipe, Segment
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.schema import TensorSchema
 
@@ -67,11 +71,40 @@ def decode_snapshot(data: bytes, schema: TensorSchema) -> Vector:
         CodecError: the blob is damaged or of another schema.
     """
     weights, buffers = _unpack(data)
-    replica = np.empty(schema.size, dtype=np.float32)
     cut = schema.num_parameters + schema.num_frozen
-    replica[:cut] = decode(weights, cut).to_dense()
+    recipe = _recipe(weights, cut) if seeded.is_seeded(weights) else None
+    replica = np.empty(schema.size, dtype=np.float32)
+    if recipe is None:
+        replica[:cut] = decode(weights, cut).to_dense()
+    else:
+        seeded.generate(recipe, replica[:cut])
     replica[cut:] = _decode_buffers(buffers, schema)
     return replica
+
+
+def encode_seeded(
+    seed: int, segments: Sequence[Segment], buffers: Vector, schema: TensorSchema, rebase: str = "int8"
+) -> bytes:
+    """The first snapshot of a run that starts from a seed.
+
+    Args:
+        seed: 0..2**64 - 1.
+        segments: for parameters and frozen tensors together.
+        buffers: float32[num_buffers], which travel as they are.
+        schema: the model's.
+        rebase: the dense codec that later snapshots, and with them rebases, are in.
+
+    Raises:
+        ValueError: the segments are for another model, or cannot be written.
+        CodecError: `rebase` is no dense codec.
+    """
+    tag = _dense_tag(rebase)
+    recipe = Recipe(seed, tuple(segments), tag)
+    if recipe.n != schema.num_parameters + schema.num_frozen or len(buffers) != schema.num_buffers:
+        msg = f"a recipe for {recipe.n} weights and {len(buffers)} elements of buffers is for another model"
+        raise ValueError(msg)
+    blob: bytes = msgpack.packb([seeded.encode(recipe), encode(buffers, _FLOAT32)[0]])
+    return blob
 
 
 def requantise(replica: Vector, schema: TensorSchema, codec: str = "int8") -> Vector:
@@ -148,12 +181,38 @@ def replica_sha256(replica: Vector) -> bytes:
 
 
 def snapshot_codec(data: bytes) -> str:
-    """The name of the codec that a snapshot's weights are in, which a rebase uses again.
+    """The name of the codec that a rebase uses: that of the snapshot's weights, or the one that a recipe names.
 
     Raises:
         CodecError: no snapshot, or one of an unknown codec.
     """
-    return codec_name(_unpack(data)[0])
+    weights, _ = _unpack(data)
+    if seeded.is_seeded(weights):
+        return codec_name(bytes([seeded.rebase_tag(weights)]))
+    return codec_name(weights)
+
+
+def is_seeded(data: bytes) -> bool:
+    """Whether a snapshot holds a recipe instead of weights.
+
+    Raises:
+        CodecError: no snapshot.
+    """
+    return seeded.is_seeded(_unpack(data)[0])
+
+
+def _recipe(weights: bytes, n: int) -> Recipe:
+    recipe = seeded.decode(weights, n)
+    _dense_tag(codec_name(bytes([recipe.rebase])))
+    return recipe
+
+
+def _dense_tag(name: str) -> int:
+    spec = CodecSpec(name)
+    if spec.sparse:
+        msg = f"a snapshot cannot be in {name}"
+        raise CodecError(msg, reason="unknown-codec")
+    return spec.codec.values
 
 
 def _decode_buffers(data: bytes, schema: TensorSchema) -> Vector:

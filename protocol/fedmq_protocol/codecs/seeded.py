@@ -12,8 +12,10 @@ Values are an integer below 2**16 times a scale of eight significant bits, so ea
 machine can round it differently, and no logarithm or cosine is asked of anybody. Their precision, 1/256 for b or s and
 2**-15 of b for a value, is far below what the drawing of weights means.
 
-    section = rebase, one byte, the tag of a dense codec; seed, eight bytes;
+    payload = tag, one byte, 0x0f; n, four bytes; rebase, one byte, the tag of a dense codec; seed, eight bytes;
               then 9 bytes a segment: count, four bytes; kind, one byte; value, a float32
+
+It stands in a run's first snapshot alone: in an update it would let a few bytes cost as much as a model.
 
 Segment j draws from the stream of part j (`philox`): `uniform` weight i takes the i-th two bytes h, little-endian, as
 (2 h - 65535) scale; `normal` weight i takes the i-th eight bytes and their sum t as (t - 1020) scale.
@@ -39,14 +41,14 @@ Kind = Literal["constant", "uniform", "normal"]
 KINDS: Final[tuple[Kind, ...]] = ("constant", "uniform", "normal")
 """In the order of their numbers on the wire."""
 
+NAME: Final = "seeded"
+TAG: Final = 0x0F
 MAX_SCALE: Final = 2.0**96
-SECTION_BYTES: Final = 9 + 9 * MAX_TENSORS
-"""The longest section."""
 
 _EVEN: Final = 65535  # 2 h - 65535 lies evenly in -65535..65535
 _CENTRE: Final = 8 * 255 // 2  # of the sum of eight bytes
 _SPREAD: Final = sqrt(8 * (256**2 - 1) / 12)  # its standard deviation, 209.02
-_HEAD: Final = struct.Struct("<BQ")  # rebase, seed
+_HEAD: Final = struct.Struct("<BIBQ")  # tag, n, rebase, seed
 _SEGMENT: Final = struct.Struct("<IBf")  # count, kind, value
 _SLICE: Final = 1 << 16  # weights that are made at once
 _EIGHT_BIT_MASK: Final = np.uint32(0xFFFF)
@@ -105,42 +107,64 @@ class Recipe:
 
 
 def encode(recipe: Recipe) -> bytes:
-    """The section of a payload.
+    """The payload.
 
     Raises:
         ValueError: a segment is empty or out of range, or there are too many.
     """
-    section = _HEAD.pack(recipe.rebase, recipe.seed) + b"".join(
+    payload = _HEAD.pack(TAG, recipe.n, recipe.rebase, recipe.seed) + b"".join(
         _SEGMENT.pack(segment.count, KINDS.index(segment.kind), segment.value) for segment in recipe.segments
     )
     try:
-        read = decode(memoryview(section), recipe.n)
+        read = decode(payload, recipe.n)
     except CodecError as error:
         raise ValueError(f"not a recipe: {error}") from None
     if read != recipe:
         raise ValueError("a value of the recipe is no float32")
-    return section
+    return payload
 
 
-def decode(section: memoryview, n: int) -> Recipe:
+def is_seeded(payload: bytes | memoryview) -> bool:
+    """Whether a payload says that it is a recipe."""
+    return len(payload) > 0 and memoryview(payload).cast("B")[0] == TAG
+
+
+def decode(payload: bytes | memoryview, n: int) -> Recipe:
     """Read a recipe; nothing is generated.
 
     Args:
-        section: what `encode` wrote, and nothing after it.
+        payload: what `encode` wrote, and nothing after it.
         n: how many weights it must be for.
 
     Raises:
         CodecError: it is malformed, or for another number of weights.
     """
-    length = len(section) - _HEAD.size
+    view = memoryview(payload).cast("B")
+    length = len(view) - _HEAD.size
     if length < 0 or length % _SEGMENT.size or length > MAX_TENSORS * _SEGMENT.size:
-        raise CodecError(f"a recipe of {len(section)} bytes")
-    rebase, seed = _HEAD.unpack_from(section)
-    segments = tuple(_segments(section[_HEAD.size :]))
+        raise CodecError(f"a recipe of {len(view)} bytes")
+    tag, stated, rebase, seed = _HEAD.unpack_from(view)
+    if tag != TAG:
+        raise CodecError(f"tag {tag:#04x} instead of a recipe's", reason="unknown-codec")
+    if stated != n:
+        raise CodecError(f"a recipe for {stated} weights, expected {n}", reason="wrong-size")
+    segments = tuple(_segments(view[_HEAD.size :]))
     recipe = Recipe(seed, segments, rebase)
     if recipe.n != n:
-        raise CodecError(f"a recipe for {recipe.n} weights, expected {n}", reason="wrong-size")
+        raise CodecError(f"a recipe for {recipe.n} weights that promises {n}")
     return recipe
+
+
+def rebase_tag(payload: bytes | memoryview) -> int:
+    """The tag of the codec that later snapshots are in.
+
+    Raises:
+        CodecError: the payload ends before it.
+    """
+    if len(payload) < _HEAD.size:
+        raise CodecError(f"a recipe of {len(payload)} bytes")
+    _, _, rebase, _ = _HEAD.unpack_from(payload)
+    return int(rebase)
 
 
 def generate(recipe: Recipe, out: Float32Array) -> None:

@@ -17,12 +17,15 @@ from fedmq_edge_agent.trainer.residual import Owner, StoredResidual
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs import CodecSpec
 from fedmq_protocol.codecs.model import (
+    apply_delta,
     decode_snapshot,
     decode_update,
     encode_delta,
     replica_sha256,
     requantise,
+    snapshot_codec,
 )
+from fedmq_protocol.schema import TensorSchema
 from tests.edge_agent.trainer.asking import (
     PLAIN,
     Ask,
@@ -464,6 +467,75 @@ def test_first_weights_follow_from_the_seed(ask: Ask, plain_task: str) -> None:
     np.testing.assert_array_equal(vectors[0], torch.cat([w.detach().ravel() for w in expected.parameters()]))
     np.testing.assert_array_equal(vectors[0], vectors[1])
     assert not np.array_equal(vectors[0], vectors[2])
+
+
+def test_a_start_from_a_seed_travels_as_a_recipe_and_rebases_in_the_codec_that_it_names(
+    ask: Ask, plain_task: str, tmp_path: Path
+) -> None:
+    opened = ask("open", task=plain_task, settings={}, role="device")
+    schema = TensorSchema.model_validate(opened["schema"])
+    snapshot = ask("init", seed=5, checkpoint=None, start="auto", rebase="int4")["snapshot"]
+    assert snapshot == ask("init", seed=5, checkpoint=None, start="seed", rebase="int4")["snapshot"]
+    assert snapshot != ask("init", seed=6, checkpoint=None, start="seed", rebase="int4")["snapshot"]
+    assert len(snapshot) < 80
+    file, delta_file, base_file = tmp_path / "snapshot", tmp_path / "delta", tmp_path / "base"
+    file.write_bytes(snapshot)
+    replica = decode_snapshot(snapshot, schema)
+    assert 0.3 < np.abs(replica[:96]).max() <= 0.41  # nn.Linear(6, 16) begins within 1 / sqrt(6)
+    ask("load_snapshot", version=0, file=str(file), replica_hash=replica_sha256(replica))
+    target = replica + np.float32(0.01)
+    delta_file.write_bytes(encode_delta(target, replica, schema, CodecSpec("topk-log4", 0.2)))
+    apply_delta(replica, delta_file.read_bytes(), schema)
+    ask(
+        "apply_delta",
+        version=1,
+        file=str(delta_file),
+        rebase=True,
+        replica_hash=replica_sha256(requantise(replica, schema, "int4")),
+        snapshot_file=str(base_file),
+    )
+    assert snapshot_codec(base_file.read_bytes()) == "int4"
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ("nn.utils.parametrizations.weight_norm(nn.Linear(6, 2))", "original0 is not drawn as a recipe can"),
+        ("frozen()", "bias is not trained"),
+        ("loaded()", "weight is not drawn as a recipe can: all of it does not depend on the seed"),
+    ],
+)
+def test_what_a_recipe_cannot_draw_travels_and_is_named(
+    ask: Ask, write_task: WriteTask, model: str, why: str
+) -> None:
+    extra = """
+def frozen():
+    layer = nn.Linear(6, 2)
+    layer.bias.requires_grad_(False)
+    return layer
+
+def loaded():
+    torch.manual_seed(0)
+    return nn.Linear(6, 2)
+"""
+    ask("open", task=write_task(task_text(model, extra)), settings={}, role="coordinator")
+    answer = ask("init", seed=1, checkpoint=None, start="auto")
+    Path(answer["file"]).unlink()
+    assert why in answer["why"]
+    code, detail = ask.fails("init", seed=1, checkpoint=None, start="seed")
+    assert code == "bad-request"
+    assert why in detail
+    Path(ask("init", seed=1, checkpoint=None, start="snapshot")["file"]).unlink()
+
+
+def test_a_checkpoint_is_no_seed(ask: Ask, plain_task: str, tmp_path: Path) -> None:
+    begun = begin(ask, plain_task, tmp_path)
+    path = tmp_path / "model.safetensors"
+    ask("export", file=str(begun.vector_file), out=str(path))
+    answer = ask("init", seed=1, checkpoint=str(path), start="auto")
+    Path(answer["file"]).unlink()
+    assert "checkpoint" in answer["why"]
+    assert "checkpoint" in ask.fails("init", seed=1, checkpoint=str(path), start="seed")[1]
 
 
 def test_a_coordinator_loads_no_device_data_and_evaluates_centrally(

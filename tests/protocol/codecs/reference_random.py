@@ -25,11 +25,11 @@ def stream(seed: int, purpose: int, part: int, blocks: int) -> bytes:
     return b"".join(struct.pack("<4I", *block((i, part, purpose, 0), key)) for i in range(blocks))
 
 
-def weights(section: bytes) -> list[Fraction]:
+def weights(payload: bytes) -> list[Fraction]:
     """What a recipe makes, exactly."""
-    _, seed = struct.unpack_from("<BQ", section)
+    _, _, _, seed = struct.unpack_from("<BIBQ", payload)
     made: list[Fraction] = []
-    for part, (count, kind, value) in enumerate(struct.iter_unpack("<IBf", section[9:])):
+    for part, (count, kind, value) in enumerate(struct.iter_unpack("<IBf", payload[14:])):
         data = stream(seed, 1, part, count)
         for i in range(count):
             match kind:

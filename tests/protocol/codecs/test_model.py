@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,12 +17,15 @@ from fedmq_protocol.codecs import (
     decode_snapshot,
     decode_update,
     encode_delta,
+    encode_seeded,
     encode_snapshot,
     encode_update,
+    is_seeded,
     replica_sha256,
     requantise,
     snapshot_codec,
 )
+from fedmq_protocol.codecs.seeded import Recipe, Segment, generate
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.schema import TensorEntry, TensorSchema
 
@@ -73,6 +77,53 @@ def test_who_decodes_a_snapshot_holds_what_its_maker_holds(codec: str) -> None:
 
 def test_a_float32_snapshot_is_exact() -> None:
     assert np.array_equal(encode_snapshot(vector(2), SCHEMA, "float32")[1], vector(2))
+
+
+SEGMENTS = (Segment.uniform(200, 0.1), Segment.constant(20, 1.0), Segment.normal(NP + NF - 220, 0.02))
+
+
+@pytest.mark.parametrize("rebase", ["int8", "int4", "float32"])
+def test_a_start_from_a_seed_is_a_snapshot_of_a_few_bytes(rebase: str) -> None:
+    buffers = vector(5)[NP + NF :]
+    data = encode_seeded(17, SEGMENTS, buffers, SCHEMA, rebase)
+    assert len(data) < 14 + 9 * len(SEGMENTS) + 4 * NB + 12
+    assert is_seeded(data)
+    assert snapshot_codec(data) == rebase, "what a rebase uses is stated"
+    weights = np.empty(NP + NF, np.float32)
+    generate(Recipe(17, SEGMENTS, 0), weights)
+    replica = decode_snapshot(data, SCHEMA)
+    assert np.array_equal(replica, np.concatenate([weights, buffers]))
+    later, requantised = encode_snapshot(replica, SCHEMA, rebase)
+    assert snapshot_codec(later) == rebase
+    assert not is_seeded(later)
+    assert np.array_equal(requantise(replica, SCHEMA, rebase), requantised)
+
+
+def test_a_recipe_for_another_model_is_refused() -> None:
+    buffers = vector(5)[NP + NF :]
+    with pytest.raises(ValueError, match="another model"):
+        encode_seeded(1, SEGMENTS[:2], buffers, SCHEMA)
+    with pytest.raises(CodecError, match="snapshot"):
+        encode_seeded(1, SEGMENTS, buffers, SCHEMA, "topk-log4")
+    weights, coded = msgpack.unpackb(encode_seeded(1, SEGMENTS, buffers, SCHEMA))
+    for rebase in (0x00, 0x0F, 0x14, 0xFF):
+        damaged = msgpack.packb([weights[:5] + bytes([rebase]) + weights[6:], coded])
+        with pytest.raises(CodecError) as caught:
+            decode_snapshot(damaged, SCHEMA)
+        assert caught.value.reason == "unknown-codec"
+
+
+def test_a_recipe_is_no_update_and_no_delta() -> None:
+    """In an update a few bytes would cost the coordinator a whole model."""
+    schema = TensorSchema(entries=tuple(entry for entry in SCHEMA.entries if entry.role != "frozen"))
+    data = encode_seeded(1, (Segment.uniform(NP, 0.1),), vector(5)[NP + NF :], schema)
+    with pytest.raises(CodecError) as caught:
+        decode_update(data, schema)
+    assert caught.value.reason == "unknown-codec"
+    replica = np.zeros(schema.size, np.float32)
+    with pytest.raises(CodecError):
+        apply_delta(replica, data, schema)
+    assert not replica.any()
 
 
 @settings(max_examples=40, deadline=None)

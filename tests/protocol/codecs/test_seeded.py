@@ -42,12 +42,13 @@ RECIPES = st.builds(
 
 @given(RECIPES)
 def test_a_recipe_reads_back_and_makes_what_the_page_says(recipe: Recipe) -> None:
-    section = seeded.encode(recipe)
-    assert len(section) == 9 + 9 * len(recipe.segments)
-    assert seeded.decode(memoryview(section), recipe.n) == recipe
+    payload = seeded.encode(recipe)
+    assert len(payload) == 14 + 9 * len(recipe.segments)
+    assert seeded.is_seeded(payload)
+    assert seeded.decode(payload, recipe.n) == recipe
     out = np.empty(recipe.n, np.float32)
     seeded.generate(recipe, out)
-    assert [Fraction(float(value)) for value in out] == reference_random.weights(section)
+    assert [Fraction(float(value)) for value in out] == reference_random.weights(payload)
     assert not np.signbit(out[out == 0]).any()
     assert np.all((out == 0) | (np.abs(out) >= np.float32(2.0**-126)))
 
@@ -78,52 +79,58 @@ def test_distributions_are_what_they_say(seed: int) -> None:
     assert abs(np.corrcoef(out[: n - 1], out[1:n])[0, 1]) < 5 / sqrt(n)
 
 
-@given(st.binary(max_size=60), st.integers(0, 100))
-@example(b"\x02" + bytes(8) + struct.pack("<IBf", 2, 0, 1.0), 2)
+@given(
+    st.binary(max_size=60) | st.binary(max_size=60).map(lambda rest: b"\x0f\x02\0\0\0" + rest),
+    st.integers(0, 100) | st.just(2),
+)
+@example(b"\x0f\x02\0\0\0\x02" + bytes(8) + struct.pack("<IBf", 2, 0, 1.0), 2)
 def test_arbitrary_bytes_raise_nothing_but_the_protocols_error(data: bytes, n: int) -> None:
     try:
-        recipe = seeded.decode(memoryview(data), n)
+        recipe = seeded.decode(data, n)
     except CodecError:
         return
     assert recipe.n == n
     assert seeded.encode(recipe) == data
 
 
-def _section(*parts: tuple[int, int, float]) -> bytes:
-    return struct.pack("<BQ", INT8, 1) + b"".join(struct.pack("<IBf", *part) for part in parts)
+def _payload(*parts: tuple[int, int, float], n: int = 4) -> bytes:
+    head = struct.pack("<BIBQ", 0x0F, n, INT8, 1)
+    return head + b"".join(struct.pack("<IBf", *part) for part in parts)
 
 
 @pytest.mark.parametrize(
-    ("section", "reason"),
+    ("payload", "reason"),
     [
         (b"", "malformed"),
-        (_section((4, 1, 1.0))[:-1], "malformed"),
-        (_section((3, 1, 1.0)), "wrong-size"),
-        (_section((2**32 - 1, 1, 1.0), (2**32 - 1, 1, 1.0)), "wrong-size"),
-        (_section((4, 3, 1.0)), "malformed"),
-        (_section((0, 1, 1.0), (4, 1, 1.0)), "malformed"),
-        (_section((4, 0, float("nan"))), "not-finite"),
-        (_section((4, 2, float("inf"))), "not-finite"),
-        (_section((4, 1, 1.001)), "malformed"),
-        (_section((4, 1, -1.0)), "malformed"),
-        (_section((4, 1, 0.0)), "malformed"),
-        (_section((4, 1, 2.0**97)), "malformed"),
-        (_section((4, 0, -0.0)), "malformed"),
-        (_section((4, 0, 1e-40)), "malformed"),
-        (_section(*[(1, 0, 1.0)] * 16_385), "malformed"),
+        (_payload((4, 1, 1.0))[:-1], "malformed"),
+        (_payload((3, 1, 1.0), n=3), "wrong-size"),
+        (_payload((3, 1, 1.0)), "malformed"),
+        (b"\x02" + _payload((4, 1, 1.0))[1:], "unknown-codec"),
+        (_payload((2**32 - 1, 1, 1.0), (2**32 - 1, 1, 1.0)), "malformed"),
+        (_payload((4, 3, 1.0)), "malformed"),
+        (_payload((0, 1, 1.0), (4, 1, 1.0)), "malformed"),
+        (_payload((4, 0, float("nan"))), "not-finite"),
+        (_payload((4, 2, float("inf"))), "not-finite"),
+        (_payload((4, 1, 1.001)), "malformed"),
+        (_payload((4, 1, -1.0)), "malformed"),
+        (_payload((4, 1, 0.0)), "malformed"),
+        (_payload((4, 1, 2.0**97)), "malformed"),
+        (_payload((4, 0, -0.0)), "malformed"),
+        (_payload((4, 0, 1e-40)), "malformed"),
+        (_payload(*[(1, 0, 1.0)] * 16_385), "malformed"),
     ],
 )
-def test_what_is_wrong_is_refused(section: bytes, reason: str) -> None:
+def test_what_is_wrong_is_refused(payload: bytes, reason: str) -> None:
     with pytest.raises(CodecError) as caught:
-        seeded.decode(memoryview(section), 4)
+        seeded.decode(payload, 4)
     assert caught.value.reason == reason
 
 
 def test_a_recipe_for_too_many_takes_no_memory() -> None:
-    section = memoryview(_section(*[(2**32 - 1, 1, 1.0)] * 100))
+    payload = _payload(*[(2**32 - 1, 1, 1.0)] * 100, n=1000)
     tracemalloc.start()
     with pytest.raises(CodecError):
-        seeded.decode(section, 1000)
+        seeded.decode(payload, 1000)
     assert tracemalloc.get_traced_memory()[1] < 200_000
     tracemalloc.stop()
 
