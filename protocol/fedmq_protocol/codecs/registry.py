@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_protocol.codecs import float32, linear8, log4, rice, sign1
+from fedmq_protocol.codecs import float32, linear8, log4, rice, seeded, sign1
 from fedmq_protocol.codecs.blockwise import INT4, INT8
 from fedmq_protocol.codecs.decoded import Float32Array, UInt32Array
 from fedmq_protocol.errors import CodecError
@@ -186,7 +186,7 @@ def unversioned(name: str) -> str:
 
 def names() -> tuple[str, ...]:
     """All codecs and coders that this implementation speaks, with their versions, for the birth certificate."""
-    return (*map(versioned, CODECS), *(code.name for code in INDEX_CODES.values()))
+    return (*map(versioned, (*CODECS, seeded.NAME)), *(code.name for code in INDEX_CODES.values()))
 
 
 def optional_coders() -> tuple[str, ...]:
