@@ -165,6 +165,10 @@ def _absolute(path: Path) -> str:
 
 @contextlib.contextmanager
 def _vector_file(vector: NDArray[np.float32]) -> Iterator[Path]:
+    lent = getattr(vector, "filename", None)  # of an np.memmap: its raw values are in a file already
+    if lent is not None and Path(lent).is_file():
+        yield Path(lent)
+        return
     descriptor, name = tempfile.mkstemp(prefix="fedmq-vector-", suffix=".f32")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -175,10 +179,11 @@ def _vector_file(vector: NDArray[np.float32]) -> Iterator[Path]:
 
 
 def _take_vector(file: Path, size: int) -> NDArray[np.float32]:
+    """The values in a file, which goes with the last look at them; none of them is read yet."""
     try:
-        vector = np.fromfile(file, dtype="<f4").astype(np.float32, copy=False)
+        made = file.stat().st_size // 4
+        if made != size:
+            raise FedmqError(f"the model host made {made} weights instead of {size}")
+        return np.memmap(file, dtype="<f4", mode="r") if size else np.zeros(0, dtype=np.float32)
     finally:
         file.unlink(missing_ok=True)
-    if vector.shape != (size,):
-        raise FedmqError(f"the model host made {vector.size} weights instead of {size}")
-    return vector

@@ -278,9 +278,9 @@ class Conversation:
         run = self._desk.state.runs.get(get.run)
         if run is None or not run.holds_model:
             return
-        chunk = self._desk.publisher.chunk(run, get.version, get.blob, get.index)
+        chunk = self._desk.publisher.chunk(run, get.version, get.blob, get.index, to=device.id)
         if chunk is not None:
-            self._desk.send(self._desk.topics.down(device.id, "chunk"), chunk)
+            self._desk.put(chunk)
 
 
 def check_fit(desk: Desk, device: Device, run: Run) -> None:

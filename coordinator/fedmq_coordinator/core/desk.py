@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.blobs import MemoryShelf, Shelf
 from fedmq_coordinator.core.publishing import Publisher
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.selection import available
@@ -22,23 +23,27 @@ class Desk:
         topics: the federation's.
         state: the fold of the journal.
         publisher: makes announcements and chunks.
+        shelf: where what is too large to be held is put.
         public_key: this coordinator's, by which devices know it.
         now: seconds since the epoch, of the event in hand.
         resumed_at: when this coordinator started; whoever is waited for has the whole time from then on.
         connected: whether the broker can be spoken to; without it no decision is taken and no time runs out.
         presumed_until: so long a device that has not been heard of since connecting is taken to be there, if it has a
             lease: its retained presence is on its way.
+        making: the run of which a version is being made aside, and since when; nothing else is decided meanwhile.
         paused: devices that failed and are left in peace, until when.
     """
 
     topics: Topics
     state: FederationState
     publisher: Publisher
+    shelf: Shelf = field(default_factory=MemoryShelf)
     public_key: bytes = b""
     now: float = 0.0
     resumed_at: float = 0.0
     connected: bool = False
     presumed_until: float = 0.0
+    making: tuple[str, float] | None = None
     paused: dict[str, float] = field(default_factory=dict)
     _effects: list[do.Effect] = field(default_factory=list)
 

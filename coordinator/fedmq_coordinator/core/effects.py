@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_coordinator.core.blobs import Blob
+from fedmq_coordinator.core.events import VersionPrepared
 from fedmq_coordinator.core.facts import Fact
-from fedmq_protocol.messages import Body
+from fedmq_protocol.messages import Body, ModelChunk
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -31,10 +34,51 @@ class Send:
 
 
 @dataclass(frozen=True)
+class SendChunk:
+    """Seal and publish, with QoS 1, one chunk of a model's blob, which is read only when its turn has come.
+
+    It goes behind every `Send`: a model takes as long as it takes, and nobody else waits for it. Retained chunks, and
+    their `Clear`s, keep their order.
+
+    Attributes:
+        topic: where to.
+        head: what the chunks of one blob have in common; its index and data mean nothing.
+        blob: where the bytes are.
+        index: of the chunk.
+        chunk_bytes: size of every chunk but the last.
+        retain: for whoever asks the broker; else for a device that has asked the coordinator.
+    """
+
+    topic: str
+    head: ModelChunk
+    blob: Blob
+    index: int
+    chunk_bytes: int
+    retain: bool
+
+    @property
+    def body(self) -> ModelChunk:
+        """The chunk, read now."""
+        data = self.blob.read(self.index * self.chunk_bytes, self.chunk_bytes)
+        return self.head.model_copy(update={"index": self.index, "data": data})
+
+
+@dataclass(frozen=True)
 class Clear:
     """Remove a retained message: publish nothing, retained."""
 
     topic: str
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Have the next version made aside, in a thread of its own, and answer with `VersionPrepared`.
+
+    The arrays of the run's model belong to `work` alone until then. If it raises, this coordinator must end.
+    """
+
+    run: str
+    work: Callable[[], VersionPrepared]
 
 
 @dataclass(frozen=True)
@@ -62,4 +106,4 @@ class Halt:
     reason: str
 
 
-Effect = Record | Send | Clear | Evaluate | Note | Halt
+Effect = Record | Send | SendChunk | Clear | Prepare | Evaluate | Note | Halt

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_coordinator.core.blobs import Blob
+from fedmq_coordinator.core.facts import VersionPublished
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_protocol.messages import TaskRef
 from fedmq_protocol.schema import TensorSchema
@@ -45,13 +47,13 @@ class PacketArrived:
 
 @dataclass(frozen=True)
 class RunRequested:
-    """Somebody wants a run; its first weights are `initial`, float32[schema.size]."""
+    """Somebody wants a run; its first weights are `initial`, float32[schema.size] or what `pack_vector` made of it."""
 
     run: str
     settings: RunSettings
     task: TaskRef
     schema: TensorSchema
-    initial: NDArray[np.float32]
+    initial: NDArray[np.float32] | Blob
     has_central_data: bool = False
 
 
@@ -84,6 +86,19 @@ class EvaluationFailed:
 
 
 @dataclass(frozen=True)
+class VersionPrepared:
+    """The work of a `Prepare` is done.
+
+    Attributes:
+        fact: the next version; `at` is when its making began.
+        lent: float32[schema.size], a copy of its replica for the evaluation, where there may be one.
+    """
+
+    fact: VersionPublished
+    lent: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
 class TimePassed:
     """The moment that `next_deadline` named has come."""
 
@@ -97,5 +112,6 @@ Event = (
     | StopRequested
     | EvaluationFinished
     | EvaluationFailed
+    | VersionPrepared
     | TimePassed
 )

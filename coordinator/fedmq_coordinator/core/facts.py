@@ -11,12 +11,13 @@ from typing import Annotated, Any, Final, Literal
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedmq_coordinator.core.blobs import Bulk
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import Evaluation, TaskRef
 from fedmq_protocol.schema import TensorSchema
 
-JOURNAL_VERSION: Final = 1
+JOURNAL_VERSION: Final = 2
 """Written into the store; another one is migrated or refused, never guessed at."""
 
 
@@ -59,7 +60,7 @@ class RunCreated(RunFact):
     settings: RunSettings
     task: TaskRef
     tensor_schema: TensorSchema
-    initial: bytes
+    initial: Bulk
     has_central_data: bool
 
 
@@ -75,9 +76,9 @@ class VersionPublished(RunFact):
     """
 
     version: int
-    delta: bytes | None
-    snapshot: bytes | None
-    private: bytes | None
+    delta: Bulk | None
+    snapshot: Bulk | None
+    private: Bulk | None
     chain_hash: bytes
     replica_hash: bytes | None
 

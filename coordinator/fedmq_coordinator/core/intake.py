@@ -7,8 +7,6 @@ import math
 from statistics import median
 from typing import Final
 
-import numpy as np
-
 from fedmq_coordinator.core.facts import UpdateAccepted, UpdateRejected
 from fedmq_coordinator.core.run import NORMS_NEEDED, Run
 from fedmq_coordinator.core.strategies import Rejection, Strategy, Submission
@@ -67,7 +65,7 @@ def _norm_limit(run: Run, base_version: int) -> float:
     """
     then = run.usual_norms.get(base_version)
     if len(run.norms) < NORMS_NEEDED or then is None:
-        return _FIRST_RATIO * max(1.0, float(np.linalg.norm(run.model.weights)))
+        return _FIRST_RATIO * max(1.0, run.model.norm)
     return run.settings.strategy.max_norm_ratio * max(median(run.norms), then)
 
 

@@ -20,9 +20,7 @@ class TakeStep:
 
 @dataclass(frozen=True)
 class Publish:
-    """Publish a version, with leases for these devices in its announcement."""
-
-    devices: list[str]
+    """Publish a version."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,12 @@ def decide(run: Run, strategy: Strategy, available: list[str], online: set[str],
     buffer = run.accumulator.buffer
     if buffer.num_updates and strategy.ready(buffer):
         return TakeStep("arrival" if run.settings.mode == "fedasync" else "buffer")
-    at_work = [device for device in run.leases if device in online]
-    places = aim(run, len(available)) - len(at_work) if available else 0
+    places = _places(run, available, online)
     waits: list[float] = []
     if run.dirty:
         due = run.published_at + run.settings.strategy.publish_interval_s
         if now >= due:
-            free = [device for device in available if device not in run.leases]
-            return Publish(choose(run, free, max(0, places)))
+            return Publish()
         waits.append(due)
     idle = [
         device
@@ -73,7 +69,7 @@ def decide(run: Run, strategy: Strategy, available: list[str], online: set[str],
     if idle and places > 0 and (started or len(available) >= run.settings.selection.min_available_devices):
         return Grant(choose(run, idle, places))
     if buffer.num_updates and not run.dirty:
-        if not at_work:
+        if online.isdisjoint(run.leases):
             return TakeStep("flush")
         due_flush = flush_at(run)
         if due_flush is not None and 2 * buffer.num_updates >= _size(strategy):
@@ -81,6 +77,18 @@ def decide(run: Run, strategy: Strategy, available: list[str], online: set[str],
                 return TakeStep("flush")
             waits.append(due_flush)
     return Wait(min(waits) if waits else None)
+
+
+def with_version(run: Run, available: list[str], online: set[str]) -> list[str]:
+    """Who gets a lease with the announcement of a new version."""
+    free = [device for device in available if device not in run.leases]
+    return choose(run, free, max(0, _places(run, available, online)))
+
+
+def _places(run: Run, available: list[str], online: set[str]) -> int:
+    """How many more may be at work."""
+    at_work = sum(1 for device in run.leases if device in online)
+    return aim(run, len(available)) - at_work if available else 0
 
 
 def _size(strategy: Strategy) -> int:

@@ -18,10 +18,11 @@ from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core import showing, views
+from fedmq_coordinator.core.blobs import Blob, MemoryShelf, Shelf
 from fedmq_coordinator.core.conversation import Conversation
 from fedmq_coordinator.core.desk import Desk
-from fedmq_coordinator.core.progress import Progress
-from fedmq_coordinator.core.publication import pack_vector
+from fedmq_coordinator.core.packing import pack_vector
+from fedmq_coordinator.core.progress import LARGE_MODEL, Progress
 from fedmq_coordinator.core.publishing import Publisher
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.state import FederationState
@@ -39,16 +40,18 @@ class Coordinator:
 
     Args:
         federation: its name, which stands in every topic.
+        shelf: where what is too large to be held is put; default: it is held.
+        aside_from: versions of models from this size on, in elements, are made aside, by a `Prepare`.
 
     Raises:
         UsageError: the name cannot stand in a topic.
     """
 
-    def __init__(self, *, federation: str) -> None:
+    def __init__(self, *, federation: str, shelf: Shelf | None = None, aside_from: int = LARGE_MODEL) -> None:
         self.topics = Topics(federation)
         self.state = FederationState()
-        self._desk = Desk(self.topics, self.state, Publisher(self.topics))
-        self._progress = Progress(self._desk)
+        self._desk = Desk(self.topics, self.state, Publisher(self.topics), shelf or MemoryShelf())
+        self._progress = Progress(self._desk, aside_from=aside_from)
         self._conversation = Conversation(self._desk, self._progress.strategy)
         self._broker = "the broker: not connected yet"
 
@@ -85,6 +88,8 @@ class Coordinator:
                 self._progress.evaluation_done(event.run, event.version)
                 text = f"evaluation failed: {event.detail}"
                 self._desk.note("warning", text, run=event.run, version=event.version)
+            case e.VersionPrepared():
+                self._progress.prepared(event)
             case e.TimePassed():
                 pass
             case _ as unreachable:
@@ -171,6 +176,9 @@ class Coordinator:
         if event.run in self.runs:
             self._desk.note("warning", f"there is a run {event.run} already", run=event.run)
             return
+        initial = event.initial
+        if not isinstance(initial, Blob):
+            initial = pack_vector(initial, self._desk.shelf)
         self._desk.record(
             f.RunCreated(
                 at=self._desk.now,
@@ -178,7 +186,7 @@ class Coordinator:
                 settings=event.settings,
                 task=event.task,
                 tensor_schema=event.schema,
-                initial=pack_vector(event.initial),
+                initial=initial,
                 has_central_data=event.has_central_data,
             )
         )

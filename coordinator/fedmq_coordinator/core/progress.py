@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Final, assert_never
 
 from fedmq_coordinator.core import effects as do
+from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core import leases, rounds, showing
+from fedmq_coordinator.core.blobs import Vector
 from fedmq_coordinator.core.conversation import check_fit
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.run import HeldLease, Run
@@ -18,6 +20,8 @@ from fedmq_protocol.messages import Lease
 
 _EVALUATION_PATIENCE_S: Final = 60.0
 _CLEAR_GRACE_S: Final = 30.0
+LARGE_MODEL: Final = 1_000_000
+"""Elements; making a version of a smaller model takes some hundredths of a second."""
 
 
 class Progress:
@@ -25,10 +29,12 @@ class Progress:
 
     Args:
         desk: what it works on.
+        aside_from: versions of models from this size on, in elements, are made aside.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, *, aside_from: int) -> None:
         self._desk = desk
+        self._aside_from = aside_from
         self._evaluating: dict[tuple[str, int], float] = {}
         self._clear_at: list[tuple[float, str]] = []
         self._wake_at: float | None = None
@@ -71,11 +77,17 @@ class Progress:
         """Take one decision; False when there is none to take."""
         state = self._desk.state
         run = state.active
+        if run is not None:
+            self._expire(run)
+        if self._desk.making is not None:
+            return False
         if run is None:
             if state.queue:
                 self._activate(state.runs[state.queue[0]])
             return state.active is not None
-        self._expire(run)
+        if run.version < 0 or run.awaits_publication:
+            self._publish(run)
+            return True
         if self._reached_on_devices(run):
             return True
         if run.rounds_done:
@@ -85,7 +97,6 @@ class Progress:
     def _activate(self, run: Run) -> None:
         self._desk.record(f.RunActivated(at=self._desk.now, run=run.id))
         self._desk.note("info", f"run {run.id} begins: {run.task.name} {run.task.version}", run=run.id)
-        self._publish(run, devices=[])
         for device in self._desk.state.devices.values():
             if device.online and device.presence is not None:
                 device.problem = device.presence.problem
@@ -125,8 +136,7 @@ class Progress:
                 self.announce(run, inline=False)
             case rounds.CloseRound():
                 self._step(run, decision.why)
-                following = rounds.next_round(run, self._desk.available(run))
-                self._publish(run, devices=following.devices, goal=following.goal)
+                self._publish(run)
             case _ as unreachable:
                 assert_never(unreachable)
         return True
@@ -143,8 +153,7 @@ class Progress:
             case leases.TakeStep():
                 self._step(run, decision.why)
             case leases.Publish():
-                last = run.version + 1 >= run.settings.rounds
-                self._publish(run, devices=[] if last else decision.devices, goal=len(decision.devices))
+                self._publish(run)
             case leases.Grant():
                 self._grant(run, decision.devices)
             case _ as unreachable:
@@ -164,9 +173,32 @@ class Progress:
             )
         )
 
-    def _publish(self, run: Run, *, devices: list[str], goal: int = 0) -> None:
-        """Publish the next version, and with its announcement open the round of `devices`."""
-        fact = run.model.next_version(run=run.id, at=self._desk.now)
+    def _publish(self, run: Run) -> None:
+        """Make the next version: at once, or aside if that takes long."""
+        model, shelf, now = run.model, self._desk.shelf, self._desk.now
+        may_be_evaluated = run.has_central_data and run.settings.evaluate_every > 0
+
+        def make() -> e.VersionPrepared:
+            fact = model.next_version(shelf, run=run.id, at=now)
+            return e.VersionPrepared(fact, shelf.lend(model.replica) if may_be_evaluated else None)
+
+        if run.schema.size >= self._aside_from:
+            self._desk.making = run.id, now
+            self._desk.put(do.Prepare(run.id, make))
+        else:
+            self._published(run, make())
+
+    def prepared(self, event: e.VersionPrepared) -> None:
+        """A version that was made aside is there; of a run that has ended meanwhile, it never was."""
+        self._desk.making = None
+        run = self._desk.state.runs[event.fact.run]
+        if not run.over:
+            self._published(run, event)
+
+    def _published(self, run: Run, made: e.VersionPrepared) -> None:
+        """Publish a version, and with its announcement open the round of those who are free."""
+        devices, goal = self._next_cohort(run)
+        fact = made.fact.model_copy(update={"at": self._desk.now})
         self._desk.record(fact)
         if fact.snapshot is not None:
             self.clear_later(self._desk.publisher.superseded(run))
@@ -175,14 +207,28 @@ class Progress:
             sync = run.settings.mode == "sync"
             self._open_round(run, run.round + 1 if sync else fact.version + 1, devices, goal)
         self.announce(run, inline=True)
-        self.evaluate(run)
+        self.evaluate(run, made.lent)
 
-    def evaluate(self, run: Run) -> None:
-        """Have the newest version evaluated, if the settings ask for it."""
+    def _next_cohort(self, run: Run) -> tuple[list[str], int]:
+        """Who gets a lease with the version that is about to be published, and for how many updates that waits."""
+        if run.version < 0:
+            return [], 0
+        available = self._desk.available(run)
+        if run.settings.mode == "sync":
+            following = rounds.next_round(run, available)
+            return following.devices, following.goal
+        if run.version + 1 >= run.settings.rounds:
+            return [], 0
+        devices = leases.with_version(run, available, self._desk.online())
+        return devices, len(devices)
+
+    def evaluate(self, run: Run, lent: Vector | None = None) -> None:
+        """Have the newest version evaluated, if the settings ask for it; `lent` is a copy of its replica."""
         every = run.settings.evaluate_every
         if run.has_central_data and every and (run.version % every == 0 or run.rounds_done):
             self._evaluating[run.id, run.version] = self._desk.now + _EVALUATION_PATIENCE_S
-            self._desk.put(do.Evaluate(run.id, run.version, run.model.replica.copy()))
+            vector = self._desk.shelf.lend(run.model.replica) if lent is None else lent
+            self._desk.put(do.Evaluate(run.id, run.version, vector))
 
     def _open_round(self, run: Run, number: int, devices: list[str], goal: int) -> None:
         """Give these devices leases by the next announcement; a long list becomes a sampling rule of the same rate."""
@@ -278,8 +324,8 @@ class Progress:
         self._desk.send(self._desk.topics.announcement, announcement, retain=True)
 
     def publish_chunks(self, run: Run, version: int) -> None:
-        for topic, chunk in self._desk.publisher.chunks(run, version):
-            self._desk.send(topic, chunk, retain=True)
+        for chunk in self._desk.publisher.chunks(run, version):
+            self._desk.put(chunk)
 
     def clear_later(self, topics: list[str]) -> None:
         """Have retained chunks removed once those who fetch them have had time to."""

@@ -6,69 +6,65 @@ sparsity leave out stays in their difference, so it is sent later: the coordinat
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_coordinator.core.blobs import EMPTY, Blob, Shelf
 from fedmq_coordinator.core.facts import VersionPublished
+from fedmq_coordinator.core.packing import pack_vector, unpack_vector
 from fedmq_coordinator.core.settings import CompressionSettings
-from fedmq_protocol.chunks import NO_HASH, blob_ref, chain_hash
+from fedmq_protocol.chunks import NO_HASH, chain_hash
 from fedmq_protocol.codecs import (
     CodecSpec,
     Dense,
     apply_delta,
-    decode,
     decode_snapshot,
-    encode,
     encode_delta,
     encode_snapshot,
+    flushed,
     replica_sha256,
 )
-from fedmq_protocol.messages import BlobRef, Manifest
+from fedmq_protocol.messages import Manifest
 from fedmq_protocol.schema import TensorSchema
 from fedmq_protocol.topics import BlobKind
 
 Vector = NDArray[np.float32]
 
-
-def pack_vector(vector: Vector) -> bytes:
-    """A float32 vector as the journal keeps it."""
-    return encode(vector, CodecSpec("float32"))[0]
-
-
-def unpack_vector(data: bytes, size: int) -> Vector:
-    """The float32[size] that `pack_vector` was given; the caller may write into it."""
-    values = decode(data, size)
-    assert isinstance(values, Dense)
-    return np.array(values.values, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Blob:
-    """Published bytes that devices can pull."""
-
-    data: bytes
-    ref: BlobRef
+_SLICE: Final = 1 << 20
+"""Elements worked on at once."""
 
 
 class PublishedModel:
-    """Private weights, replica, and the chain of versions since the last snapshot. Changed by facts alone."""
+    """Private weights, replica, and the chain of versions since the last snapshot.
 
-    def __init__(self, schema: TensorSchema, settings: CompressionSettings, initial: Vector) -> None:
+    Names and hashes are changed by facts alone. The arrays may be a version ahead of them: `next_version`, which for a
+    large model runs in a thread of its own, moves them on in place, since there is no room for a second model. So the
+    fact that it returns must become so, or else the run or the process ends, and the journal says what holds.
+
+    Args:
+        schema: the model's.
+        settings: how it is published.
+        initial: the first weights, as `pack_vector` writes them.
+    """
+
+    def __init__(self, schema: TensorSchema, settings: CompressionSettings, initial: Blob) -> None:
         self.schema = schema
         self._settings = settings
         self._down = CodecSpec(settings.down, settings.down_density)
-        self.weights = initial
-        """float32[size], what steps are added to."""
+        self._initial = initial
+        self._weights: Vector | None = None
         self.replica: Vector = np.zeros(0, dtype=np.float32)
         """float32[size], what every holder of `version` has."""
+        self._arrays_at = -1
+        """Which version the arrays are."""
+        self._norm: float | None = None
         self.version = -1
         self.chain_hash = NO_HASH
         self.base = 0
-        self.snapshot = Blob(b"", blob_ref(b""))
+        self.snapshot: Blob = EMPTY
         self.replica_hash: bytes | None = None
         """Of `version`, if it is a base."""
         self.base_chain_hash = NO_HASH
@@ -80,26 +76,47 @@ class PublishedModel:
         """Version, kind and size of what the newest snapshot made needless; the broker retains it for a while."""
 
     @property
+    def weights(self) -> Vector:
+        """float32[size], what steps are added to; read from the first weights when it is first asked for."""
+        if self._weights is None:
+            weights = np.empty(self.schema.size, dtype=np.float32)
+            unpack_vector(self._initial, weights)
+            self._weights = weights
+        return self._weights
+
+    @property
+    def norm(self) -> float:
+        """The length of the weights at the newest version."""
+        if self._norm is None:
+            self._norm = Dense(self.weights).norm()
+        return self._norm
+
+    @property
     def chain_bytes(self) -> int:
         return sum(blob.ref.size for version, blob in self.deltas.items() if version > self.base)
 
-    def next_version(self, *, run: str, at: float) -> VersionPublished:
-        """Decide the bytes of the next version; nothing changes until the fact is applied."""
-        if self.version < 0:
-            snapshot, replica = encode_snapshot(self.weights, self.schema, self._settings.snapshot)
-            return self._fact(run, at, None, snapshot, replica)
-        delta = encode_delta(self.weights, self.replica, self.schema, self._down)
-        if self.chain_bytes + len(delta) < self.snapshot.ref.size:
-            return self._fact(run, at, delta, None, None)
-        replica = self.replica.copy()
-        apply_delta(replica, delta, self.schema)
-        snapshot, replica = encode_snapshot(replica, self.schema, self._settings.snapshot)
-        return self._fact(run, at, delta, snapshot, replica)
+    def next_version(self, shelf: Shelf, *, run: str, at: float) -> VersionPublished:
+        """Decide the bytes of the next version, and move the arrays to it; names move when the fact is applied.
 
-    def _fact(
-        self, run: str, at: float, delta: bytes | None, snapshot: bytes | None, replica: Vector | None
-    ) -> VersionPublished:
-        content = delta if delta is not None else snapshot
+        Args:
+            shelf: where the bytes go.
+            run: the run's id.
+            at: seconds since the epoch.
+        """
+        delta: Blob | None = None
+        if self.version < 0:
+            self.replica = self.weights.copy()
+        else:
+            delta = _put(shelf, encode_delta(self.weights, self.replica, self.schema, self._down))
+            apply_delta(self.replica, delta.data, self.schema)
+        snapshot: Blob | None = None
+        if delta is None or self.chain_bytes + delta.ref.size >= self.snapshot.ref.size:
+            data, self.replica = encode_snapshot(self.replica, self.schema, self._settings.snapshot)
+            snapshot = _put(shelf, data)
+            _flush(self.weights)  # as they will be read back
+        self._arrays_at = self.version + 1
+        self._norm = Dense(self.weights).norm()
+        content = snapshot if delta is None else delta
         assert content is not None
         return VersionPublished(
             at=at,
@@ -107,9 +124,9 @@ class PublishedModel:
             version=self.version + 1,
             delta=delta,
             snapshot=snapshot,
-            private=None if snapshot is None else pack_vector(self.weights),
-            chain_hash=chain_hash(self.chain_hash, hashlib.sha256(content).digest()),
-            replica_hash=None if replica is None else replica_sha256(replica),
+            private=None if snapshot is None else pack_vector(self.weights, shelf),
+            chain_hash=chain_hash(self.chain_hash, content.ref.sha256),
+            replica_hash=None if snapshot is None else replica_sha256(self.replica),
         )
 
     def apply(self, fact: VersionPublished, *, with_model: bool) -> None:
@@ -119,11 +136,10 @@ class PublishedModel:
             fact: the next version.
             with_model: False while replaying facts that a later snapshot makes needless; only names and hashes move.
         """
+        if with_model and self._arrays_at < fact.version:
+            self._advance(fact)
         if fact.delta is not None:
-            blob = Blob(fact.delta, blob_ref(fact.delta))
-            self.deltas[fact.version] = blob
-            if with_model and fact.snapshot is None:
-                apply_delta(self.replica, fact.delta, self.schema)
+            self.deltas[fact.version] = fact.delta
         self.version, self.chain_hash, self.replica_hash = fact.version, fact.chain_hash, fact.replica_hash
         if fact.snapshot is not None:
             if fact.version > 0:
@@ -136,14 +152,22 @@ class PublishedModel:
                 fact.chain_hash,
                 fact.replica_hash,
             )
-            self.snapshot = Blob(fact.snapshot, blob_ref(fact.snapshot))
+            self.snapshot = fact.snapshot
             self.deltas = {version: blob for version, blob in self.deltas.items() if version >= fact.version}
             self.chain_hashes = {}
-            if with_model:
-                self.replica = decode_snapshot(fact.snapshot, self.schema)
-                if fact.private is not None:
-                    self.weights = unpack_vector(fact.private, self.schema.size)
         self.chain_hashes[fact.version] = fact.chain_hash
+
+    def _advance(self, fact: VersionPublished) -> None:
+        """Move the arrays to a version out of the journal."""
+        if fact.snapshot is not None:
+            self.replica = decode_snapshot(fact.snapshot.data, self.schema)
+            if fact.private is not None:
+                if self._weights is None:
+                    self._weights = np.empty(self.schema.size, dtype=np.float32)
+                unpack_vector(fact.private, self._weights)
+        elif fact.delta is not None:
+            apply_delta(self.replica, fact.delta.data, self.schema)
+        self._arrays_at, self._norm = fact.version, None
 
     def manifest(self) -> Manifest:
         """What pins the newest version."""
@@ -171,9 +195,20 @@ def rebuild(schema: TensorSchema, published: Iterable[VersionPublished], version
         if fact.version > version:
             break
         if fact.snapshot is not None:
-            replica = decode_snapshot(fact.snapshot, schema)
+            replica = decode_snapshot(fact.snapshot.data, schema)
         elif replica is not None and fact.delta is not None:
-            apply_delta(replica, fact.delta, schema)
+            apply_delta(replica, fact.delta.data, schema)
         if fact.version == version and replica is not None:
             return replica
     raise KeyError(version)
+
+
+def _put(shelf: Shelf, data: bytes) -> Blob:
+    writing = shelf.begin()
+    writing.write(data)
+    return writing.done()
+
+
+def _flush(vector: Vector) -> None:
+    for start in range(0, len(vector), _SLICE):
+        vector[start : start + _SLICE] = flushed(vector[start : start + _SLICE])

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from fedmq_coordinator.core.publication import Blob
+from fedmq_coordinator.core.blobs import Blob
+from fedmq_coordinator.core.effects import SendChunk
 from fedmq_coordinator.core.run import Run, RunState
 from fedmq_protocol.chunks import chunk_count
 from fedmq_protocol.limits import MAX_INLINE_DELTA_BYTES, MAX_PACKET_BYTES, PACKET_OVERHEAD_BYTES
@@ -67,34 +68,39 @@ class Publisher:
         """The versions of which something is retained."""
         return sorted({run.model.base, *run.model.deltas})
 
-    def chunk(self, run: Run, version: int, kind: BlobKind, index: int) -> ModelChunk | None:
-        """One chunk, or None if it is not (or no longer) published."""
+    def chunk(self, run: Run, version: int, kind: BlobKind, index: int, *, to: str) -> SendChunk | None:
+        """One chunk for the device `to`, or None if it is not (or no longer) published."""
         blob = self._blobs(run, version).get(kind)
-        if blob is None or index >= (count := self._count(blob)):
+        if blob is None or index >= self._count(blob):
             return None
+        head = self._head(run, version, kind, blob)
+        topic = self.topics.down(to, "chunk")
+        return SendChunk(topic, head, blob, index, self._chunk_bytes, retain=False)
+
+    def chunks(self, run: Run, version: int) -> Iterator[SendChunk]:
+        """Every chunk of a version, to be retained."""
+        for kind, blob in self._blobs(run, version).items():
+            head = self._head(run, version, kind, blob)
+            for index in range(head.count):
+                topic = self.topics.chunk(run.id, version, kind, index)
+                yield SendChunk(topic, head, blob, index, self._chunk_bytes, retain=True)
+
+    def _head(self, run: Run, version: int, kind: BlobKind, blob: Blob) -> ModelChunk:
+        """What all chunks of a blob say."""
         model = run.model
         is_base = version == model.base
-        start = index * self._chunk_bytes
         return ModelChunk(
             run=run.id,
             version=version,
             blob=kind,
-            index=index,
-            count=count,
+            index=0,
+            count=self._count(blob),
             ref=blob.ref,
             chain_hash=model.chain_hashes[version],
             rebase=is_base and version in model.deltas,
             replica_hash=model.base_replica_hash if is_base else None,
-            data=blob.data[start : start + self._chunk_bytes],
+            data=b"",
         )
-
-    def chunks(self, run: Run, version: int) -> Iterator[tuple[str, ModelChunk]]:
-        """Every chunk of a version, with its topic."""
-        for kind, blob in self._blobs(run, version).items():
-            for index in range(self._count(blob)):
-                chunk = self.chunk(run, version, kind, index)
-                if chunk is not None:
-                    yield self.topics.chunk(run.id, version, kind, index), chunk
 
     def superseded(self, run: Run) -> list[str]:
         """The topics of all chunks that the newest snapshot made needless."""

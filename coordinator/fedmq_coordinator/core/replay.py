@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fedmq_coordinator.core.blobs import Blob
 from fedmq_coordinator.core.facts import Fact, StepTaken, VersionPublished
 
 
@@ -19,7 +20,7 @@ def steps_before_snapshot(facts: Iterable[Fact]) -> dict[str, int]:
         match fact:
             case StepTaken():
                 steps[fact.run] = steps.get(fact.run, 0) + 1
-            case VersionPublished(private=bytes()):
+            case VersionPublished(private=Blob()):
                 held[fact.run] = steps.get(fact.run, 0)
             case _:
                 pass

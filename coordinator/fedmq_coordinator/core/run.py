@@ -9,8 +9,9 @@ from typing import Final, Literal
 
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.aggregation import Accumulator
+from fedmq_coordinator.core.blobs import EMPTY, Blob
 from fedmq_coordinator.core.dedupe import Outcome, SettledUpdates
-from fedmq_coordinator.core.publication import PublishedModel, unpack_vector
+from fedmq_coordinator.core.publication import PublishedModel
 from fedmq_coordinator.core.traffic import Moved
 from fedmq_protocol.codecs import decode_update
 from fedmq_protocol.limits import MAX_METRICS
@@ -95,7 +96,7 @@ class Run:
         self.best_version: int | None = None
         self._skip_steps = skip_steps
         self.num_steps = 0
-        self._initial: bytes = created.initial
+        self._initial: Blob = created.initial
         self._model: PublishedModel | None = None
         self._last_version = -1
         self._accumulator: Accumulator | None = None
@@ -139,8 +140,7 @@ class Run:
     def model(self) -> PublishedModel:
         """The run's model; made when it is first asked for, gone once the run is over."""
         if self._model is None:
-            initial = unpack_vector(self._initial, self.schema.size)
-            self._model = PublishedModel(self.schema, self.settings.compression, initial)
+            self._model = PublishedModel(self.schema, self.settings.compression, self._initial)
         return self._model
 
     @property
@@ -164,6 +164,11 @@ class Run:
         if self.over and self._model is not None:
             self._last_version, self._model = self._model.version, None
             self.settled.clear()
+
+    @property
+    def awaits_publication(self) -> bool:
+        """A synchronous round's step has been taken, and its version has not been published yet."""
+        return self.settings.mode == "sync" and self.dirty and not self.round_open
 
     @property
     def over(self) -> bool:
@@ -224,7 +229,7 @@ class Run:
                 self.leases.clear()
                 self._unused.clear()
                 self._rules.clear()
-                self._accumulator, self._initial = None, b""
+                self._accumulator, self._initial = None, EMPTY
             case _:
                 msg = f"{type(fact).__name__} is not a fact about a run"
                 raise AssertionError(msg)

@@ -10,7 +10,7 @@ from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.selection import available
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView, VersionView
-from fedmq_coordinator.core.waiting import waiting
+from fedmq_coordinator.core.waiting import span, waiting
 
 
 def federation(desk: Desk, *, broker: str, rejections: dict[str, int], now: float) -> FederationView:
@@ -87,6 +87,10 @@ def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> R
     match run.state:
         case "queued":
             wait = broker or "the runs before it in the queue"
+        case "active" if desk.making is not None and desk.making[0] == run.id:
+            wait = (
+                broker or f"version {run.version + 1}, which is being made since {span(now - desk.making[1])}"
+            )
         case "active":
             wait = waiting(
                 run,

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedmq_coordinator.core.events import RunRequested, StopRequested
 from fedmq_coordinator.core.facts import VersionPublished
+from fedmq_coordinator.core.packing import pack_vector
 from fedmq_coordinator.core.publication import rebuild
 from fedmq_coordinator.core.report import RunReport, make_report
 from fedmq_coordinator.core.settings import RunSettings
@@ -128,9 +129,9 @@ def _routes(service: Service, defaults: RunSettings) -> APIRouter:  # one small 
             await asyncio.to_thread(service.journal.remember_source, run, request.task)
             service.sources[run] = request.task
             ref = TaskRef(name=task.name, version=task.version, schema_hash=task.schema.hash)
-            await service.submit(
-                RunRequested(run, settings, ref, task.schema, initial, task.has_central_data)
-            )
+            packed = await asyncio.to_thread(pack_vector, initial, service.shelf)
+            del initial
+            await service.submit(RunRequested(run, settings, ref, task.schema, packed, task.has_central_data))
         finally:
             starting.discard(run)
         return RunStarted(run=run)

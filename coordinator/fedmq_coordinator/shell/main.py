@@ -15,6 +15,7 @@ from fedmq_coordinator.shell.clock import Clock
 from fedmq_coordinator.shell.model_host import ModelHost
 from fedmq_coordinator.shell.service import HaltedError, Service
 from fedmq_coordinator.shell.settings import CoordinatorSettings
+from fedmq_coordinator.shell.shelf import StoreShelf
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.aio import Connection, Will
 from fedmq_protocol.envelope import COORDINATOR, Sealer
@@ -48,12 +49,13 @@ async def run_coordinator(
         stack.push_async_callback(model_host.close)
         journal = await asyncio.to_thread(Journal.open, settings.state_dir, federation=settings.federation)
         stack.callback(journal.close)
-        core = Coordinator(federation=settings.federation)
+        shelf = StoreShelf(journal, settings.state_dir)
+        core = Coordinator(federation=settings.federation, shelf=shelf)
         await asyncio.to_thread(core.state.replay, journal.read)
         clock = Clock(not_before=journal.last_at or 0.0)
         resumed = _resumed(core, journal, now=clock())
         key = load_or_create_key(settings.key_path)
-        service = Service(core, journal, clock=clock, model_host=model_host, sources=journal.sources())
+        service = Service(core, journal, shelf, clock=clock, model_host=model_host, sources=journal.sources())
         await service.begin(core.state.epoch + 1, key.public_key)
         sealer = Sealer(sender=COORDINATOR, epoch=core.state.epoch, key=key)
 

@@ -1,30 +1,55 @@
-"""What the coordinator has to say, on its way to the broker: many at once, in order topic by topic.
+"""What the coordinator has to say, on its way to the broker: many at once, the urgent before the large.
 
-MQTT keeps the order of what is published on one connection, so messages are handed over in the order in which they were
-decided, and only the waiting for acknowledgements goes on side by side.
+There are three queues, and what stands in an earlier one goes first:
+
+    words      receipts, announcements, leases, credits, notices: whatever is no chunk of a model
+    asked for  chunks that a device has asked for, since the broker did not answer
+    chunks     chunks of models, to be retained, and the clearing of those that are
+
+MQTT keeps the order of what is published on one connection, so the messages of a queue are handed over in the order in
+which they were decided, and only the waiting for acknowledgements goes on side by side. Chunks are read and sealed when
+their turn has come, and few of them are under way at once: what is said meanwhile waits for those alone, neither for
+the rest of a model nor for the connection's window, of which they leave a part free.
 
 Nothing here is promised: what is queued when the connection is lost is dropped, since the core says it anew after the
-next `BrokerConnected`, and devices ask again for what they miss. So the queue may have a bound, and the loop that fills
-it never waits for the broker: it must stay free to take what the broker sends, acknowledgements behind it.
+next `BrokerConnected`, and devices ask again for what they miss. So the queues may have a bound, and the loop that
+fills them never waits for the broker: it must stay free to take what the broker sends, acknowledgements behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Final, Protocol
 
-from fedmq_coordinator.core.effects import Clear, Send
+from fedmq_coordinator.core.effects import Clear, Send, SendChunk
 from fedmq_protocol.aio import RefusedError
 from fedmq_protocol.envelope import Sealer
-from fedmq_protocol.errors import ConnectionFailedError
+from fedmq_protocol.errors import ConnectionFailedError, StoreError
+from fedmq_protocol.limits import MAX_CHUNKS
+from fedmq_protocol.messages import Announcement
 
 _log = logging.getLogger(__name__)
 
-MAX_QUEUED: Final = 20_000
+MAX_WORDS: Final = 20_000
 """Messages; several for each of thousands of devices."""
+MAX_WORD_BYTES: Final = 64 * 1024 * 1024
+MAX_ASKED: Final = 1_000
+"""As many as Mosquitto queues for a client; who is not answered asks again."""
+MAX_RETAINED: Final = 4 * MAX_CHUNKS
+"""Chunks and clearings: names, since their bytes are not read yet."""
 _UNDER_WAY: Final = 32
+CHUNKS_UNDER_WAY: Final = 16
+"""Of the twenty messages that a connection has under way; as many as Mosquitto sends on to a client at once."""
+CHUNK_BYTES_UNDER_WAY: Final = 260_096
+"""Of the 262,144 that a connection has under way: two chunks of the usual size; the rest is for words."""
+_HEAD_BYTES: Final = 512
+"""About what a chunk's packet holds beside its data."""
+_WORD_BYTES: Final = 512
+"""What a message takes while it is queued, but for the bytes that it carries."""
+
+Message = Send | SendChunk | Clear
 
 
 class Publisher(Protocol):
@@ -39,35 +64,69 @@ class Outbox:
     def __init__(self, publisher: Publisher, sealer: Sealer) -> None:
         self._publisher = publisher
         self._sealer = sealer
-        self._queue: deque[Send | Clear] = deque()
-        self._filled = asyncio.Event()
+        self._words: deque[Send] = deque()
+        self._word_bytes = 0
+        self._asked: OrderedDict[tuple[str, int, str, int], SendChunk] = OrderedDict()
+        self._retained: deque[SendChunk | Clear] = deque()
+        self._to_retain: dict[tuple[str, int, str, int], SendChunk] = {}
+        """Those chunks in `_retained` that are still to go."""
+        self._changed = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
-        self._slots = asyncio.Semaphore(_UNDER_WAY)
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], int] = {}
+        """What is handed over and not acknowledged; of a chunk, its bytes, else 0."""
         self._pump: asyncio.Task[None] | None = None
         self._overflowing = False
 
     def start(self) -> None:
         self._pump = asyncio.create_task(self._run(), name="outbox")
 
-    def put(self, message: Send | Clear) -> None:
-        """Queue a message; beyond `MAX_QUEUED` it is dropped, and that is said once."""
-        if len(self._queue) >= MAX_QUEUED:
-            if not self._overflowing:
-                _log.warning(
-                    "%d messages wait for the broker; more are dropped until it takes them", MAX_QUEUED
-                )
-            self._overflowing = True
-            return
-        self._overflowing = False
-        self._queue.append(message)
-        self._emptied.clear()
-        self._filled.set()
+    @property
+    def queued(self) -> int:
+        """How many messages wait to be handed over."""
+        return len(self._words) + len(self._asked) + len(self._retained)
+
+    def put(self, message: Message) -> None:
+        """Queue a message; beyond its queue's bound it is dropped, and that is said once."""
+        match message:
+            case Send():
+                full = len(self._words) >= MAX_WORDS or self._word_bytes >= MAX_WORD_BYTES
+                if not full:
+                    self._words.append(message)
+                    self._word_bytes += _size(message)
+            case SendChunk(retain=False):
+                full = not self._ask(message)
+            case SendChunk() | Clear():
+                full = len(self._retained) >= MAX_RETAINED
+                if not full:
+                    self._retained.append(message)
+                    if isinstance(message, SendChunk):
+                        self._to_retain[_name(message)] = message
+        if full and not self._overflowing:
+            _log.warning("%d messages wait for the broker; more are dropped until it takes them", self.queued)
+        self._overflowing = full
+        if not full:
+            self._emptied.clear()
+            self._changed.set()
+
+    def _ask(self, chunk: SendChunk) -> bool:
+        """Queue what a device has asked for, once; False if there is no room.
+
+        What is about to be retained goes there now, where the device, and maybe others, wait for it already.
+        """
+        name = _name(chunk)
+        if name not in self._asked and len(self._asked) >= MAX_ASKED:
+            return False
+        self._asked[name] = self._to_retain.pop(name, self._asked.get(name, chunk))
+        return True
 
     def drop_all(self) -> None:
         """The connection is lost: forget what is queued."""
-        self._queue.clear()
+        self._words.clear()
+        self._word_bytes = 0
+        self._asked.clear()
+        self._retained.clear()
+        self._to_retain.clear()
         self._settle()
 
     async def flush(self, timeout_s: float) -> None:
@@ -77,7 +136,7 @@ class Outbox:
                 await self._emptied.wait()
         except TimeoutError:
             _log.warning(
-                "%d messages were not acknowledged by the broker", len(self._queue) + len(self._under_way)
+                "%d messages were not acknowledged by the broker", self.queued + len(self._under_way)
             )
 
     async def stop(self) -> None:
@@ -89,35 +148,74 @@ class Outbox:
 
     async def _run(self) -> None:
         while True:
-            while not self._queue:
-                self._filled.clear()
-                await self._filled.wait()
-            await self._slots.acquire()
-            if not self._queue:  # dropped meanwhile
-                self._slots.release()
+            message = self._next()
+            if message is None:
+                self._settle()
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            payload = self._seal(message)
+            if payload is None:
                 continue
             # A task begins in the order of its making, and hands its packet over before it first waits.
-            task = asyncio.create_task(self._publish(self._queue.popleft()))
-            self._under_way.add(task)
+            task = asyncio.create_task(self._publish(message, payload))
+            self._under_way[task] = len(payload) if isinstance(message, SendChunk) else 0
             task.add_done_callback(self._done)
+            await asyncio.sleep(0)
+
+    def _next(self) -> Message | None:
+        """What goes now; None if that is nothing, or has to wait."""
+        if len(self._under_way) >= _UNDER_WAY:
+            return None
+        if self._words:
+            word = self._words.popleft()
+            self._word_bytes -= _size(word)
+            return word
+        if self._asked:
+            chunk = next(iter(self._asked.values()))
+            return self._asked.popitem(last=False)[1] if self._has_room(chunk) else None
+        while self._retained:
+            message = self._retained[0]
+            if isinstance(message, Clear):
+                return self._retained.popleft()
+            name = _name(message)
+            if self._to_retain.get(name) is not message:  # it went before its turn
+                self._retained.popleft()
+            elif self._has_room(message):
+                del self._to_retain[name]
+                return self._retained.popleft()
+            else:
+                return None
+        return None
+
+    def _has_room(self, chunk: SendChunk) -> bool:
+        """Whether one more chunk may be under way."""
+        sizes = [size for size in self._under_way.values() if size]
+        expected = chunk.chunk_bytes + _HEAD_BYTES
+        return not sizes or (len(sizes) < CHUNKS_UNDER_WAY and sum(sizes) + expected <= CHUNK_BYTES_UNDER_WAY)
+
+    def _seal(self, message: Message) -> bytes | None:
+        """The packet's payload, made when its turn has come; None if its bytes cannot be read."""
+        try:
+            return b"" if isinstance(message, Clear) else self._sealer.seal(message.topic, message.body)
+        except StoreError as error:
+            _log.error("not sent on %s: %s", message.topic, error)  # the text says it all
+            return None
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
-        self._slots.release()
+        del self._under_way[task]
+        self._changed.set()
         self._settle()
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a message could not be published", exc_info=error)
 
     def _settle(self) -> None:
-        if not self._queue and not self._under_way:
+        if not self.queued and not self._under_way:
             self._emptied.set()
 
-    async def _publish(self, message: Send | Clear) -> None:
-        match message:
-            case Send(topic=topic, body=body, retain=retain):
-                payload = self._sealer.seal(topic, body)
-            case Clear(topic=topic):
-                payload, retain = b"", True
+    async def _publish(self, message: Message, payload: bytes) -> None:
+        topic = message.topic
+        retain = isinstance(message, Clear) or message.retain
         try:
             await self._publisher.publish(topic, payload, retain=retain)
         except RefusedError as error:
@@ -126,3 +224,12 @@ class Outbox:
             _log.debug("not sent on %s: %s", topic, error)
         except ValueError as error:
             _log.error("not sent: %s", error)  # the text says it all
+
+
+def _name(chunk: SendChunk) -> tuple[str, int, str, int]:
+    return chunk.head.run, chunk.head.version, chunk.head.blob, chunk.index
+
+
+def _size(message: Send) -> int:
+    carried = message.body.inline_delta if isinstance(message.body, Announcement) else None
+    return _WORD_BYTES + len(carried or b"")

@@ -4,7 +4,8 @@
         events   = all that are queued, and `TimePassed` if the core's deadline has come
         effects  = what `core.handle` says to each
         journal  <- every Record of the batch, in one transaction          (group commit)
-        broker   <- every Send and Clear, only now; Evaluate goes to the model host, Note to the log
+        broker   <- every Send, SendChunk and Clear, only now
+        aside    <- Prepare to a thread, Evaluate to the model host, Note to the log
 
 While a transaction is under way, events queue up and become the next batch, so the disk sets the size of batches and
 not the pace of events. The inbox is bounded: when it is full, messages stay with the broker.
@@ -22,7 +23,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Protocol, assert_never
 
-from fedmq_coordinator.core.effects import Clear, Effect, Evaluate, Halt, Note, Record, Send
+from fedmq_coordinator.core.blobs import Shelf
+from fedmq_coordinator.core.effects import (
+    Clear,
+    Effect,
+    Evaluate,
+    Halt,
+    Note,
+    Prepare,
+    Record,
+    Send,
+    SendChunk,
+)
 from fedmq_coordinator.core.events import (
     BrokerConnected,
     BrokerDisconnected,
@@ -83,11 +95,12 @@ class _Queued:
 
 
 class Service:
-    """Drives one core. Everything of it happens in one event loop, but for the journal's transactions.
+    """Drives one core. All happens in one event loop, but for the journal's transactions and what is made aside.
 
     Args:
         core: replayed already; nobody else may touch it but to look.
         journal: where its facts go.
+        shelf: where the core puts what is large.
         clock: seconds since the epoch.
         model_host: who evaluates.
         sources: run -> where its task lies.
@@ -97,6 +110,7 @@ class Service:
         self,
         core: Coordinator,
         journal: Journal,
+        shelf: Shelf,
         *,
         clock: Clock,
         model_host: ModelHost,
@@ -104,6 +118,7 @@ class Service:
     ) -> None:
         self.core = core
         self.journal = journal
+        self.shelf = shelf
         self.clock = clock
         self.model_host = model_host
         self.sources = sources
@@ -111,6 +126,8 @@ class Service:
         self._evaluator = Evaluator(model_host, sources, self._tell)
         self._outbox: Outbox | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._to_prepare: asyncio.Queue[Prepare] = asyncio.Queue()
         self._handling = asyncio.Lock()
         self._asked: set[asyncio.Future[None]] = set()
         self._ticked = False
@@ -137,6 +154,7 @@ class Service:
         tasks = [
             asyncio.create_task(self._listen(link, sealer, topics), name="listen"),
             asyncio.create_task(self._work(), name="work"),
+            asyncio.create_task(self._prepare(), name="prepare"),
             asyncio.create_task(self._evaluator.run(), name="evaluate"),
         ]
         stopped = asyncio.create_task(stop.wait(), name="stop")
@@ -158,6 +176,7 @@ class Service:
             await self._outbox.stop()
             for future in list(self._asked):
                 future.set_exception(StoppingError("the coordinator is stopping"))
+            self._maker.shutdown()
             self._writer.shutdown()
         if self._halted is not None:
             raise HaltedError(self._halted)
@@ -204,6 +223,13 @@ class Service:
 
     async def _tell(self, event: Event) -> None:
         await self._inbox.put(_Queued(event))
+
+    async def _prepare(self) -> None:
+        """Versions of large models are made in a thread: NumPy, hashing and the database let the others run."""
+        loop = asyncio.get_running_loop()
+        while True:
+            wanted = await self._to_prepare.get()
+            await self._tell(await loop.run_in_executor(self._maker, wanted.work))
 
     async def _work(self) -> None:
         while self._halted is None:
@@ -255,9 +281,11 @@ class Service:
         match effect:
             case Record():
                 pass  # on disk already
-            case Send() | Clear():
+            case Send() | SendChunk() | Clear():
                 if self._outbox is not None:
                     self._outbox.put(effect)
+            case Prepare():
+                self._to_prepare.put_nowait(effect)
             case Evaluate():
                 self._evaluator.put(effect)
             case Note(level=level, text=text, fields=fields):

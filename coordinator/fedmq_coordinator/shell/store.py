@@ -3,7 +3,8 @@
 Facts are appended in transactions and never changed. Bytes fields above `BESIDE_BYTES`, and the fields that retention
 may drop whatever their size, lie in the table `bulk`, in rows rather than files: one transaction and one fsync hold the
 fact and its bytes together (a file each would cost two fsyncs an update, more than a round's own work), no file is left
-over when a process dies in between, and the same holds for another database.
+over when a process dies in between, and the same holds for another database. Bytes of a large model's size are written
+ahead of their fact, and read back piece by piece where they are needed (`store_bulk`).
 
 Retention: what a replay starts from is the newest version of a run whose `private` weights are in the journal. Older
 private weights are dropped, and with them the payloads of updates that a step before that version folded in; both read
@@ -16,26 +17,38 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, get_args
 
 import msgpack
-from sqlalchemy import Connection, Engine, Row, create_engine, delete, event, func, insert, inspect, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    inspect,
+    select,
+    update,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
+from fedmq_coordinator.core.blobs import EMPTY, Blob, MemoryBlob
 from fedmq_coordinator.core.facts import JOURNAL_VERSION, Fact, VersionPublished, dump, load
 from fedmq_coordinator.shell.lock import FolderLock
+from fedmq_coordinator.shell.store_bulk import AHEAD, BulkTable, StoredBlob, WritingAhead
 from fedmq_coordinator.shell.store_schema import BULK, FACTS, META, METADATA, PRUNED, SOURCES
 from fedmq_protocol.errors import StoreError
+from fedmq_protocol.messages import BlobRef
 
 BESIDE_BYTES: Final = 16_384
 """A larger bytes field lies beside its fact."""
-
-PIECE_BYTES: Final = 4 * 1024 * 1024
-"""Bulk is cut into pieces of this size: SQLite's rows end at 1 GB, and one piece is what is held twice."""
 
 DROPPABLE: Final = {"UpdateAccepted": "payload", "VersionPublished": "private"}
 """What retention drops, by kind; always beside its fact, so that facts are never rewritten."""
@@ -43,6 +56,12 @@ DROPPABLE: Final = {"UpdateAccepted": "payload", "VersionPublished": "private"}
 BULKY_FIELDS: Final = frozenset({"payload", "private", "snapshot", "delta", "initial"})
 """What `read(leave_out=...)` may leave out to walk through a journal lightly."""
 
+_WRITTEN_AHEAD: Final = ("RunCreated", "VersionPublished")
+"""Kinds of facts that may name what was written ahead of them."""
+_ENTRY: Final = 2
+"""Size and SHA-256; a third value is the number of what was written ahead."""
+_OLDER: Final = frozenset({1})
+"""Versions of the journal that this one reads as they are: 1 knew of nothing written ahead."""
 _ROWS_A_READ: Final = 512
 _BUSY_MS: Final = 10_000
 
@@ -54,6 +73,7 @@ class Journal:
         self._engine = engine
         self._name = name
         self._lock = lock
+        self._bulk = BulkTable(engine, self._reporting, self._damaged)
         self._last = 0
         self._first_at: float | None = None
         self._last_at: float | None = None
@@ -120,11 +140,11 @@ class Journal:
         if not facts:
             return
         rows: list[dict[str, Any]] = []
-        pieces: list[dict[str, Any]] = []
+        belongings: list[tuple[int, str, Blob]] = []
         for seq, fact in enumerate(facts, self._last + 1):
             slim, beside = _split_off(fact)
             kind, body = dump(slim)
-            index = {field: [len(data), hashlib.sha256(data).digest()] for field, data in beside.items()}
+            index = {field: _entry(blob) for field, blob in beside.items()}
             packed = msgpack.packb(index) if index else None
             rows.append(
                 {
@@ -137,19 +157,18 @@ class Journal:
                     "checksum": _checksum(kind, body, packed),
                 }
             )
-            pieces.extend(
-                {"seq": seq, "field": field, "piece": piece, "data": data[start : start + PIECE_BYTES]}
-                for field, data in beside.items()
-                for piece, start in enumerate(range(0, max(1, len(data)), PIECE_BYTES))
-            )
-        with self._reporting("write to"), self._engine.begin() as connection:
+            belongings += [(seq, field, blob) for field, blob in beside.items() if not _is_ahead(blob)]
+        with self._bulk.turn, self._reporting("write to"), self._engine.begin() as connection:
             connection.execute(insert(FACTS), rows)
-            if pieces:
-                connection.execute(insert(BULK), pieces)
+            self._bulk.insert(connection, belongings)
         self._last += len(rows)
         self._last_at = facts[-1].at
         if self._first_at is None:
             self._first_at = facts[0].at
+
+    def begin_blob(self) -> WritingAhead:
+        """Begin large bytes of a fact that is still to be made; several may be under way, in any threads."""
+        return self._bulk.begin()
 
     def prune(self, run: str, before_version: int) -> int:
         """Drop what no replay of `run` needs any more, now that `before_version` is there with its private weights.
@@ -164,7 +183,7 @@ class Journal:
             StoreError: the database fails.
         """
         anchor = self._seq_of_private(run, before_version)
-        with self._reporting("write to"), self._engine.begin() as connection:
+        with self._bulk.turn, self._reporting("write to"), self._engine.begin() as connection:
             steps = select(func.max(FACTS.c.seq)).where(FACTS.c.run == run, FACTS.c.kind == "StepTaken")
             last_step = connection.execute(steps.where(FACTS.c.seq < anchor)).scalar() or 0
             # What came between the last step and the version is in the accumulator, not in the version's weights.
@@ -174,7 +193,7 @@ class Journal:
 
     def remember_source(self, run: str, task: str) -> None:
         """Keep where the task of `run` lies on this machine, for the model host after a restart."""
-        with self._reporting("write to"), self._engine.begin() as connection:
+        with self._bulk.turn, self._reporting("write to"), self._engine.begin() as connection:
             connection.execute(delete(SOURCES).where(SOURCES.c.run == run))
             connection.execute(insert(SOURCES).values(run=run, task=task))
 
@@ -188,8 +207,8 @@ class Journal:
         Args:
             run: only this run's facts.
             kinds: only facts of these kinds.
-            leave_out: fields out of `BULKY_FIELDS` that are not loaded where they lie beside their fact; they read as
-                None (`initial`, which is never None, as b"").
+            leave_out: fields out of `BULKY_FIELDS` that are not looked for where they lie beside their fact; they read
+                as None (`initial`, which is never None, as empty).
 
         Raises:
             StoreError: the journal is damaged.
@@ -229,7 +248,9 @@ class Journal:
             found = connection.execute(select(META)).all()
             if len(found) != 1:
                 raise self._damaged(f"its table meta has {len(found)} rows instead of one")
-            if found[0].journal_version != JOURNAL_VERSION:
+            if found[0].journal_version in _OLDER:
+                connection.execute(update(META).values(journal_version=JOURNAL_VERSION))
+            elif found[0].journal_version != JOURNAL_VERSION:
                 raise StoreError(
                     f"{self._name} is a journal of version {found[0].journal_version}, this fedmq writes version "
                     f"{JOURNAL_VERSION}: use the fedmq that wrote it, or another state_dir"
@@ -242,17 +263,15 @@ class Journal:
             edge = select(func.max(FACTS.c.seq), func.min(FACTS.c.at), func.max(FACTS.c.at))
             last, self._first_at, self._last_at = connection.execute(edge).one()
             self._last = last or 0
+            self._bulk.prepare(connection, lambda: _named_ahead(connection))
 
     def _seq_of_private(self, run: str, version: int) -> int:
-        here = select(BULK.c.seq).where(BULK.c.field == "private")
-        chosen = select(FACTS).where(
-            FACTS.c.run == run, FACTS.c.kind == "VersionPublished", FACTS.c.seq.in_(here)
-        )
+        chosen = select(FACTS).where(FACTS.c.run == run, FACTS.c.kind == "VersionPublished")
         with self._reporting("read"), self._engine.connect() as connection:
-            rows = connection.execute(chosen.order_by(FACTS.c.seq.desc())).all()
+            rows = connection.execute(chosen.order_by(FACTS.c.seq.desc()).limit(_ROWS_A_READ)).all()
         for row in rows:
-            fact = self._fact(row, BULKY_FIELDS)
-            if isinstance(fact, VersionPublished) and fact.version == version:
+            fact = self._fact(row, BULKY_FIELDS - {"private"})
+            if isinstance(fact, VersionPublished) and fact.version == version and fact.private is not None:
                 return int(row.seq)
         raise ValueError(f"version {version} of {run} has no private weights in the journal")
 
@@ -264,22 +283,27 @@ class Journal:
             return fact
         with self._reporting("read"), self._engine.connect() as connection:
             found = {
-                field: self._bulk(connection, row, field, size, sha256)
-                for field, (size, sha256) in msgpack.unpackb(row.beside).items()
+                field: self._beside(connection, row, field, entry)
+                for field, entry in msgpack.unpackb(row.beside).items()
                 if field not in leave_out
             }
         return fact.model_copy(update=found)
 
-    def _bulk(
-        self, connection: Connection, row: Row[Any], field: str, size: int, sha256: bytes
-    ) -> bytes | None:
-        chosen = (
-            select(BULK.c.data).where(BULK.c.seq == row.seq, BULK.c.field == field).order_by(BULK.c.piece)
-        )
-        data = b"".join(connection.execute(chosen).scalars())
-        if len(data) == size and hashlib.sha256(data).digest() == sha256:
-            return data
-        if not data and DROPPABLE.get(row.kind) == field:
+    def _beside(
+        self, connection: Connection, row: Row[Any], field: str, entry: Sequence[Any]
+    ) -> bytes | Blob | None:
+        """The bytes of a payload; of everything else, where they lie."""
+        ref = BlobRef(size=entry[0], sha256=entry[1])
+        where = (entry[2], AHEAD) if len(entry) > _ENTRY else (row.seq, field)
+        size = self._bulk.size(connection, *where)
+        if size == ref.size:
+            blob = StoredBlob(self._bulk, *where, ref)
+            if field != "payload":
+                return blob
+            data = blob.read(0, size)
+            if hashlib.sha256(data).digest() == ref.sha256:
+                return data
+        if not size and DROPPABLE.get(row.kind) == field:
             known = select(PRUNED.c.before_seq).where(PRUNED.c.run == row.run, PRUNED.c.field == field)
             before = connection.execute(known).scalar()
             if before is not None and row.seq < before:
@@ -319,10 +343,15 @@ class _Reporting:
 def _drop(connection: Connection, run: str, kind: str, before_seq: int) -> int:
     """Delete the droppable bulk of a run's facts of one kind; return how many facts lost theirs."""
     field = DROPPABLE[kind]
-    facts = select(FACTS.c.seq).where(FACTS.c.run == run, FACTS.c.kind == kind, FACTS.c.seq < before_seq)
-    which = (BULK.c.field == field, BULK.c.seq.in_(facts))
+    of_kind = (FACTS.c.run == run, FACTS.c.kind == kind, FACTS.c.seq < before_seq)
+    which = (BULK.c.field == field, BULK.c.seq.in_(select(FACTS.c.seq).where(*of_kind)))
     count = connection.execute(select(func.count(BULK.c.seq.distinct())).where(*which)).scalar_one()
     connection.execute(delete(BULK).where(*which))
+    if kind in _WRITTEN_AHEAD:
+        rows = connection.execute(select(FACTS.c.beside).where(*of_kind, FACTS.c.beside.is_not(None)))
+        ahead = (BULK.c.field == AHEAD, BULK.c.seq.in_(list(_ahead(rows.scalars(), field))))
+        count += connection.execute(select(func.count(BULK.c.seq.distinct())).where(*ahead)).scalar_one()
+        connection.execute(delete(BULK).where(*ahead))
     connection.execute(delete(PRUNED).where(PRUNED.c.run == run, PRUNED.c.field == field))
     connection.execute(insert(PRUNED).values(run=run, field=field, before_seq=before_seq))
     return count
@@ -343,18 +372,43 @@ def _checksum(kind: str, body: bytes, beside: bytes | None) -> int:
     return zlib.crc32(beside or b"", zlib.crc32(body, zlib.crc32(kind.encode())))
 
 
-def _split_off(fact: Fact) -> tuple[Fact, dict[str, bytes]]:
+def _split_off(fact: Fact) -> tuple[Fact, dict[str, Blob]]:
     """The fact without its bulk, and the bulk by field."""
     droppable = DROPPABLE.get(type(fact).__name__)
+    found = {field: MemoryBlob(value) if isinstance(value, bytes) else value for field, value in fact}
     beside = {
         field: value
-        for field, value in fact
-        if isinstance(value, bytes) and (field == droppable or len(value) > BESIDE_BYTES)
+        for field, value in found.items()
+        if isinstance(value, Blob)
+        and (field == droppable or value.ref.size > BESIDE_BYTES or _is_ahead(value))
     }
     empty = {field: _empty(type(fact), field) for field in beside}
     return fact.model_copy(update=empty), beside
 
 
-def _empty(kind: type[Fact], field: str) -> bytes | None:
+def _empty(kind: type[Fact], field: str) -> Blob | None:
     """What stands in a fact for bytes that lie beside it, as its model allows."""
-    return None if NoneType in get_args(kind.model_fields[field].annotation) else b""
+    return None if NoneType in get_args(kind.model_fields[field].annotation) else EMPTY
+
+
+def _is_ahead(blob: Blob) -> bool:
+    return isinstance(blob, StoredBlob) and blob.field == AHEAD
+
+
+def _entry(blob: Blob) -> list[Any]:
+    """What the fact's row says of bytes beside it: size, SHA-256, and their number if they were written ahead."""
+    number = [blob.seq] if isinstance(blob, StoredBlob) and blob.field == AHEAD else []
+    return [blob.ref.size, blob.ref.sha256, *number]
+
+
+def _ahead(indices: Iterable[bytes], field: str | None = None) -> Iterator[int]:
+    """The numbers of what was written ahead, in one field or in all, out of what facts' rows say."""
+    for index in indices:
+        for name, entry in msgpack.unpackb(index).items():
+            if len(entry) > _ENTRY and field in {None, name}:
+                yield entry[2]
+
+
+def _named_ahead(connection: Connection) -> Iterator[int]:
+    chosen = select(FACTS.c.beside).where(FACTS.c.kind.in_(_WRITTEN_AHEAD), FACTS.c.beside.is_not(None))
+    return _ahead(connection.execute(chosen).scalars())

@@ -2,7 +2,8 @@
 
 meta     one row: which version of the journal this is, and whose
 facts    append-only; never changed, never deleted
-bulk     large bytes of facts, in pieces; the only thing that retention deletes
+bulk     large bytes of facts, in pieces; the only thing that retention deletes. `seq` is the fact's, or a negative
+         number that the fact's `beside` says, for bytes that were written ahead of their fact
 pruned   before which fact of a run retention has deleted a field's bulk
 sources  where the task of a run lies on this machine; nothing that a replay needs
 
@@ -33,7 +34,7 @@ FACTS: Final = Table(
     Column("kind", String, nullable=False),
     Column("at", Float, nullable=False),
     Column("body", LargeBinary, nullable=False),
-    # msgpack {field: [size, SHA-256]} of what lies in `bulk`
+    # msgpack {field: [size, SHA-256]} of what lies in `bulk`; a third value is the `seq` of what was written ahead
     Column("beside", LargeBinary, nullable=True),
     # CRC-32 over kind, body and beside: SQLite does not check its pages
     Column("checksum", BigInteger, nullable=False),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.progress import LARGE_MODEL
 from fedmq_coordinator.core.publication import rebuild
 from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import Announcement, ModelChunk, Receipt
@@ -20,8 +21,8 @@ NAMES = ["a", "b", "c", "d"]
 SMALL_SNAPSHOT = {"up": "topk-log4", "density": 0.1, "down": "topk-log4", "down_density": 0.1}
 
 
-def begin(mode: str = "sync", rounds: int = 500) -> World:
-    world = World()
+def begin(mode: str = "sync", rounds: int = 500, aside_from: int = LARGE_MODEL) -> World:
+    world = World(aside_from=aside_from)
     for name in NAMES:
         world.join(name)
     initial = np.random.default_rng(9).normal(size=SCHEMA.size).astype(np.float32)

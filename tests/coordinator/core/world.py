@@ -14,6 +14,7 @@ from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.machine import Coordinator
+from fedmq_coordinator.core.progress import LARGE_MODEL
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_protocol.chunks import blob_ref
@@ -53,15 +54,18 @@ class Device:
 
 @dataclass
 class World:
-    """The core, what it journaled and sent, and the time."""
+    """The core, what it journaled and sent, and the time. What it wants made aside waits in `aside`."""
 
-    core: Coordinator = field(default_factory=lambda: Coordinator(federation="home"))
+    aside_from: int = LARGE_MODEL
+    core: Coordinator = field(init=False)
     now: float = 1_000_000.0
     journal: list[tuple[str, bytes]] = field(default_factory=list)
     effects: list[do.Effect] = field(default_factory=list)
     devices: dict[str, Device] = field(default_factory=dict)
+    aside: list[do.Prepare] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.core = Coordinator(federation="home", aside_from=self.aside_from)
         self.tell(e.CoordinatorStarted(epoch=1))
         self.tell(e.BrokerConnected())
 
@@ -70,7 +74,13 @@ class World:
         effects = self.core.handle(event, now=self.now)
         self.journal += [f.dump(effect.fact) for effect in effects if isinstance(effect, do.Record)]
         self.effects += effects
+        self.aside += [effect for effect in effects if isinstance(effect, do.Prepare)]
         return effects
+
+    def make(self) -> list[do.Effect]:
+        """Do what is to be made aside."""
+        (wanted,), self.aside = self.aside, []
+        return self.tell(wanted.work())
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass, with every deadline on the way."""
@@ -173,7 +183,8 @@ class World:
 
     def sent(self, kind: type[B]) -> list[B]:
         """Every body of a kind that the core has sent."""
-        return [x.body for x in self.effects if isinstance(x, do.Send) and isinstance(x.body, kind)]
+        said = (x for x in self.effects if isinstance(x, do.Send | do.SendChunk))
+        return [x.body for x in said if isinstance(x.body, kind)]
 
     def announcement(self) -> Announcement:
         return self.sent(Announcement)[-1]
@@ -187,13 +198,14 @@ class World:
 
     def replayed(self) -> Coordinator:
         """A new core that knows the journal alone."""
-        core = Coordinator(federation="home")
+        core = Coordinator(federation="home", aside_from=self.aside_from)
         core.state.replay(self.facts)
         return core
 
     def restart(self) -> None:
         """Kill the coordinator and start another one on the same journal; devices stay connected."""
         self.core = self.replayed()
+        self.aside.clear()
         self.tell(e.CoordinatorStarted(epoch=self.core.state.epoch + 1))
         self.tell(e.BrokerConnected())
         for device in self.devices.values():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedmq_coordinator.core.blobs import MemoryShelf
 from fedmq_coordinator.core.effects import Effect
 from fedmq_coordinator.core.events import Event, RunRequested, StopRequested, TimePassed
 from fedmq_coordinator.core.facts import Fact
@@ -69,7 +70,9 @@ class Rig:
     def __init__(self, journal: SlowJournal, core: Coordinator) -> None:
         self.journal, self.core, self.link, self.stop = journal, core, Link(), asyncio.Event()
         self.host = FakeModelHost()
-        self.service = Service(core, journal, clock=Clock(), model_host=self.host, sources={"r": "find.py"})
+        self.service = Service(
+            core, journal, MemoryShelf(), clock=Clock(), model_host=self.host, sources={"r": "find.py"}
+        )
 
     async def start(self) -> None:
         await self.service.begin(1, KEY.public_key)

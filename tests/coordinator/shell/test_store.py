@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from fedmq_coordinator.core.blobs import PIECE_BYTES, Blob, MemoryBlob
 from fedmq_coordinator.core.facts import (
+    JOURNAL_VERSION,
     EpochBegun,
     Fact,
     RunActivated,
@@ -24,7 +27,7 @@ from fedmq_coordinator.core.facts import (
     VersionPublished,
 )
 from fedmq_coordinator.core.settings import RunSettings
-from fedmq_coordinator.shell.store import BESIDE_BYTES, BULKY_FIELDS, PIECE_BYTES, Journal
+from fedmq_coordinator.shell.store import BESIDE_BYTES, BULKY_FIELDS, Journal
 from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import Evaluation, TaskRef
 from fedmq_protocol.schema import TensorEntry, TensorSchema
@@ -202,13 +205,127 @@ class TestRetention:
         journal.append([accepted(2, b"u"), step(), accepted(3, b"v"), published(2, private=b"c")])
         journal.prune("r", 2)
         facts = list(journal.read())
-        assert [fact.private for fact in facts if isinstance(fact, VersionPublished)] == [None, None, b"c"]
+        assert [fact.private for fact in facts if isinstance(fact, VersionPublished)] == [
+            None,
+            None,
+            MemoryBlob(b"c"),
+        ]
         assert [fact.payload for fact in facts if isinstance(fact, UpdateAccepted)] == [None, None, b"v"]
         with pytest.raises(ValueError, match="no private weights"):
             journal.prune("r", 1)
 
 
+class TestWrittenAhead:
+    """Large bytes go into the database before the fact that names them."""
+
+    SIZE = 2 * PIECE_BYTES + 17
+
+    def blob(self, journal: Journal, seed: bytes) -> Blob:
+        writing = journal.begin_blob()
+        data = memoryview(os.urandom(1) + seed * (self.SIZE // len(seed)))[: self.SIZE]
+        for start in range(0, self.SIZE, 1_000_003):
+            writing.write(data[start : start + 1_000_003])
+        return writing.done()
+
+    def rows(self, tmp_path: Path) -> int:
+        with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as raw:
+            return int(raw.execute("SELECT count(*) FROM bulk").fetchone()[0])
+
+    def test_comes_back_whole_and_in_parts(self, journal: Journal, tmp_path: Path) -> None:
+        blob = self.blob(journal, b"weights")
+        data = blob.data
+        assert len(data) == self.SIZE
+        assert blob == MemoryBlob(data)
+        fact = published(0, private=b"p").model_copy(update={"snapshot": blob})
+        journal.append([created(), fact])
+        (_, again) = reopened(journal, tmp_path)
+        assert again == fact
+        opened = Journal.open(tmp_path, federation="home")
+        (found,) = opened.read(kinds=["VersionPublished"])
+        assert isinstance(found, VersionPublished)
+        assert found.snapshot is not None
+        for start, length in ((0, 5), (PIECE_BYTES - 3, 7), (self.SIZE - 4, 100), (1, self.SIZE)):
+            assert found.snapshot.read(start, length) == data[start : start + length]
+        opened.close()
+
+    def test_small_bytes_stay_with_their_fact(self, journal: Journal, tmp_path: Path) -> None:
+        writing = journal.begin_blob()
+        writing.write(b"small")
+        assert isinstance(writing.done(), MemoryBlob)
+        assert self.rows(tmp_path) == 0
+
+    def test_what_no_fact_names_is_removed_when_the_journal_opens(
+        self, journal: Journal, tmp_path: Path
+    ) -> None:
+        kept, lost = self.blob(journal, b"kept"), self.blob(journal, b"lost")
+        half = journal.begin_blob()
+        half.write(bytes(self.SIZE))  # killed before it was done
+        journal.append([published(0, private=b"p").model_copy(update={"snapshot": kept})])
+        assert lost.ref.size == self.SIZE
+        assert self.rows(tmp_path) == 3 + 3 + 2 + 1
+        journal.close()
+        again = Journal.open(tmp_path, federation="home")
+        assert self.rows(tmp_path) == 3 + 1
+        (fact,) = again.read()
+        assert isinstance(fact, VersionPublished)
+        assert fact.snapshot == kept
+        assert len(self.blob(again, b"next").data) == self.SIZE  # its number is a free one
+        again.close()
+
+    def test_goes_with_retention(self, journal: Journal, tmp_path: Path) -> None:
+        for version in (0, 1):
+            private, snapshot = self.blob(journal, b"private"), self.blob(journal, b"snapshot")
+            fact = published(version, private=b"").model_copy(
+                update={"private": private, "snapshot": snapshot}
+            )
+            journal.append([fact])
+        assert self.rows(tmp_path) == 4 * 3
+        assert journal.prune("r", 1) == 1
+        assert self.rows(tmp_path) == 3 * 3
+        found = [fact for fact in journal.read() if isinstance(fact, VersionPublished)]
+        assert [fact.private is None for fact in found] == [True, False]
+        assert all(fact.snapshot is not None and len(fact.snapshot.data) == self.SIZE for fact in found)
+
+    @pytest.mark.parametrize(
+        "damage",
+        ["DELETE FROM bulk WHERE piece = 1", "UPDATE bulk SET data = zeroblob(length(data)) WHERE piece = 1"],
+    )
+    def test_damage_is_found_when_it_is_read(self, journal: Journal, tmp_path: Path, damage: str) -> None:
+        fact = published(0, private=b"p").model_copy(update={"snapshot": self.blob(journal, b"s")})
+        journal.append([fact])
+        with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as raw, raw:
+            raw.execute(damage)
+
+        def read() -> None:
+            (found,) = journal.read()
+            assert isinstance(found, VersionPublished)
+            assert found.snapshot is not None
+            for _ in found.snapshot.pieces():
+                pass
+
+        with pytest.raises(StoreError, match=r"journal\.sqlite.*damaged"):
+            read()
+
+    def test_others_write_between_two_pieces(self, journal: Journal) -> None:
+        writing = journal.begin_blob()
+        for epoch in range(5):
+            writing.write(bytes(PIECE_BYTES))
+            journal.append([EpochBegun(at=float(epoch), epoch=epoch)])
+        journal.append([published(0, private=b"p").model_copy(update={"snapshot": writing.done()})])
+        assert len(list(journal.read())) == 6
+
+
 class TestRefusals:
+    def test_a_journal_of_the_version_before_is_taken_over(self, journal: Journal, tmp_path: Path) -> None:
+        facts: list[Fact] = [created(initial=bytes(PIECE_BYTES + 1)), published(0, private=b"p" * 24)]
+        journal.append(facts)
+        journal.close()
+        with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as raw, raw:
+            raw.execute("UPDATE meta SET journal_version = 1")  # it had nothing else of its own
+        assert reopened(journal, tmp_path) == facts
+        with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as raw:
+            assert raw.execute("SELECT journal_version FROM meta").fetchall() == [(JOURNAL_VERSION,)]
+
     def test_another_federation(self, journal: Journal, tmp_path: Path) -> None:
         journal.close()
         with pytest.raises(
@@ -221,7 +338,7 @@ class TestRefusals:
         with sqlite3.connect(tmp_path / "journal.sqlite") as raw:
             raw.execute("UPDATE meta SET journal_version = 99")
         raw.close()
-        with pytest.raises(StoreError, match="a journal of version 99, this fedmq writes version 1"):
+        with pytest.raises(StoreError, match="a journal of version 99, this fedmq writes version 2"):
             Journal.open(tmp_path, federation="home")
 
     def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
@@ -333,7 +450,7 @@ class TestProcesses:
         for batch in range(len(facts) // 10):
             version = facts[10 * batch]
             assert isinstance(version, VersionPublished)
-            assert version.delta == version.private == bytes([batch % 256]) * 50_000
+            assert version.delta == version.private == MemoryBlob(bytes([batch % 256]) * 50_000)
 
 
 def test_a_full_disk_is_said_and_nothing_of_the_batch_is_there(journal: Journal) -> None:
