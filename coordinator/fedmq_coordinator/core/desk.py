@@ -52,8 +52,8 @@ class Desk:
         self.state.apply(fact)
         self._effects.append(do.Record(fact))
 
-    def send(self, topic: str, body: Body, *, retain: bool = False) -> None:
-        self._effects.append(do.Send(topic, body, retain))
+    def send(self, topic: str, body: Body, *, retain: bool = False, patient: bool = False) -> None:
+        self._effects.append(do.Send(topic, body, retain, patient))
 
     def note(self, level: do.Level, text: str, **fields: str | float) -> None:
         self._effects.append(do.Note(level, text, fields))

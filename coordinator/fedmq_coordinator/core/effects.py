@@ -26,19 +26,27 @@ class Record:
 
 @dataclass(frozen=True)
 class Send:
-    """Seal `body` and publish it with QoS 1."""
+    """Seal `body` and publish it with QoS 1.
+
+    Attributes:
+        topic: where to.
+        body: what.
+        retain: for whoever subscribes later, too.
+        patient: it goes behind the chunks that were to be sent before it, since it is of no use without them.
+    """
 
     topic: str
     body: Body
     retain: bool = False
+    patient: bool = False
 
 
 @dataclass(frozen=True)
 class SendChunk:
     """Seal and publish, with QoS 1, one chunk of a model's blob, which is read only when its turn has come.
 
-    It goes behind every `Send`: a model takes as long as it takes, and nobody else waits for it. Retained chunks, and
-    their `Clear`s, keep their order.
+    It goes behind every `Send` that is not patient: a model takes as long as it takes, and nobody else waits for it.
+    Retained chunks, and their `Clear`s, keep their order.
 
     Attributes:
         topic: where to.

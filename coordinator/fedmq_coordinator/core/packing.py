@@ -6,7 +6,6 @@ What is written is not compressed: float32 weights hardly are, and at a model's 
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Iterator
 from typing import Final
 
@@ -52,7 +51,7 @@ def unpack_vector(blob: Blob, out: Vector) -> None:
         filled += len(part)
     if filled != len(room):
         raise StoreError("a vector in the journal is shorter than its model")
-    if sys.byteorder == "big":
+    if np.dtype("<f4") != out.dtype:
         out.byteswap(inplace=True)
 
 

@@ -206,7 +206,7 @@ class Progress:
         if devices:
             sync = run.settings.mode == "sync"
             self._open_round(run, run.round + 1 if sync else fact.version + 1, devices, goal)
-        self.announce(run, inline=True)
+        self.announce(run, inline=True, patient=fact.delta is None)
         self.evaluate(run, made.lent)
 
     def _next_cohort(self, run: Run) -> tuple[list[str], int]:
@@ -319,9 +319,9 @@ class Progress:
         scored = showing.scores(run)
         return max(scored, key=lambda version: (scored[version], version), default=None)
 
-    def announce(self, run: Run, *, inline: bool) -> None:
+    def announce(self, run: Run, *, inline: bool, patient: bool = False) -> None:
         announcement = self._desk.announcement(run, inline=inline)
-        self._desk.send(self._desk.topics.announcement, announcement, retain=True)
+        self._desk.send(self._desk.topics.announcement, announcement, retain=True, patient=patient)
 
     def publish_chunks(self, run: Run, version: int) -> None:
         for chunk in self._desk.publisher.chunks(run, version):

@@ -2,9 +2,10 @@
 
 There are three queues, and what stands in an earlier one goes first:
 
-    words      receipts, announcements, leases, credits, notices: whatever is no chunk of a model
+    words      receipts, other announcements, leases, credits, notices: whatever is no chunk of a model
     asked for  chunks that a device has asked for, since the broker did not answer
-    chunks     chunks of models, to be retained, and the clearing of those that are
+    chunks     chunks of models, to be retained, and the clearing of those that are; the announcement of a run's first
+               version, which nobody can use before its chunks are there
 
 MQTT keeps the order of what is published on one connection, so the messages of a queue are handed over in the order in
 which they were decided, and only the waiting for acknowledgements goes on side by side. Chunks are read and sealed when
@@ -67,9 +68,11 @@ class Outbox:
         self._words: deque[Send] = deque()
         self._word_bytes = 0
         self._asked: OrderedDict[tuple[str, int, str, int], SendChunk] = OrderedDict()
-        self._retained: deque[SendChunk | Clear] = deque()
+        self._retained: deque[Message] = deque()
         self._to_retain: dict[tuple[str, int, str, int], SendChunk] = {}
         """Those chunks in `_retained` that are still to go."""
+        self._patient: dict[str, Send] = {}
+        """The newest to be said on a topic whose place is in `_retained`: later words wait there with the first."""
         self._changed = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -89,19 +92,24 @@ class Outbox:
     def put(self, message: Message) -> None:
         """Queue a message; beyond its queue's bound it is dropped, and that is said once."""
         match message:
-            case Send():
+            case Send(topic=topic) if topic in self._patient:
+                self._patient[topic] = message
+                full = False
+            case Send(patient=False):
                 full = len(self._words) >= MAX_WORDS or self._word_bytes >= MAX_WORD_BYTES
                 if not full:
                     self._words.append(message)
                     self._word_bytes += _size(message)
             case SendChunk(retain=False):
                 full = not self._ask(message)
-            case SendChunk() | Clear():
+            case Send() | SendChunk() | Clear():
                 full = len(self._retained) >= MAX_RETAINED
                 if not full:
                     self._retained.append(message)
                     if isinstance(message, SendChunk):
                         self._to_retain[_name(message)] = message
+                    elif isinstance(message, Send):
+                        self._patient[message.topic] = message
         if full and not self._overflowing:
             _log.warning("%d messages wait for the broker; more are dropped until it takes them", self.queued)
         self._overflowing = full
@@ -127,6 +135,7 @@ class Outbox:
         self._asked.clear()
         self._retained.clear()
         self._to_retain.clear()
+        self._patient.clear()
         self._settle()
 
     async def flush(self, timeout_s: float) -> None:
@@ -177,7 +186,11 @@ class Outbox:
         while self._retained:
             message = self._retained[0]
             if isinstance(message, Clear):
-                return self._retained.popleft()
+                self._retained.popleft()
+                return message
+            if isinstance(message, Send):
+                self._retained.popleft()
+                return self._patient.pop(message.topic)
             name = _name(message)
             if self._to_retain.get(name) is not message:  # it went before its turn
                 self._retained.popleft()

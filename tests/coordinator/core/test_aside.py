@@ -131,11 +131,11 @@ def test_a_run_that_is_stopped_meanwhile_gets_no_more_versions() -> None:
     send_all(world, np.random.default_rng(3))
     world.tell(e.StopRequested("r1"))
     world.pass_time(5.0)
-    assert world.core.runs["r2"].state == "queued", "the model of the first is still in use"
+    assert world.core.state.queue == ["r2"], "the model of the first is still in use"
     before = len(versions(world))
     world.make()
     assert [fact.run for fact in versions(world)[before:]] == []
-    assert world.core.runs["r2"].state == "active"
+    assert world.core.state.queue == []
     world.make()
     assert [fact.run for fact in versions(world)[before:]] == ["r2"]
     assert_same_bits(world.core, world.replayed())

@@ -246,6 +246,26 @@ async def test_what_a_device_asks_for_goes_first_and_once(slow: tuple[SlowLink, 
     assert sorted(topics[4:]) == sorted(f"m/{index}" for index in (2, 3, 4, 5, 6, 8, 9))
 
 
+async def test_a_first_version_is_announced_behind_its_chunks_and_only_as_it_is_then(
+    slow: tuple[SlowLink, Outbox],
+) -> None:
+    link, outbox = slow
+    for chunk in chunks(Lazy(3 * CHUNK_BYTES)):
+        outbox.put(chunk)
+    outbox.put(Send("run", Notice(code="n", detail="version 0"), retain=True, patient=True))
+    outbox.put(Send("run", Notice(code="n", detail="round 1"), retain=True))
+    outbox.put(notice(0))
+    await settled()
+    while outbox.queued:
+        await link.acknowledge()
+    assert [topic for topic, _, _ in link.handed] == ["t/0", "m/0", "m/1", "m/2", "run"]
+    last = open_envelope("run", link.handed[-1][1]).verified(KEY.public_key).body
+    assert last == Notice(code="n", detail="round 1")
+    outbox.put(Send("run", Notice(code="n", detail="round 2"), retain=True))
+    await settled()
+    assert link.handed[-1][0] == "run"
+
+
 async def test_a_chunk_whose_bytes_are_damaged_holds_up_nothing(
     slow: tuple[SlowLink, Outbox], caplog: pytest.LogCaptureFixture
 ) -> None:
