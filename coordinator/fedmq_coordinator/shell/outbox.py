@@ -51,6 +51,8 @@ _WORD_BYTES: Final = 512
 """What a message takes while it is queued, but for the bytes that it carries."""
 
 Message = Send | SendChunk | Clear
+_Name = tuple[str, int, str, int]
+"""Of a chunk: run, version, blob, index."""
 
 
 class Publisher(Protocol):
@@ -67,9 +69,10 @@ class Outbox:
         self._sealer = sealer
         self._words: deque[Send] = deque()
         self._word_bytes = 0
-        self._asked: OrderedDict[tuple[str, int, str, int], SendChunk] = OrderedDict()
+        self._asked: OrderedDict[tuple[str, _Name], SendChunk] = OrderedDict()
+        """By a device's topic, or "" for what is to be retained, and the chunk's name."""
         self._retained: deque[Message] = deque()
-        self._to_retain: dict[tuple[str, int, str, int], SendChunk] = {}
+        self._to_retain: dict[_Name, SendChunk] = {}
         """Those chunks in `_retained` that are still to go."""
         self._patient: dict[str, Send] = {}
         """The newest to be said on a topic whose place is in `_retained`: later words wait there with the first."""
@@ -123,9 +126,14 @@ class Outbox:
         What is about to be retained goes there now, where the device, and maybe others, wait for it already.
         """
         name = _name(chunk)
-        if name not in self._asked and len(self._asked) >= MAX_ASKED:
+        if ("", name) in self._asked or (chunk.topic, name) in self._asked:
+            return True
+        if len(self._asked) >= MAX_ASKED:
             return False
-        self._asked[name] = self._to_retain.pop(name, self._asked.get(name, chunk))
+        if name in self._to_retain:
+            self._asked["", name] = self._to_retain.pop(name)
+        else:
+            self._asked[chunk.topic, name] = chunk
         return True
 
     def drop_all(self) -> None:
@@ -239,7 +247,7 @@ class Outbox:
             _log.error("not sent: %s", error)  # the text says it all
 
 
-def _name(chunk: SendChunk) -> tuple[str, int, str, int]:
+def _name(chunk: SendChunk) -> _Name:
     return chunk.head.run, chunk.head.version, chunk.head.blob, chunk.index
 
 
