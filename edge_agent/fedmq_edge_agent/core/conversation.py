@@ -110,6 +110,8 @@ class Conversation:
         parts = topic.removeprefix(f"{self._desk.topics.root}/").split("/")
         place = parts[0] if parts[0] == "model" else parts[-1][:32]
         self.rejected[place, error.reason] += 1
+        if self._desk.following is not None:
+            self._desk.following.pull.damaged(topic)
         if self.rejected[place, error.reason] > 1:
             return
         if isinstance(error, StaleError):

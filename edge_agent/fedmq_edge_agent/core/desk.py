@@ -14,7 +14,7 @@ from fedmq_edge_agent.core.following import Following
 from fedmq_edge_agent.core.leases import Leases
 from fedmq_edge_agent.core.ledger import Ledger
 from fedmq_edge_agent.core.outbox import Outbox
-from fedmq_edge_agent.core.state import AgentState, ModelIndex
+from fedmq_edge_agent.core.state import AgentState, ModelIndex, Part
 from fedmq_edge_agent.core.supervision import Supervision, TimeLimits
 from fedmq_protocol.limits import MAX_TEXT_CHARS
 from fedmq_protocol.messages import Announcement, Report
@@ -60,6 +60,7 @@ class Desk:
         limits: what the device is told.
         state: what the last commit left.
         indexes: the model files on disk, by run.
+        parts: likewise those that were being fetched.
         chance: fractions in [0, 1), for jitter.
         clock_s: seconds since 1970 at the start.
     """
@@ -70,6 +71,7 @@ class Desk:
         *,
         state: AgentState,
         indexes: Mapping[str, ModelIndex],
+        parts: Mapping[str, tuple[Part, ...]],
         chance: Chance,
         clock_s: float,
     ) -> None:
@@ -94,6 +96,7 @@ class Desk:
         self.ended = ""
         """The run that was last said to be over."""
         self._indexes = dict(indexes)
+        self._parts = dict(parts)
 
     def do(self, *effects: Effect) -> None:
         """Put effects on the list."""
@@ -116,7 +119,10 @@ class Desk:
     def follow(self, run: str) -> Following:
         """Begin to follow a run, with what there is of it on disk."""
         index = self._indexes.pop(run, ModelIndex())
-        following = Following(run, index, topics=self.topics, device=self.device, chance=self.chance)
+        parts = self._parts.pop(run, ())
+        following = Following(
+            run, index, topics=self.topics, device=self.device, chance=self.chance, parts=parts
+        )
         if self.contact.session is not None and not self.budget.resting:
             following.pull.connected()
         self.following = following
@@ -128,11 +134,13 @@ class Desk:
         if self.following is not None:
             self.do(*self.following.pull.disconnected(), *self.following.flush())
             self._indexes[self.following.run] = self.following.replica.index
+            self._parts[self.following.run] = self.following.pull.parts
             self.following = None
 
     def forget(self, run: str) -> None:
         """Nothing is kept of a run any more."""
         self._indexes.pop(run, None)
+        self._parts.pop(run, None)
 
     def settle(self, run: str, counter: int, *, now: float) -> None:
         """The last word on an update was spoken."""

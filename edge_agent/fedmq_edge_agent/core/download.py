@@ -5,15 +5,17 @@ within a time, since it keeps no retained messages or they are gone, the device 
 is signed and says all about its blob: size, hash, number of chunks, and the version's place in the chain of hashes.
 So the first chunk of a blob is asked for alone, and the others once its word has been held against the bounds.
 
-At most `WINDOW` chunks are asked for at once: brokers copy a payload for each packet under way, and do not keep to the
-limits that a client sets.
+At most `WINDOW` chunks are asked for at once, and no more than `WINDOW_BYTES` but for a single chunk: brokers copy a
+payload for each packet under way, and do not keep to the limits that a client sets; and whatever else they have to say
+to this device waits behind what is under way. What has come is written down chunk by chunk, so that neither a lost
+connection nor a restart costs more than the chunks that were under way.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedmq_edge_agent.core.backoff import Backoff, Chance
 from fedmq_edge_agent.core.effects import (
@@ -26,43 +28,20 @@ from fedmq_edge_agent.core.effects import (
     Unsubscribe,
     WriteBlobPart,
 )
+from fedmq_edge_agent.core.fetch import Fetch, Key
 from fedmq_edge_agent.core.replica import Replica
-from fedmq_edge_agent.core.state import Link, part_file
-from fedmq_protocol.chunks import NO_HASH, chain_hash, chunk_count
+from fedmq_edge_agent.core.state import Link, Part, have_file, part_file
 from fedmq_protocol.errors import RemoteError
-from fedmq_protocol.messages import BlobRef, Get, Manifest, ModelChunk
+from fedmq_protocol.messages import Get, Manifest, ModelChunk
 from fedmq_protocol.topics import BlobKind, Topics
 
 WINDOW = 4
+WINDOW_BYTES = 1 << 20
 ANSWER = Backoff(first_s=2.0, longest_s=60.0)
 CHAIN_ATTEMPTS = 3
 """After so many unanswered attempts at a delta's chunk, the snapshot is fetched instead."""
 REPORT_ATTEMPTS = 4
 """After so many at any chunk, the operator is told; the attempts go on."""
-
-Key = tuple[BlobKind, int]
-
-
-@dataclass
-class _Fetch:
-    """A blob that is wanted."""
-
-    key: Key
-    max_bytes: int
-    ref: BlobRef | None = None
-    """From the manifest, or else from the first chunk."""
-    count: int | None = None
-    chunk_bytes: int = 0
-    link: Link | None = None
-    got: set[int] = field(default_factory=set)
-    finishing: bool = False
-    """All chunks are written; the shell checks the hash."""
-
-    def missing(self) -> Iterator[int]:
-        if self.count is None:
-            yield 0
-        else:
-            yield from (index for index in range(self.count) if index not in self.got)
 
 
 @dataclass
@@ -80,15 +59,19 @@ class Pull:
         topics: of the federation.
         device: who asks.
         chance: for the jitter of the time-outs.
+        parts: what is on disk of blobs that were being fetched.
     """
 
-    def __init__(self, replica: Replica, *, topics: Topics, device: str, chance: Chance) -> None:
+    def __init__(
+        self, replica: Replica, *, topics: Topics, device: str, chance: Chance, parts: Iterable[Part] = ()
+    ) -> None:
         self.replica = replica
+        self._parts: dict[Key, Part] = {(part.head.link.blob, part.head.link.version): part for part in parts}
         self._topics = topics
         self._device = device
         self._chance = chance
         self._manifest: Manifest | None = None
-        self._wanted: dict[Key, _Fetch] = {}
+        self._wanted: dict[Key, Fetch] = {}
         self._asked: dict[tuple[Key, int], _Asked] = {}
         self._connected = False
         self._chain_fails = False
@@ -110,14 +93,21 @@ class Pull:
     @property
     def wanted_bytes(self) -> int:
         """About what all that lacks takes; for deltas of which nothing is known, what the manifest allows them."""
-        known, unknown = 0, False
-        for fetch in self._wanted.values():
-            if fetch.ref is None:
-                unknown = True
-            else:
-                known += max(0, fetch.ref.size - len(fetch.got) * fetch.chunk_bytes)
+        lacking = [fetch.missing_bytes for fetch in self._wanted.values()]
+        unknown = None in lacking
         assert self._manifest is not None or not unknown
+        known = sum(bytes_ for bytes_ in lacking if bytes_ is not None)
         return known + (self._manifest.chain_bytes if unknown and self._manifest is not None else 0)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What is on disk of blobs that are being fetched, for whoever goes on with it later."""
+        fetched = [
+            Part(fetch.head, frozenset(fetch.got))
+            for fetch in self._wanted.values()
+            if fetch.head is not None and fetch.got and not fetch.finishing
+        ]
+        return (*fetched, *self._parts.values())
 
     @property
     def progress(self) -> str:
@@ -125,7 +115,7 @@ class Pull:
         blobs = ", ".join(f"{blob} {version}" for blob, version in list(self._wanted)[:3])
         more = f" and {len(self._wanted) - 3} more" if len(self._wanted) > 3 else ""  # noqa: PLR2004  # as many as fit a line
         got = sum(len(fetch.got) for fetch in self._wanted.values())
-        known = sum(fetch.count or 0 for fetch in self._wanted.values())
+        known = sum(fetch.head.count for fetch in self._wanted.values() if fetch.head is not None)
         return f"{blobs}{more} ({got} of {known} known chunks)" if known else f"{blobs}{more}"
 
     # ------------------------------------------------------------------------------ the aim
@@ -139,7 +129,11 @@ class Pull:
         effects = self._cancel([key for key in self._wanted if key not in needed])
         for key in needed:
             if key not in self._wanted:
-                self._wanted[key] = self._fetch(key, manifest)
+                effects += self._want(key, manifest)
+        useless = [key for key in self._parts if key not in needed]
+        for key in useless:
+            del self._parts[key]
+        effects += self._remove(useless)
         self._wanted = {key: self._wanted[key] for key in needed}
         if not self._wanted:
             self.since = None
@@ -164,22 +158,36 @@ class Pull:
         ]
         return deltas if chain else [("snapshot", manifest.base), *deltas]
 
-    def _fetch(self, key: Key, manifest: Manifest) -> _Fetch:
+    def _want(self, key: Key, manifest: Manifest) -> list[Effect]:
+        """Begin a fetch, or go on with it where an earlier start left it."""
         blob, version = key
         if blob == "snapshot":
-            return _Fetch(key, manifest.snapshot.size, ref=manifest.snapshot)
-        if version == manifest.version and manifest.delta is not None:
-            return _Fetch(key, manifest.delta.size, ref=manifest.delta)
-        return _Fetch(key, manifest.chain_bytes)
+            fetch = Fetch(key, manifest.snapshot.size, ref=manifest.snapshot)
+        elif version == manifest.version and manifest.delta is not None:
+            fetch = Fetch(key, manifest.delta.size, ref=manifest.delta)
+        else:
+            fetch = Fetch(key, manifest.chain_bytes)
+        self._wanted[key] = fetch
+        part = self._parts.pop(key, None)
+        if part is None:
+            return []
+        if not fetch.resume(part, manifest):
+            return self._remove([key])
+        return self._finish(fetch) if fetch.complete else []
+
+    def _finish(self, fetch: Fetch) -> list[Effect]:
+        assert fetch.ref is not None
+        fetch.finishing = True
+        return [FinishBlob(self.replica.run, *fetch.key, fetch.ref)]
+
+    def _remove(self, keys: Iterable[Key]) -> list[Effect]:
+        names = tuple(name for key in keys for name in (part_file(*key), have_file(*key)))
+        return [RemoveFiles(self.replica.run, names)] if names else []
 
     def _cancel(self, keys: Iterable[Key]) -> list[Effect]:
         gone = {key: fetch for key in keys if (fetch := self._wanted.pop(key, None)) is not None}
-        dead = [asked for asked in self._asked if asked[0] in gone]
-        for asked in dead:
-            del self._asked[asked]
-        parts = tuple(part_file(*key) for key, fetch in gone.items() if fetch.got)
-        effects: list[Effect] = [Unsubscribe(tuple(self._topic(*asked) for asked in dead))] if dead else []
-        return [*effects, RemoveFiles(self.replica.run, parts)] if parts else effects
+        effects = [effect for key in gone for effect in self._forget_asked(key)]
+        return effects + self._remove([key for key, fetch in gone.items() if fetch.got])
 
     def _topic(self, key: Key, index: int) -> str:
         blob, version = key
@@ -196,10 +204,12 @@ class Pull:
         self._connected = False
         return self._forget_asked()
 
-    def _forget_asked(self) -> list[Effect]:
-        topics = tuple(self._topic(*asked) for asked in self._asked)
-        self._asked.clear()
-        return [Unsubscribe(topics)] if topics else []
+    def _forget_asked(self, key: Key | None = None) -> list[Effect]:
+        """Of one blob, or of all."""
+        gone = [asked for asked in self._asked if key in {None, asked[0]}]
+        for asked in gone:
+            del self._asked[asked]
+        return [Unsubscribe(tuple(self._topic(*asked) for asked in gone))] if gone else []
 
     # ------------------------------------------------------------------------------ chunks
 
@@ -220,93 +230,56 @@ class Pull:
         fetch = self._wanted.get(key)
         if fetch is None or fetch.finishing or chunk.index in fetch.got or chunk.run != self.replica.run:
             return [], None
-        self._learn(fetch, chunk)
+        try:
+            fits = fetch.learn(chunk, self._manifest)
+        except RemoteError:
+            self._ask_soon(key, chunk.index)
+            raise
         effects: list[Effect] = []
         if self._asked.pop((key, chunk.index), None) is not None:
             self._broker_answers = retained
             effects.append(Unsubscribe((self._topic(key, chunk.index),)))
-        assert fetch.link is not None
-        fetch.got.add(chunk.index)
-        if fetch.count == 1:
-            if hashlib.sha256(chunk.data).digest() != fetch.link.ref.sha256:
-                fetch.got.clear()
-                raise RemoteError(f"{chunk.blob} {chunk.version} does not have its hash", reason="bad-hash")
+        if not fits:
+            return [*effects, *self._forget_asked(key)], None
+        head = fetch.head
+        assert head is not None
+        if head.count == 1:
+            if hashlib.sha256(chunk.data).digest() != head.link.ref.sha256:
+                fetch.begin_anew()
+                raise RemoteError(
+                    f"{chunk.blob} {chunk.version} does not have the hash that the coordinator signed",
+                    reason="bad-hash",
+                )
             del self._wanted[key]
-            return [*effects, StoreBlob(chunk.run, chunk.blob, chunk.version, chunk.data)], fetch.link
-        offset = chunk.index * fetch.chunk_bytes
-        effects.append(WriteBlobPart(chunk.run, chunk.blob, chunk.version, offset, chunk.data))
-        if len(fetch.got) == fetch.count:
-            fetch.finishing = True
-            effects.append(FinishBlob(chunk.run, chunk.blob, chunk.version, fetch.link.ref))
-        return effects, None
+            return [*effects, StoreBlob(chunk.run, chunk.blob, chunk.version, chunk.data)], head.link
+        fetch.got.add(chunk.index)
+        effects.append(WriteBlobPart(chunk.run, head, chunk.index, chunk.data))
+        return effects + (self._finish(fetch) if fetch.complete else []), None
 
-    def _learn(self, fetch: _Fetch, chunk: ModelChunk) -> None:
-        """Hold what a chunk says of its blob against the manifest and the first chunk's word."""
+    def damaged(self, topic: str) -> None:
+        """What came on a chunk's own topic is not the coordinator's: ask the coordinator itself, and soon."""
+        for key, index in self._asked:
+            if self._topic(key, index) == topic:
+                self._ask_soon(key, index)
 
-        def wrong(what: str) -> RemoteError:
-            return RemoteError(
-                f"{chunk.blob} {chunk.version}, chunk {chunk.index}: {what}", reason="bad-chunk"
-            )
+    def _ask_soon(self, key: Key, index: int) -> None:
+        asked = self._asked.get((key, index))
+        if asked is not None and asked.attempts == 0:
+            asked.deadline = asked.since
 
-        if fetch.ref is not None and chunk.ref != fetch.ref:
-            raise wrong("its blob is not the one of the manifest")
-        if chunk.ref.size > fetch.max_bytes:
-            raise wrong(f"a blob of {chunk.ref.size} bytes, above the manifest's {fetch.max_bytes}")
-        link = Link(
-            blob=chunk.blob,
-            version=chunk.version,
-            ref=chunk.ref,
-            chain_hash=chunk.chain_hash,
-            rebase=chunk.rebase and chunk.blob == "delta",
-            replica_hash=chunk.replica_hash,
-        )
-        if fetch.count is None:
-            if chunk.index != 0:
-                raise wrong("it came before the first")
-            if chunk.count > 1 and not chunk.data:
-                raise wrong("it is empty")
-            if chunk_count(chunk.ref.size, max(1, len(chunk.data))) != chunk.count:
-                raise wrong(f"{chunk.count} chunks of {len(chunk.data)} bytes do not make {chunk.ref.size}")
-            self._check_newest(link)
-            fetch.ref, fetch.count, fetch.chunk_bytes, fetch.link = (
-                chunk.ref,
-                chunk.count,
-                len(chunk.data),
-                link,
-            )
-        elif link != fetch.link or chunk.count != fetch.count:
-            raise wrong("it contradicts the first one")
-        size = min(fetch.chunk_bytes, chunk.ref.size - chunk.index * fetch.chunk_bytes)
-        if chunk.index >= chunk.count or len(chunk.data) != size:
-            raise wrong(f"it has {len(chunk.data)} bytes, not {size}")
-
-    def _check_newest(self, link: Link) -> None:
-        manifest = self._manifest
-        if (
-            manifest is not None
-            and link.version == manifest.version
-            and link.chain_hash != manifest.chain_hash
-        ):
-            raise RemoteError(
-                f"{link.blob} {link.version} has another chain hash than its manifest", reason="bad-chain"
-            )
-        if (
-            link.blob == "snapshot"
-            and link.version == 0
-            and link.chain_hash != chain_hash(NO_HASH, link.ref.sha256)
-        ):
-            raise RemoteError("the first snapshot does not begin the chain of hashes", reason="bad-chain")
-
-    def finished(self, blob: BlobKind, version: int, *, ok: bool) -> Link | None:
-        """The shell checked a blob of several chunks; the link if it is good, else it is fetched anew."""
+    def finished(self, blob: BlobKind, version: int, *, ok: bool, damaged: Iterable[int] = ()) -> Link | None:
+        """The shell checked a blob of several chunks; the link if it is good, else what is wrong is fetched anew."""
         fetch = self._wanted.get((blob, version))
         if fetch is None or not fetch.finishing:
             return None
+        assert fetch.head is not None
         if ok:
             del self._wanted[blob, version]
-            return fetch.link
-        fetch.got.clear()
-        fetch.count, fetch.link, fetch.finishing = None, None, False
+            return fetch.head.link
+        fetch.finishing = False
+        fetch.got -= set(damaged)
+        if fetch.complete:  # nothing is damaged: it was sent like that
+            fetch.begin_anew()
         return None
 
     # ------------------------------------------------------------------------------ time
@@ -320,7 +293,13 @@ class Pull:
         return min((asked.deadline for asked in self._asked.values()), default=None)
 
     def _room(self) -> bool:
-        return len(self._asked) < WINDOW and next(self._to_ask(), None) is not None
+        return len(self._asked) < self._window and next(self._to_ask(), None) is not None
+
+    @property
+    def _window(self) -> int:
+        """How many chunks may be asked for at once: a chunk is as large as the broker lets a packet be."""
+        heads = [fetch.head.chunk_bytes for fetch in self._wanted.values() if fetch.head is not None]
+        return max(1, min(WINDOW, WINDOW_BYTES // max(heads, default=1)))
 
     def _to_ask(self) -> Iterator[tuple[Key, int]]:
         for key, fetch in self._wanted.items():
@@ -335,7 +314,7 @@ class Pull:
         topics: list[str] = []
         gets: list[Effect] = []
         for key, index in self._to_ask():
-            if len(self._asked) >= WINDOW:
+            if len(self._asked) >= self._window:
                 break
             self._asked[key, index] = _Asked(since=now, deadline=now + ANSWER.wait_s(0, self._chance))
             topics.append(self._topic(key, index))

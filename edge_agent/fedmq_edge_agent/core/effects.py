@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedmq_edge_agent.core.state import AgentState, ModelIndex
+from fedmq_edge_agent.core.state import AgentState, ModelIndex, PartHead
 from fedmq_protocol.messages import BlobRef, Body, TrainSettings, UpdateHeader, UploadSettings
 from fedmq_protocol.topics import BlobKind
 
@@ -99,18 +99,17 @@ class StoreBlob:
 
 @dataclass(frozen=True)
 class WriteBlobPart:
-    """Write a piece of a model file that is being fetched."""
+    """Write chunk `index` of a model file that is being fetched, and note that it is there."""
 
     run: str
-    blob: BlobKind
-    version: int
-    offset: int
+    head: PartHead
+    index: int
     data: bytes
 
 
 @dataclass(frozen=True)
 class FinishBlob:
-    """All pieces are written: check size and hash, put the file in place, and tell by `BlobFinished`."""
+    """All chunks are there: check size and hash, put the file in place, and tell by `BlobFinished`."""
 
     run: str
     blob: BlobKind

@@ -40,12 +40,14 @@ class PacketArrived:
 
 @dataclass(frozen=True)
 class BlobFinished:
-    """A blob that was written in pieces has been checked against its hash, and stands in place if `ok`."""
+    """A blob that came in chunks has been checked against its hash, and stands in place if `ok`."""
 
     run: str
     blob: BlobKind
     version: int
     ok: bool
+    damaged: tuple[int, ...] = ()
+    """Chunks that the disk did not keep; none, and not `ok`: what was sent is not what was promised."""
 
 
 @dataclass(frozen=True)

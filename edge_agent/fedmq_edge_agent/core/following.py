@@ -22,7 +22,7 @@ from fedmq_edge_agent.core.effects import (
 )
 from fedmq_edge_agent.core.events import BlobFinished, ModelLoaded
 from fedmq_edge_agent.core.replica import Replica
-from fedmq_edge_agent.core.state import Link, ModelIndex
+from fedmq_edge_agent.core.state import Link, ModelIndex, Part, have_file
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import Announcement, Manifest, ModelChunk
 from fedmq_protocol.topics import Topics
@@ -43,12 +43,22 @@ class Following:
         topics: of the federation.
         device: who follows.
         chance: for jitter.
+        parts: what is on disk of files that were being fetched.
     """
 
-    def __init__(self, run: str, index: ModelIndex, *, topics: Topics, device: str, chance: Chance) -> None:
+    def __init__(
+        self,
+        run: str,
+        index: ModelIndex,
+        *,
+        topics: Topics,
+        device: str,
+        chance: Chance,
+        parts: Iterable[Part] = (),
+    ) -> None:
         self.run = run
         self.replica = Replica(run, index)
-        self.pull = Pull(self.replica, topics=topics, device=device, chance=chance)
+        self.pull = Pull(self.replica, topics=topics, device=device, chance=chance, parts=parts)
         self._chance = chance
         self._manifest: Manifest | None = None
         self._failures = 0
@@ -125,12 +135,17 @@ class Following:
 
     def blob(self, event: BlobFinished, *, now: float) -> list[Effect]:
         """A blob of several chunks was put together."""
-        link = self.pull.finished(event.blob, event.version, ok=event.ok)
+        link = self.pull.finished(event.blob, event.version, ok=event.ok, damaged=event.damaged)
         if link is not None:
+            self._garbage.append(have_file(link.blob, link.version))
             return [*self._join(link, now=now), *self._aim(now=now)]
         if event.ok:
             return []
-        text = f"{event.blob} {event.version} came with another hash than promised; fetching it again"
+        what = f"{event.blob} {event.version}"
+        if event.damaged:
+            text = f"the disk did not keep {len(event.damaged)} of the chunks of {what}; fetching those again"
+        else:
+            text = f"{what} as the coordinator sent it has another hash than it promised; fetching it again"
         return [Note("warning", text, {"run": self.run})]
 
     def _aim(self, *, now: float) -> list[Effect]:

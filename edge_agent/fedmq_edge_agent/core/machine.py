@@ -12,6 +12,7 @@ undone. Before the commit of an update nothing happened; after it the update is 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import assert_never
 
 from fedmq_edge_agent.core import words
@@ -32,7 +33,7 @@ from fedmq_edge_agent.core.events import (
     TrainerDied,
     TrainerStarted,
 )
-from fedmq_edge_agent.core.state import AgentState, ModelIndex
+from fedmq_edge_agent.core.state import AgentState, ModelIndex, Part
 from fedmq_edge_agent.core.workshop import Workshop
 from fedmq_protocol.messages import Hello, Presence
 
@@ -50,6 +51,7 @@ class Agent:
         indexes: the model files on disk, by run.
         chance: fractions in [0, 1), for jitter.
         clock_s: seconds since 1970 at the start; 0: the device does not know.
+        parts: what is on disk of model files that were being fetched, by run.
     """
 
     def __init__(
@@ -62,8 +64,9 @@ class Agent:
         indexes: Mapping[str, ModelIndex],
         chance: Chance,
         clock_s: float = 0.0,
+        parts: Mapping[str, tuple[Part, ...]] = MappingProxyType({}),
     ) -> None:
-        self.desk = Desk(limits, state=state, indexes=indexes, chance=chance, clock_s=clock_s)
+        self.desk = Desk(limits, state=state, indexes=indexes, parts=parts, chance=chance, clock_s=clock_s)
         self.conversation = Conversation(self.desk, coordinator_key=coordinator_key)
         self.workshop = Workshop(self.desk, task_opened=self.conversation.task_opened)
         self._public_key = public_key

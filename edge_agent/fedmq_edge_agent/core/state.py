@@ -10,12 +10,14 @@ is sent until a receipt comes, and the residual that goes with it is the one in 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedmq_protocol.errors import StoreError
+from fedmq_protocol.limits import MAX_CHUNKS, MAX_ENVELOPE_BYTES
 from fedmq_protocol.messages import BlobRef, Counter, Hash, UpdateHeader
 from fedmq_protocol.topics import BlobKind
 
@@ -109,6 +111,32 @@ class Link(_Kept):
         return blob_file(self.blob, self.version)
 
 
+class PartHead(_Kept):
+    """What its first chunk told of a model file that is being fetched; kept beside its chunks."""
+
+    link: Link
+    count: int = Field(ge=1, le=MAX_CHUNKS)
+    chunk_bytes: int = Field(ge=1, le=MAX_ENVELOPE_BYTES)
+    """Of every chunk but the last."""
+
+    def size(self, index: int) -> int:
+        """How many bytes chunk `index` has."""
+        return min(self.chunk_bytes, self.link.ref.size - index * self.chunk_bytes)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model file that was being fetched when the agent stopped.
+
+    Attributes:
+        head: what is known of it.
+        have: the chunks that are there; each was checked against the hash that it came with.
+    """
+
+    head: PartHead
+    have: frozenset[int]
+
+
 class ModelIndex(_Kept):
     """The chain on disk: a snapshot and the deltas after it, without a gap; empty when there is none."""
 
@@ -123,6 +151,11 @@ def blob_file(blob: BlobKind, version: int) -> str:
 def part_file(blob: BlobKind, version: int) -> str:
     """The name of a model file that is still being fetched."""
     return blob_file(blob, version) + ".part"
+
+
+def have_file(blob: BlobKind, version: int) -> str:
+    """The name of the list of chunks that are there of such a file."""
+    return part_file(blob, version) + ".have"
 
 
 def _pack(body: BaseModel) -> bytes:
@@ -188,3 +221,23 @@ def load_index(data: bytes) -> ModelIndex:
     ):
         raise StoreError("it does not hold one chain")
     return index
+
+
+def dump_head(head: PartHead) -> bytes:
+    """The bytes of a part's head."""
+    return _pack(head)
+
+
+def load_head(data: bytes) -> PartHead:
+    """Read the bytes of a part's head.
+
+    Raises:
+        StoreError: damaged, foreign, of another version, or chunks that do not make up the file.
+    """
+    try:
+        head = PartHead.model_validate(_unpack(data))
+    except ValidationError as error:
+        raise StoreError("it is damaged") from error
+    if -(-head.link.ref.size // head.chunk_bytes) != head.count:
+        raise StoreError("its chunks do not make up the file")
+    return head

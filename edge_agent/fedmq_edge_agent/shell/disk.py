@@ -4,14 +4,13 @@ key               the device's private key
 coordinator.pub   the coordinator's pinned key, in hex; remove it to believe another coordinator
 state             see core/state.py
 lock              held while an agent uses the folder
-runs/<run>/       model.idx, base-<v>.bin, delta-<v>.bin, update-<n>.bin, residual-<n>.bin
+runs/<run>/       model.idx, base-<v>.bin, delta-<v>.bin, update-<n>.bin, residual-<n>.bin; parts.py has the parts
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -20,20 +19,23 @@ from typing import Final
 from fedmq_edge_agent.core.state import (
     AgentState,
     ModelIndex,
+    Part,
+    PartHead,
     blob_file,
     dump_index,
     dump_state,
+    have_file,
     load_index,
     load_state,
     part_file,
 )
+from fedmq_edge_agent.shell import parts
 from fedmq_protocol.errors import RemoteError, StoreError
 from fedmq_protocol.messages import BlobRef
 from fedmq_protocol.signing import PUBLIC_KEY_BYTES, SigningKey, load_or_create_key
 from fedmq_protocol.topics import BlobKind
 
 _INDEX: Final = "model.idx"
-_PIECE_BYTES: Final = 1 << 20
 
 
 class Disk:
@@ -115,9 +117,13 @@ class Disk:
                 f"cannot use {path}: {error}; remove it to begin anew, which loses the updates that have no receipt"
             ) from error
 
-    def load_indexes(self, state: AgentState) -> dict[str, ModelIndex]:
-        """The chains of model files of the runs in `state`. Whatever nothing refers to is removed."""
+    def load_models(self, state: AgentState) -> tuple[dict[str, ModelIndex], dict[str, tuple[Part, ...]]]:
+        """The model files of the runs in `state`: whole chains, and what was being fetched.
+
+        Whatever nothing refers to is removed.
+        """
         indexes: dict[str, ModelIndex] = {}
+        fetched: dict[str, tuple[Part, ...]] = {}
         for run_dir in self._runs.iterdir():
             run = state.runs.get(run_dir.name)
             if run is None:
@@ -126,13 +132,18 @@ class Disk:
             index = ModelIndex()
             with contextlib.suppress(OSError, StoreError):  # a cache: what it does not tell is fetched again
                 index = load_index((run_dir / _INDEX).read_bytes())
-            indexes[run_dir.name] = index
+            for link in index.links:  # of what is in the chain, nothing is being fetched
+                self.remove(run_dir.name, (have_file(link.blob, link.version),))
+            found = parts.find(run_dir)
+            indexes[run_dir.name], fetched[run_dir.name] = index, tuple(found)
+            links = [part.head.link for part in found]
             kept = {_INDEX, run.residual_file}
             kept |= {link.file for link in index.links} | {pending.file for pending in run.pending}
+            kept |= {name(link.blob, link.version) for link in links for name in (part_file, have_file)}
             for file in run_dir.iterdir():
                 if file.name not in kept:
                     file.unlink(missing_ok=True)
-        return indexes
+        return indexes, fetched
 
     # ------------------------------------------------------------------------------ writing
 
@@ -168,31 +179,26 @@ class Disk:
         """
         self._replace(self._path(run, blob_file(blob, version)), data, durable=False)
 
-    def write_part(self, run: str, blob: BlobKind, version: int, offset: int, data: bytes) -> None:
-        """Write a piece of a model file that is being fetched.
+    def write_chunk(self, run: str, head: PartHead, index: int, data: bytes) -> None:
+        """Write a chunk of a model file that is being fetched.
 
         Raises:
             StoreError: the disk does not take it.
         """
-        path = self._path(run, part_file(blob, version))
         try:
-            path.parent.mkdir(exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.seek(offset)
-                file.write(data)
+            parts.write_chunk(self.run_dir(run), head, index, data)
         except OSError as error:
-            raise _refused(path, error) from error
+            raise _refused(self._path(run, part_file(head.link.blob, head.link.version)), error) from error
 
-    def finish_blob(self, run: str, blob: BlobKind, version: int, ref: BlobRef) -> bool:
-        """Put a fetched file in place if it is what was promised; otherwise remove it."""
-        path = self._path(run, blob_file(blob, version))
-        partial = self._path(run, part_file(blob, version))
-        if not _matches(partial, ref):
-            partial.unlink(missing_ok=True)
-            return False
-        partial.replace(path)
-        return True
+    def finish_blob(
+        self, run: str, blob: BlobKind, version: int, ref: BlobRef
+    ) -> tuple[bool, tuple[int, ...]]:
+        """Put a fetched file in place if it is what was promised; otherwise say which chunks the disk did not keep.
+
+        Raises:
+            OSError: the file cannot be put in place.
+        """
+        return parts.finish(self.run_dir(run), blob, version, ref)
 
     def _replace(self, path: Path, data: bytes, *, durable: bool = True) -> None:
         temporary = path.with_name(path.name + ".tmp")
@@ -244,7 +250,7 @@ class Disk:
 
     def holds(self, run: str, name: str, ref: BlobRef) -> bool:
         """Whether a file is there, can be read, and is the one that `ref` names."""
-        return _matches(self._path(run, name), ref)
+        return parts.matches(self._path(run, name), ref)
 
     def read(self, run: str, name: str, offset: int = 0, size: int | None = None) -> bytes | None:
         """Bytes of a file; None if it is gone."""
@@ -254,19 +260,6 @@ class Disk:
                 return file.read(-1 if size is None else size)
         except OSError:
             return None
-
-
-def _matches(path: Path, ref: BlobRef) -> bool:
-    digest = hashlib.sha256()
-    try:
-        if path.stat().st_size != ref.size:
-            return False
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                digest.update(piece)
-    except OSError:
-        return False
-    return digest.digest() == ref.sha256
 
 
 def _flush_folder(folder: Path) -> None:

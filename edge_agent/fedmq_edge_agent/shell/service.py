@@ -88,6 +88,7 @@ class AgentService:
             key = self._disk.key()
             configured = settings.read_coordinator_key()
             state = self._disk.load_state()
+            indexes, parts = self._disk.load_models(state)
             self.agent = Agent(
                 AgentLimits(
                     federation=settings.federation,
@@ -100,7 +101,8 @@ class AgentService:
                 public_key=key.public_key,
                 coordinator_key=self._disk.pinned_key() if configured is None else configured,
                 state=state,
-                indexes=self._disk.load_indexes(state),
+                indexes=indexes,
+                parts=parts,
                 chance=random.Random().random,  # noqa: S311  # jitter, not a secret
                 clock_s=time.time(),
             )
@@ -270,8 +272,8 @@ class AgentService:
                 self._disk.save_index(run, index)
             case StoreBlob(run, blob, version, data):
                 self._disk.store_blob(run, blob, version, data)
-            case WriteBlobPart(run, blob, version, offset, data):
-                self._disk.write_part(run, blob, version, offset, data)
+            case WriteBlobPart(run, head, chunk, data):
+                self._disk.write_chunk(run, head, chunk, data)
             case FinishBlob():
                 self._spawn(self._finish(effect), "blob")
             case RemoveFiles(run, names):
@@ -291,12 +293,12 @@ class AgentService:
 
     async def _finish(self, effect: FinishBlob) -> None:
         try:
-            ok = await asyncio.to_thread(
+            ok, damaged = await asyncio.to_thread(
                 self._disk.finish_blob, effect.run, effect.blob, effect.version, effect.ref
             )
         except OSError as error:
             raise StoreError(f"cannot put a model file in place: {error}") from error
-        await self._handle(BlobFinished(effect.run, effect.blob, effect.version, ok))
+        await self._handle(BlobFinished(effect.run, effect.blob, effect.version, ok, damaged))
 
     async def _murmur(self) -> None:
         """Say what we wait for when there was nothing to say for a while."""

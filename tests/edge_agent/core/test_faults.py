@@ -64,11 +64,14 @@ from fedmq_edge_agent.core.events import (
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
 from fedmq_edge_agent.core.state import (
     AgentState,
+    Part,
+    PartHead,
     blob_file,
     dump_index,
     dump_state,
     load_index,
     load_state,
+    part_file,
 )
 from fedmq_protocol.chunks import Assembly, blob_ref
 from fedmq_protocol.messages import Get, Hello, Offer, Update, UploadChunk
@@ -101,7 +104,13 @@ class Disk:
         self.pinned: bytes | None = None
         self.indexes: dict[str, bytes] = {}
         self.files: dict[tuple[str, str], bytes] = {}
-        self.parts: dict[tuple[str, str], bytearray] = {}
+        self.parts: dict[tuple[str, str], tuple[PartHead, dict[int, bytes]]] = {}
+
+    def note_chunk(self, run: str, head: PartHead, index: int, data: bytes) -> None:
+        name = (run, part_file(head.link.blob, head.link.version))
+        if name not in self.parts or self.parts[name][0] != head:
+            self.parts[name] = head, {}
+        self.parts[name][1][index] = data
 
 
 class Device:
@@ -117,6 +126,7 @@ class Device:
             state=load_state(disk.state),
             indexes={run: load_index(data) for run, data in disk.indexes.items()},
             chance=lambda: 0.5,
+            parts=world.parts_left(),
         )
         self.alive = True
         self.connected = False
@@ -149,17 +159,17 @@ class Device:
                 disk.indexes[run] = dump_index(index)
             case StoreBlob(run, blob, version, data):
                 disk.files[run, blob_file(blob, version)] = data
-            case WriteBlobPart(run, blob, version, offset, data):
-                part = disk.parts.setdefault((run, blob_file(blob, version)), bytearray())
-                part.extend(bytes(max(0, offset + len(data) - len(part))))
-                part[offset : offset + len(data)] = data
+            case WriteBlobPart(run, head, index, data):
+                disk.note_chunk(run, head, index, data)
             case FinishBlob():
                 self.finishing.append(effect)
             case RemoveFiles(run, names):
                 for name in names:
                     disk.files.pop((run, name), None)
+                    disk.parts.pop((run, name), None)
             case RemoveRun(run):
                 disk.files = {key: data for key, data in disk.files.items() if key[0] != run}
+                disk.parts = {key: part for key, part in disk.parts.items() if key[0] != run}
                 disk.indexes.pop(run, None)
             case Subscribe(topics):
                 self.subscribed |= set(topics)
@@ -307,9 +317,21 @@ class World(RuleBasedStateMachine):
     def power_on(self) -> None:
         self.up.clear()
         self.down.clear()
-        self.disk.parts.clear()
+        for _, chunks in self.disk.parts.values():  # the newest had not reached the disk
+            if len(chunks) > 1:
+                chunks.popitem()
         self.device = Device(self)
         self.device.tell(AgentStarted())
+
+    def parts_left(self) -> dict[str, tuple[Part, ...]]:
+        return {
+            run: tuple(
+                Part(head, frozenset(chunks))
+                for (owner, _), (head, chunks) in self.disk.parts.items()
+                if owner == run
+            )
+            for run in self.disk.indexes
+        }
 
     @rule(after=st.integers(0, 3), which=st.integers(0, 5))
     def power_fails(self, after: int, which: int) -> None:
@@ -525,12 +547,19 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.device.finishing)
     def a_blob_is_checked(self, good: bool) -> None:  # noqa: FBT001
         finish = self.device.finishing.pop(0)
-        name = (finish.run, blob_file(finish.blob, finish.version))
-        data = bytes(self.disk.parts.pop(name, b""))
-        ok = good and blob_ref(data) == finish.ref
-        if ok:
-            self.disk.files[name] = data
-        self.device.tell(BlobFinished(finish.run, finish.blob, finish.version, ok))
+        name = (finish.run, part_file(finish.blob, finish.version))
+        part = self.disk.parts.get(name)
+        data = b"" if part is None else b"".join(part[1][index] for index in sorted(part[1]))
+        ok, damaged = blob_ref(data) == finish.ref, tuple[int, ...]()
+        if ok and good:
+            self.disk.files[finish.run, blob_file(finish.blob, finish.version)] = data
+            del self.disk.parts[name]
+        elif ok and part is not None and len(part[1]) > 1:  # the disk kept one chunk badly
+            damaged = (min(part[1]),)
+            del part[1][min(part[1])]
+        elif part is not None:
+            del self.disk.parts[name]
+        self.device.tell(BlobFinished(finish.run, finish.blob, finish.version, ok and good, damaged))
 
     @rule(seconds=st.sampled_from([0.1, 1.5, 6.0, 40.0, 400.0]))
     def time_passes(self, seconds: float) -> None:

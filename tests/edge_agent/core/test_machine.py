@@ -53,9 +53,18 @@ from fedmq_edge_agent.core.events import (
     TrainingFinished,
 )
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
-from fedmq_edge_agent.core.state import AgentState, ModelIndex
+from fedmq_edge_agent.core.state import AgentState, Link, ModelIndex, PartHead
 from fedmq_protocol.chunks import Assembly, blob_ref
-from fedmq_protocol.messages import Cohort, Credit, Hello, Offer, Presence, Report, TrainSettings
+from fedmq_protocol.messages import (
+    Cohort,
+    Credit,
+    Hello,
+    ModelChunk,
+    Offer,
+    Presence,
+    Report,
+    TrainSettings,
+)
 from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
 from tests.edge_agent.scripted import EVERYBODY, NOBODY, TASK, UPLOAD, ScriptedCoordinator
@@ -155,6 +164,19 @@ class Device:
                 metrics={"train_loss": 0.5},
             )
         )
+
+
+def part_head(first: ModelChunk) -> PartHead:
+    """What the first chunk tells of a blob."""
+    link = Link(
+        blob=first.blob,
+        version=first.version,
+        ref=first.ref,
+        chain_hash=first.chain_hash,
+        rebase=first.rebase and first.blob == "delta",
+        replica_hash=first.replica_hash,
+    )
+    return PartHead(link=link, count=first.count, chunk_bytes=len(first.data))
 
 
 def of(effects: list[Effect], kind: type[Any]) -> list[Any]:
@@ -333,19 +355,20 @@ def test_the_snapshot_is_pulled_first_chunk_first_and_then_loaded(device: Device
     assert subscribe == Subscribe((topics[0],))
     retained = device.coordinator.retained()
     chunks = device.coordinator.chunks("snapshot", 0)
+    head = part_head(chunks[0])
     assert device.hear((topics[0], retained[topics[0]])) == [
         Unsubscribe((topics[0],)),
-        WriteBlobPart("r1", "snapshot", 0, 0, chunks[0].data),
+        WriteBlobPart("r1", head, 0, chunks[0].data),
         Subscribe((topics[1], topics[2])),
     ]
     assert device.hear((topics[2], retained[topics[2]])) == [
         Unsubscribe((topics[2],)),
-        WriteBlobPart("r1", "snapshot", 0, 2_000, chunks[2].data),
+        WriteBlobPart("r1", head, 2, chunks[2].data),
     ]
     ref = device.coordinator.manifest.snapshot
     assert device.hear((topics[1], retained[topics[1]])) == [
         Unsubscribe((topics[1],)),
-        WriteBlobPart("r1", "snapshot", 0, 1_000, chunks[1].data),
+        WriteBlobPart("r1", head, 1, chunks[1].data),
         FinishBlob("r1", "snapshot", 0, ref),
     ]
     effects = device.tell(BlobFinished("r1", "snapshot", 0, ok=True))
