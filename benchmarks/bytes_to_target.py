@@ -19,7 +19,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo_runs import MEAN_OF, first_at, machine, run_demo, spread
+from benchmarks.demo_runs import run_demo
+from benchmarks.figures import MEAN_OF, first_at, machine, spread
 from benchmarks.mqtt_bytes import MODEL, Line, MqttBytes, is_device
 from benchmarks.proxy import CountingProxy
 from fedmq_broker.runner import start_broker

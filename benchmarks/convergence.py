@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo_runs import first_at, machine, run_demo, spread
-
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-"""Two-sided 95 % quantiles of Student's t for so many pairs."""
+from benchmarks.demo_runs import run_demo
+from benchmarks.figures import first_at, machine, paired, spread
 
 
 def compare(partition: str, seeds: int, rounds: int, extra: list[str]) -> dict[str, Any]:
@@ -51,9 +48,9 @@ def compare(partition: str, seeds: int, rounds: int, extra: list[str]) -> dict[s
             f"round {rounds}: {plain[-1]:.4f}, {sparse[-1]:.4f}",
             flush=True,
         )
-    half = T_95.get(seeds, 1.96) * statistics.stdev(differences) / math.sqrt(seeds)
+    mean, half = paired(differences)
     print(
-        f"{partition}: ratio of rounds {spread(ratios)}; at round {rounds} {statistics.fmean(differences):+.2f} points "
+        f"{partition}: ratio of rounds {spread(ratios)}; at round {rounds} {mean:+.2f} points "
         f"+- {half:.2f} (95 %, paired); last five rounds {statistics.fmean(tails):+.2f}"
     )
     return {
@@ -61,7 +58,7 @@ def compare(partition: str, seeds: int, rounds: int, extra: list[str]) -> dict[s
         "ratio_median": statistics.median(ratios) if ratios else None,
         "unreached": seeds - len(ratios),
         "points_at_end": differences,
-        "points_at_end_mean": statistics.fmean(differences),
+        "points_at_end_mean": mean,
         "points_at_end_half_interval": half,
         "points_last_five_mean": statistics.fmean(tails),
     }

@@ -1,10 +1,8 @@
-"""Runs of `fedmq demo` as its users run it, and what their reports say. Shared by the benchmarks."""
+"""Runs of `fedmq demo` as its users run it. Shared by the benchmarks."""
 
 from __future__ import annotations
 
 import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -12,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-MEAN_OF = 3
-"""Accuracy is read as the mean of so many successive rounds: the test set has 359 examples."""
+from benchmarks.figures import first_at
 
 
 def run_demo(*options: str | float, timeout_s: float = 600.0) -> dict[str, Any]:
@@ -40,34 +37,7 @@ def run_demo(*options: str | float, timeout_s: float = 600.0) -> dict[str, Any]:
         return report
 
 
-def first_at(accuracy: list[float], target: float = 0.95) -> int | None:
-    """The first round (from 1) at which the mean of three successive ones has reached the target."""
-    for last in range(MEAN_OF, len(accuracy) + 1):
-        if statistics.fmean(accuracy[last - MEAN_OF : last]) >= target:
-            return last
-    return None
-
-
 def seconds_to(report: Mapping[str, Any], target: float = 0.95) -> float | None:
     """Wall time from the first lease until the round of `first_at` closed."""
     number = first_at(report["accuracy"], target)
     return None if number is None else float(report["rounds"][number - 1]["end_s"])
-
-
-def machine() -> str:
-    """What the figures were measured on, in a line."""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    return f"{cpu}, {len(Path('/proc/stat').read_text().split('cpu')) - 2} cores, {platform.system()}"
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median, and least to most."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

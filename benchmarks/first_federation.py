@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.demo_runs import machine, run_demo, spread
+from benchmarks.demo_runs import run_demo
+from benchmarks.figures import machine, spread
 from benchmarks.mqtt_bytes import is_device
 from benchmarks.proxy import CountingProxy
 from fedmq_broker.runner import start_broker

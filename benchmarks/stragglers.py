@@ -14,7 +14,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo_runs import machine, run_demo, seconds_to, spread
+from benchmarks.demo_runs import run_demo, seconds_to
+from benchmarks.figures import machine, spread
 
 ROUNDS = {"sync": 50, "fedbuff": 120}
 SLEEP_S = 3.0
