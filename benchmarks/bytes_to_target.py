@@ -35,8 +35,8 @@ def once(partition: str, seed: int, rounds: int, extra: list[str]) -> dict[str, 
 
     Returns:
         `round` (None where 95 % was not reached) and `bytes_up`, `bytes_down` to it; `snapshot_bytes`, how many of
-        them were first snapshots; `first_touch`, the first single round at 95 %; `accuracy`; `total_up` and
-        `total_down` over the whole run, and `lines`, what those were.
+        them were first snapshots; `first_touch`, the first single round at 95 %; `accuracy` of each round; `s_a_round`,
+        the median; `total_up` and `total_down` over the whole run, and `lines`, what those were.
     """
     tap = MqttBytes()
     with tempfile.TemporaryDirectory() as state:
@@ -62,6 +62,7 @@ def once(partition: str, seed: int, rounds: int, extra: list[str]) -> dict[str, 
         "round": reached,
         "first_touch": next((i for i, value in enumerate(accuracy, 1) if value >= 0.95), None),
         "accuracy": accuracy,
+        "s_a_round": statistics.median(report["round_seconds"]),
         "snapshot_bytes": snapshots,
         "total_up": up,
         "total_down": down,

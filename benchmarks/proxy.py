@@ -70,7 +70,11 @@ class CountingProxy:
         return sum(each.up for each in chosen), sum(each.down for each in chosen)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:  # the server has ended
+            writer.close()
+            return
         first = await reader.read(_READ_BYTES)
         connection = Connection(client_id(first) or str(len(self.connections)))
         self.connections.append(connection)
