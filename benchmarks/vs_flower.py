@@ -88,8 +88,9 @@ def compare(partition: str, seed: int, options: argparse.Namespace, extra: list[
         f"{partition} seed {seed}: Flower {theirs_mb:.1f} MB in {reached} rounds "
         f"({result['flower_mb_a_round']:.2f} MB and {result['flower_s_a_round']:.1f} s each), "
         f"fedmq {ours_mb:.3f} MB in {ours['round']} ({ours['s_a_round']:.2f} s each): "
-        f"{result['ratio']:.0f} times less, {result['ratio_without_snapshot']:.0f} times without the {result['fedmq_snapshot_mb']:.2f} MB of first "
-        f"snapshots; Flower in memory moves {result['flower_in_memory_mb_a_round']:.2f} MB in "
+        f"{result['ratio']:.0f} times less, {result['ratio_without_snapshot']:.0f} times without the "
+        f"{result['fedmq_snapshot_mb']:.2f} MB of first snapshots; "
+        f"Flower in memory moves {result['flower_in_memory_mb_a_round']:.2f} MB in "
         f"{result['flower_in_memory_s_a_round']:.2f} s a round",
         flush=True,
     )
