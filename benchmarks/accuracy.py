@@ -37,7 +37,7 @@ def curve(partition: str, seed: int, rounds: int, compression: Compression | Non
 
 def parse(setting: str) -> Compression:
     """`density=0.01,up=topk-sign` as what it says."""
-    pairs = (each.split("=", 1) for each in setting.split(","))
+    pairs = (each.split("=", 1) for each in setting.split(",") if each)
     return {name: float(value) if value[0].isdigit() else value for name, value in pairs}
 
 

@@ -1,29 +1,42 @@
 """A synchronous federation in one process, without a broker or time: what travels, and how good the model gets.
 
-Everything that decides either is the project's own: the demo's task, partitions and seeds, the trainer's training and
-error feedback, the codecs, the coordinator's weights, accumulator, step and published model. Devices answer in their
-order, so the sum of a round's updates may differ in its last bits from a run over a broker. Shared by the benchmarks.
+What decides either is the project's own: the demo's task, partitions and seeds, the trainer's training and bound on the
+residual, the codecs with error feedback, the coordinator's weights, accumulator and step. First weights are exact,
+as from a seed. Devices answer in their order, so the sum of a round's updates may differ in its last bits from a run
+over a broker. Shared by the benchmarks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from itertools import count
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedmq.demo.options import DemoOptions
 from fedmq_coordinator.core.aggregation import Accumulator
-from fedmq_coordinator.core.publication import PublishedModel
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_coordinator.core.strategies import Rejection, Submission, make_strategy
+from fedmq_edge_agent.trainer.feedback import cap_factor
 from fedmq_edge_agent.trainer.opened import Opened, derived_seed, open_task
+from fedmq_edge_agent.trainer.paged import Paged
 from fedmq_edge_agent.trainer.tensors import read_vector, write_vector
-from fedmq_edge_agent.trainer.training import Training
-from fedmq_protocol.codecs import CodecSpec, decode_update
-from fedmq_protocol.messages import UploadSettings
+from fedmq_protocol.codecs import (
+    CodecSpec,
+    Dense,
+    apply_delta,
+    decode_update,
+    encode_delta,
+    encode_snapshot,
+    encode_update,
+    requantise,
+)
+
+Vector = NDArray[np.float32]
 
 DEVICES = 10
 
@@ -51,13 +64,6 @@ class Round:
     accuracy: float
     up_bytes: int
     down_bytes: int
-
-
-class _Model(PublishedModel):
-    """A published model whose downward density may change from version to version."""
-
-    def set_density(self, density: float) -> None:
-        self._down = CodecSpec(self._settings.down, density)
 
 
 Compression: TypeAlias = Mapping[str, str | float]
@@ -92,42 +98,50 @@ def federate(
         for number, device in enumerate(options.device_ids)
     ]
     central = open_task(options.task_module, {}, "coordinator")
-    schema = central.schema
-    model = _Model(schema, settings.compression, _first_weights(central, options.seed))
-    model.apply(model.next_version(run="run", at=0.0), with_model=True)
+    schema, compression = central.schema, settings.compression
+    replica = _first_weights(central, options.seed)
+    weights = replica.copy()
     accumulator, strategy = Accumulator(schema), make_strategy(settings, in_flight=DEVICES)
-    residuals: list[np.ndarray[Any, np.dtype[np.float32]] | None] = [None] * len(devices)
-    number = 0
-    while True:
-        number += 1
-        compression = settings.compression
+    residuals: list[Vector | None] = [None] * len(devices)
+    snapshot_bytes, chain_bytes = len(encode_snapshot(weights, schema, compression.snapshot)[0]), 0
+    for number in count(1):
         now = densities(number) if densities else Densities(compression.density, compression.down_density)
-        upload = UploadSettings(codec=compression.up, density=now.up, first_density=now.up)
+        up = CodecSpec(compression.up, now.up, compression.offered_coders)
         up_bytes = 0
         for place, (device, opened) in enumerate(zip(options.device_ids, devices, strict=True)):
-            training = Training(opened, model.replica, settings.train, upload)
-            trained = training.train(derived_seed(settings.seed, device, number))
-            encoded = training.encode(residuals[place], number - 1)
-            residuals[place] = encoded.residual
-            weight = strategy.accept(Submission(trained.num_examples, 0))
+            write_vector(opened.model, Paged(replica), schema)
+            examples, _ = opened.train(settings.train, derived_seed(settings.seed, device, number))
+            delta = read_vector(opened.model, schema) - replica
+            residual = _capped(residuals[place], delta, compression.residual_cap)
+            payload, residuals[place] = encode_update(delta, residual, schema, up)
+            weight = strategy.accept(Submission(examples, 0))
             assert not isinstance(weight, Rejection)
-            accumulator.fold(decode_update(encoded.payload, schema), weight=weight, clip=1.0)
-            up_bytes += len(encoded.payload)
-        accumulator.step(model.weights, strategy.scale(accumulator.buffer))
-        model.set_density(now.down)
-        version = model.next_version(run="run", at=0.0)
-        model.apply(version, with_model=True)
-        assert version.delta is not None
-        yield Round(number, _accuracy(central, model), up_bytes, len(version.delta) * DEVICES)
+            accumulator.fold(decode_update(payload, schema), weight=weight, clip=1.0)
+            up_bytes += len(payload)
+        accumulator.step(weights, strategy.scale(accumulator.buffer))
+        change = encode_delta(weights, replica, schema, CodecSpec(compression.down, now.down))
+        apply_delta(replica, change, schema)
+        chain_bytes += len(change)
+        if chain_bytes >= snapshot_bytes:
+            replica, chain_bytes = requantise(replica, schema, compression.snapshot), 0
+        yield Round(number, _accuracy(central, replica), up_bytes, len(change) * DEVICES)
 
 
-def _first_weights(central: Opened, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _capped(residual: Vector | None, delta: Vector, cap: float) -> Vector | None:
+    """The residual, scaled down where it is too long."""
+    if residual is None:
+        return None
+    factor, _ = cap_factor(Dense(residual).norm(), Dense(delta[: len(residual)]).norm(), cap)
+    return residual if factor == 1 else residual * np.float32(factor)
+
+
+def _first_weights(central: Opened, seed: int) -> Vector:
     """What the model host makes of a seed."""
     torch.manual_seed(seed)
     return read_vector(central.task.model(), central.schema)
 
 
-def _accuracy(central: Opened, model: PublishedModel) -> float:
+def _accuracy(central: Opened, replica: Vector) -> float:
     assert central.test_data is not None
-    write_vector(central.model, model.replica, central.schema)
+    write_vector(central.model, Paged(replica), central.schema)
     return central.evaluate(central.test_data)[2]["accuracy"]
