@@ -11,7 +11,7 @@ from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.dedupe import Outcome
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.devices import Device
-from fedmq_coordinator.core.inbox import UnknownSenderError, hear
+from fedmq_coordinator.core.inbox import Heard, UnknownSenderError, hear
 from fedmq_coordinator.core.intake import judge, refused
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.strategies import Strategy
@@ -19,7 +19,6 @@ from fedmq_coordinator.core.uploads import Uploads
 from fedmq_protocol.codecs import max_encoded_bytes
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import (
-    Body,
     Get,
     Hello,
     Notice,
@@ -32,6 +31,7 @@ from fedmq_protocol.messages import (
     UpdateHeader,
     UploadChunk,
 )
+from fedmq_protocol.replays import ReplayError
 
 _PAUSE_S: Final = 10.0
 _PAUSE_MAX_S: Final = 600.0
@@ -65,32 +65,37 @@ class Conversation:
             return
         try:
             heard = hear(self._desk.topics, self._desk.state.devices, event.topic, event.payload)
-            self._message(heard.device, heard.envelope.body)
+            self._message(heard)
         except UnknownSenderError as error:
             self._desk.note("debug", str(error))
+        except ReplayError as error:
+            self._count_refusal(event.topic, error)
         except RemoteError as error:
             self._refuse(event.topic, error)
 
-    def _refuse(self, topic: str, error: RemoteError) -> None:
-        """Count what is wrong, say it once for each sender and reason, and go on."""
+    def _count_refusal(self, topic: str, error: RemoteError) -> tuple[Device | None, int]:
+        """Count what is wrong; return whose topic it came on, and how often so far."""
         device = None
         with suppress(RemoteError):
             device = self._desk.state.devices.get(self._desk.topics.parse_device(topic).device)
         self.rejections[error.reason] = self.rejections.get(error.reason, 0) + 1
-        count = device.refuse(error.reason) if device is not None else self.rejections[error.reason]
+        return device, device.refuse(error.reason) if device is not None else self.rejections[error.reason]
+
+    def _refuse(self, topic: str, error: RemoteError) -> None:
+        """Count what is wrong, say it once for each sender and reason, and go on."""
+        device, count = self._count_refusal(topic, error)
         if count == 1:
             self._desk.note("warning", f"refused a message on {topic}: {error}", reason=error.reason)
             if device is not None and device.online:
                 notice = Notice(code=error.reason, detail=str(error)[:1024])
                 self._desk.send(self._desk.topics.down(device.id, "notice"), notice)
 
-    def _message(self, device_id: str, body: Body) -> None:
-        match body:
-            case Presence():
-                self._presence(device_id, body)
-                return
-            case _:
-                device = self._desk.state.devices[device_id]
+    def _message(self, heard: Heard) -> None:
+        body = heard.envelope.body
+        if isinstance(body, Presence):
+            self._presence(heard.device, body, heard.envelope.sequence)
+            return
+        device = self._desk.state.devices[heard.device]
         match body:
             case Hello():
                 self._hello(device)
@@ -108,25 +113,24 @@ class Conversation:
                 msg = f"a device cannot say {type(body).__name__}"
                 raise AssertionError(msg)
 
-    def _presence(self, device_id: str, body: Presence) -> None:
+    def _presence(self, device_id: str, body: Presence, sequence: int) -> None:
         if device_id not in self._desk.state.devices:
             self._desk.record(
                 f.DeviceEnrolled(at=self._desk.now, device=device_id, public_key=body.public_key)
             )
             self._desk.note("info", f"{device_id} joined the federation", device=device_id)
         device = self._desk.state.devices[device_id]
-        if body.session < device.session:
+        if device.is_echo(body, sequence):
             return
         if body.traffic is not None:
             self._count_traffic(device, body, body.traffic)
         if not body.online:
             if device.online or body.session > device.session:
                 device.left(body, now=self._desk.now)
-                device.session = body.session
                 self._desk.note("info", f"{device_id} left by {device.gone_by}", device=device_id)
             return
         came_back = body.session > device.session
-        device.arrived(body, session=body.session, now=self._desk.now)
+        device.arrived(body, sequence=sequence, now=self._desk.now)
         run = self._desk.state.active
         if run is None:
             return
@@ -183,6 +187,8 @@ class Conversation:
         self, device: Device, verdict: f.UpdateAccepted | f.UpdateRejected, header: UpdateHeader
     ) -> None:
         """Journal the verdict on an update, and tell its sender."""
+        if isinstance(verdict, f.UpdateAccepted):
+            verdict = verdict.model_copy(update={"session": device.replays.epoch})
         self._desk.record(verdict)
         match verdict:
             case f.UpdateAccepted():

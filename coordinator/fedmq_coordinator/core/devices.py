@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fedmq_coordinator.core.traffic import Meter
 from fedmq_protocol.codecs import versioned
 from fedmq_protocol.messages import Presence, TaskRef
+from fedmq_protocol.replays import ReplayGuard
 
 
 @dataclass
@@ -31,14 +32,30 @@ class Device:
     sent: int = 0
     received: int = 0
     """Bytes on its socket, as its agent counted them over all its sessions."""
+    replays: ReplayGuard = field(default_factory=ReplayGuard)
+    """Of what it sealed; the highest session of an accepted update is journaled, the rest comes anew."""
+    _ended: int = -1
+    """The newest session that is known to be over."""
+    _born_at: tuple[int, int] = (-1, -1)
+    """Session and sequence of the newest birth certificate."""
     _meter: Meter = field(default_factory=Meter)
 
-    def arrived(self, presence: Presence, *, session: int, now: float) -> None:
-        self.session, self.presence, self.problem = session, presence, presence.problem
+    def is_echo(self, presence: Presence, sequence: int) -> bool:
+        """Whether something newer was heard before: a later session, this one's end, or a later birth certificate."""
+        if presence.session < max(self.session, self.replays.epoch):
+            return True
+        if not presence.online:
+            return False
+        return presence.session <= self._ended or (presence.session, sequence) < self._born_at
+
+    def arrived(self, presence: Presence, *, sequence: int, now: float) -> None:
+        self.session, self.presence, self.problem = presence.session, presence, presence.problem
+        self._born_at = presence.session, sequence
         self.online = self.heard = True
         self.since, self.gone_by = now, ""
 
     def left(self, presence: Presence, *, now: float) -> None:
+        self.session = self._ended = presence.session
         self.online, self.heard, self.since = False, True, now
         self.gone_by = "its last will" if presence.traffic is None else "its goodbye"
 

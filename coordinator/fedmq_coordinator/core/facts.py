@@ -136,6 +136,8 @@ class UpdateAccepted(RunFact):
     metrics: dict[str, float]
     evaluation: Evaluation | None
     traffic: tuple[int, int] | None
+    session: int = 0
+    """Of the device, when it sent this: earlier ones are over, for a coordinator that starts anew, too."""
 
 
 class UpdateRejected(RunFact):

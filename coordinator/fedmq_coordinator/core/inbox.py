@@ -1,4 +1,8 @@
-"""From bytes to a message that a known device really said on its own topic. Everything before that is hostile."""
+"""From bytes to a message that a known device really said on its own topic, now. Everything before that is hostile.
+
+A presence is retained, so it may come again; by its session and sequence `Device` knows what is older. Anything else
+is taken once.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,7 @@ def hear(topics: Topics, devices: Mapping[str, Device], topic: str, payload: byt
     Raises:
         RemoteError: not this federation's topic, not an envelope, of the wrong kind or sender for its topic, or from
             a device that is not known yet.
+        ReplayError: the device has said this before, or says more recent things by now.
         SignatureError: not signed by the key that the device is known by.
     """
     where = topics.parse_device(topic)
@@ -61,8 +66,21 @@ def hear(topics: Topics, devices: Mapping[str, Device], topic: str, payload: byt
                 "purpose, give it a new id"
             )
             raise SignatureError(msg)
-        return Heard(where.device, envelope.verified(known.public_key))
+        envelope.verified(known.public_key)
+        if isinstance(envelope.body, Presence):
+            _check_session(envelope, envelope.body)
+            known.replays.advance(envelope.epoch)
+        else:
+            known.replays.check(envelope.epoch, envelope.sequence)
+        return Heard(where.device, envelope)
     if isinstance(envelope.body, Presence):
+        _check_session(envelope, envelope.body)
         return Heard(where.device, envelope.verified(envelope.body.public_key))
     msg = f"{where.device} has not introduced itself yet"
     raise UnknownSenderError(msg, reason="unknown-device")
+
+
+def _check_session(envelope: Envelope, presence: Presence) -> None:
+    if presence.session != envelope.epoch:
+        msg = f"a presence of session {presence.session} in an envelope of session {envelope.epoch}"
+        raise RemoteError(msg, reason="bad-session")

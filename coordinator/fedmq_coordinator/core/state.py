@@ -75,11 +75,18 @@ class FederationState:
                 self.runs[fact.run].apply(fact)
             case f.RunFact():
                 self.runs[fact.run].apply(fact)
-                if isinstance(fact, f.UpdateAccepted) and fact.traffic is not None:
-                    self._count(fact.device, *fact.traffic)
+                if isinstance(fact, f.UpdateAccepted):
+                    self._remember(fact)
             case _:
                 msg = f"unknown fact {type(fact).__name__}"
                 raise AssertionError(msg)
+
+    def _remember(self, fact: f.UpdateAccepted) -> None:
+        """What an update says of its sender."""
+        if fact.traffic is not None:
+            self._count(fact.device, *fact.traffic)
+        if fact.device in self.devices:
+            self.devices[fact.device].replays.advance(fact.session)
 
     def _count(self, device: str, sent: int, received: int) -> None:
         """Enter what a device moved since its last word into its own account, and into that of the run under way."""

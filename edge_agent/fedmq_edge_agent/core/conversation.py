@@ -20,6 +20,7 @@ from fedmq_protocol.messages import (
     Receipt,
     Status,
 )
+from fedmq_protocol.replays import ReplayError
 from fedmq_protocol.sampling import in_cohort
 
 
@@ -39,6 +40,7 @@ class Conversation:
             coordinator_key=coordinator_key,
             epoch=desk.ledger.state.epoch,
             epoch_of=desk.ledger.state.coordinator,
+            announced=desk.ledger.state.announced,
         )
         self.rejected: Counter[tuple[str, str]] = Counter()
         """Packets that were not believed, by kind of topic and reason."""
@@ -87,6 +89,7 @@ class Conversation:
             case Status() as status:
                 self._on_status(status, heard.epoch, now=now)
             case Announcement() as announcement:
+                self._desk.ledger.announced(heard.sequence)
                 self._on_announcement(announcement, now=now)
             case Lease() as lease:
                 self._on_lease(lease, now=now)
@@ -114,7 +117,7 @@ class Conversation:
             self._desk.following.pull.damaged(topic)
         if self.rejected[place, error.reason] > 1:
             return
-        if isinstance(error, StaleError):
+        if isinstance(error, StaleError | ReplayError):
             self._desk.note("info", f"ignored a message on {topic[:160]}: {error}")
             return
         mend = ""

@@ -12,7 +12,8 @@ from typing import Final
 
 from fedmq_protocol.envelope import COORDINATOR, Envelope, open_envelope
 from fedmq_protocol.errors import RemoteError, SignatureError
-from fedmq_protocol.messages import Announcement, Body, ModelChunk, Status
+from fedmq_protocol.messages import Announcement, Body, Credit, Lease, ModelChunk, Notice, Receipt, Status
+from fedmq_protocol.replays import ReplayGuard
 from fedmq_protocol.signing import key_id
 from fedmq_protocol.topics import Topics
 
@@ -33,6 +34,7 @@ class Heard:
 
     body: Body
     epoch: int
+    sequence: int
     own_topic: bool
     """For chunks: it came on the chunk's own topic, and not from the coordinator's hand."""
 
@@ -46,6 +48,7 @@ class Inbox:
         coordinator_key: the coordinator's 32 public bytes, if they are known.
         epoch: the highest epoch seen so far.
         epoch_of: the key of the coordinator whose epoch that is; another coordinator counts from the beginning.
+        announced: sequence of the newest announcement in that epoch.
     """
 
     def __init__(
@@ -56,13 +59,15 @@ class Inbox:
         coordinator_key: bytes | None,
         epoch: int,
         epoch_of: bytes | None = None,
+        announced: int = 0,
     ) -> None:
         self._topics = topics
         self._device = device
         self._epoch_of = epoch_of
         self.coordinator_key = coordinator_key
         self.epoch = epoch if coordinator_key in {None, epoch_of} else 0
-        self._announced = (0, 0)  # epoch and sequence of the newest announcement
+        self._announced = (self.epoch, announced if self.epoch else 0)  # the newest announcement's place
+        self._replays = ReplayGuard()
 
     def open(self, topic: str, payload: bytes) -> Heard:
         """Return the message if it is to be believed; pins the key of the first status where none is known.
@@ -70,6 +75,7 @@ class Inbox:
         Raises:
             KeyUnknownError: the coordinator's key is not known yet.
             StaleError: of a lower epoch, or older than an announcement that came before.
+            ReplayError: not retained, and came before.
             RemoteError: anything else is wrong with it.
         """
         kind, own_topic = self._expected(topic)
@@ -89,7 +95,7 @@ class Inbox:
             self._check_place(topic, body, own_topic=own_topic)
         else:
             self._check_age(envelope)
-        return Heard(body, envelope.epoch, own_topic)
+        return Heard(body, envelope.epoch, envelope.sequence, own_topic)
 
     def _expected(self, topic: str) -> tuple[str, bool]:
         if topic == self._topics.coordinator_status:
@@ -109,7 +115,7 @@ class Inbox:
             raise KeyUnknownError("the coordinator's key is not known yet", reason="key-unknown")
         envelope.verified(envelope.body.public_key)
         if envelope.body.public_key != self._epoch_of:
-            self.epoch = 0
+            self.epoch, self._announced = 0, (0, 0)
         self._check_age(envelope)  # an echo pins nothing
         self.coordinator_key = envelope.body.public_key
 
@@ -132,6 +138,8 @@ class Inbox:
                 f"from the coordinator's epoch {envelope.epoch}, and {self.epoch} has begun",
                 reason="old-epoch",
             )
+        if isinstance(envelope.body, Lease | Receipt | Credit | Notice):
+            self._replays.check(envelope.epoch, envelope.sequence)
         self.epoch = envelope.epoch
         if isinstance(envelope.body, Announcement):
             place = (envelope.epoch, envelope.sequence)

@@ -85,8 +85,14 @@ class Ledger:
 
     def new_epoch(self, epoch: int, coordinator: bytes, *, now: float) -> None:
         """The coordinator started anew, or is another one."""
-        self.state = self.state.model_copy(update={"epoch": epoch, "coordinator": coordinator})
+        self.state = self.state.model_copy(
+            update={"epoch": epoch, "coordinator": coordinator, "announced": 0}
+        )
         self.commit_soon(now=now)
+
+    def announced(self, sequence: int) -> None:
+        """An announcement came. It is written down with the next commit: an older one would only cost a download."""
+        self.state = self.state.model_copy(update={"announced": sequence})
 
     def activate(self, run: str, *, now: float) -> bool:
         """`run` is the one that is followed; whether it is a new one."""

@@ -78,6 +78,8 @@ class AgentState(_Kept):
     """The highest epoch of the coordinator that was seen."""
     coordinator: Hash | None = None
     """The public key of the coordinator whose epoch that is; None: of none yet."""
+    announced: Counter = 0
+    """Sequence of the newest announcement in that epoch, as of the last commit."""
     active: str | None = None
     """The newest run of our task that was announced."""
     runs: dict[str, RunState] = {}

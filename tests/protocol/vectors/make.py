@@ -1,0 +1,43 @@
+"""Write the files of cases in protocol/vectors anew: `python -m tests.protocol.vectors.make`.
+
+Only after a deliberate change of the protocol, in the same commit as its description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from tests.protocol.vectors import model_cases, wire_cases
+from tests.protocol.vectors.form import FOLDER, Case, text_of
+
+FILES: Final[dict[str, tuple[str, Callable[[], list[Case]]]]] = {
+    "topics.json": ("Topics taken apart and made, and what may be a name.", wire_cases.topic_cases),
+    "keys.json": ("Ed25519 keys, their ids, and signatures.", wire_cases.key_cases),
+    "messages.json": ("Every kind of message in its envelope.", wire_cases.message_cases),
+    "envelopes.json": ("Packets that are wrong, and strange ones that are not.", wire_cases.envelope_cases),
+    "replays.json": ("Packets that come again.", wire_cases.replay_cases),
+    "schemas.json": ("Tensor schemas and their hashes.", model_cases.schema_cases),
+    "sampling.json": ("The rule by which devices are sampled.", model_cases.sampling_cases),
+    "chunks.json": ("Blobs cut into chunks and put together.", model_cases.chunk_cases),
+    "chain.json": ("Chained hashes of versions.", model_cases.chain_cases),
+    "blobs.json": (
+        "Snapshots, deltas, rebases, updates, error feedback, restoring.",
+        model_cases.blob_cases,
+    ),
+}
+
+
+def texts() -> dict[str, str]:
+    """The text of each file, by its name."""
+    return {name: text_of(about, cases()) for name, (about, cases) in FILES.items()}
+
+
+def main() -> None:
+    """Write the files."""
+    for name, text in texts().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
