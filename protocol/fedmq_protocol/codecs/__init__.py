@@ -6,20 +6,34 @@ is a `Sparse` or a `Dense`, with the same operations.
 
 from __future__ import annotations
 
-from fedmq_protocol.codecs.container import decode, encode, max_encoded_bytes, split
+from fedmq_protocol.codecs.container import (
+    decode,
+    decode_into,
+    decoded_slices,
+    encode,
+    encode_to,
+    max_encoded_bytes,
+    replace,
+    split,
+    split_to,
+)
 from fedmq_protocol.codecs.decoded import Decoded, Dense, Sparse, flushed
 from fedmq_protocol.codecs.model import (
     DecodedUpdate,
     apply_delta,
     decode_snapshot,
+    decode_snapshot_into,
     decode_update,
     encode_delta,
     encode_seeded,
     encode_snapshot,
+    encode_snapshot_to,
     encode_update,
+    encode_update_inplace,
     is_seeded,
     replica_sha256,
     requantise,
+    requantise_inplace,
     snapshot_codec,
 )
 from fedmq_protocol.codecs.registry import (
@@ -31,6 +45,7 @@ from fedmq_protocol.codecs.registry import (
     unversioned,
     versioned,
 )
+from fedmq_protocol.codecs.slices import Difference, Source
 from fedmq_protocol.codecs.topk import select
 
 __all__ = [
@@ -39,27 +54,38 @@ __all__ = [
     "Decoded",
     "DecodedUpdate",
     "Dense",
+    "Difference",
+    "Source",
     "Sparse",
     "apply_delta",
     "check_coders",
     "decode",
+    "decode_into",
     "decode_snapshot",
+    "decode_snapshot_into",
     "decode_update",
+    "decoded_slices",
     "encode",
     "encode_delta",
     "encode_seeded",
     "encode_snapshot",
+    "encode_snapshot_to",
+    "encode_to",
     "encode_update",
+    "encode_update_inplace",
     "flushed",
     "is_seeded",
     "max_encoded_bytes",
     "names",
     "optional_coders",
+    "replace",
     "replica_sha256",
     "requantise",
+    "requantise_inplace",
     "select",
     "snapshot_codec",
     "split",
+    "split_to",
     "unversioned",
     "versioned",
 ]

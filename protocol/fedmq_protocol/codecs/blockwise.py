@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from fedmq_protocol.codecs import nibbles, scale
 from fedmq_protocol.codecs.decoded import Float32Array
+from fedmq_protocol.codecs.rounding import Stochastic, to_levels
+from fedmq_protocol.codecs.slices import Source, parts
 from fedmq_protocol.errors import CodecError
 
 BLOCK: Final = 64
@@ -43,19 +45,88 @@ class Blockwise:
     largest_level: int
     largest_scale: np.float32
 
+    def head_bytes(self, count: int) -> int:
+        """Length of the scales for `count` values."""
+        return scale.SCALE_BYTES * _blocks(count)
+
+    def section_bytes(self, count: int) -> int:
+        """Length of the levels of `count` values."""
+        return nibbles.packed_bytes(count) if self.packed else count
+
     def body_bytes(self, count: int) -> int:
         """Length of the body for `count` values, before compression."""
-        return scale.SCALE_BYTES * _blocks(count) + (nibbles.packed_bytes(count) if self.packed else count)
+        return self.head_bytes(count) + self.section_bytes(count)
 
-    def quantise(self, x: Float32Array) -> tuple[bytes, Float32Array]:
-        """Finite float32[count] -> the body, and float32[count] as it will be decoded."""
+    def measure(self, source: Source) -> Float32Array:
+        """Finite float32[n] -> the scales, float32[blocks]."""
+        largest = np.empty(_blocks(len(source)), np.float32)
+        for part in parts(len(source)):
+            rows = _in_blocks(source[part])
+            first = part.start // BLOCK
+            np.abs(rows).max(axis=1, out=largest[first : first + len(rows)])
+        largest /= np.float32(self.largest_level)
+        return scale.rounded(largest)
+
+    def write_head(self, scales: Float32Array) -> bytes:
+        return scale.to_bytes(scales)
+
+    def read_head(self, head: memoryview) -> Float32Array:
+        """The scales, float32[blocks].
+
+        Raises:
+            CodecError: a scale is out of range.
+        """
+        return scale.from_bytes(head, self.largest_scale)
+
+    def write(
+        self, x: Float32Array, start: int, scales: Float32Array, rounding: Stochastic | None
+    ) -> tuple[bytes, Float32Array]:
+        """Code a slice.
+
+        Args:
+            x: float32[count], finite.
+            start: place of the first value, a multiple of `BLOCK`.
+            scales: of the whole vector.
+            rounding: chance; None for the nearest level.
+
+        Returns:
+            The section, and float32[count] as it will be decoded.
+        """
         rows = _in_blocks(x)
-        scales = scale.rounded(np.abs(rows).max(axis=1) / np.float32(self.largest_level))
-        divisors = np.where(scales == 0, np.float32(np.inf), scales)
-        levels = np.rint(rows / divisors[:, None]).astype(np.int8)
+        own = scales[start // BLOCK :][: len(rows)]
+        divisors: Float32Array = np.where(own == 0, np.float32(np.inf), own)
+        quotients = to_levels(rows / divisors[:, None], start, rounding)
+        if rounding is not None:
+            np.clip(quotients, -self.largest_level, self.largest_level, out=quotients)
+        levels = quotients.astype(np.int8)
         flat = levels.reshape(-1)[: len(x)]
-        body = nibbles.pack((flat & np.int8(15)).view(np.uint8)) if self.packed else flat.tobytes()
-        return scale.to_bytes(scales) + body, _decoded(levels, scales, len(x))
+        section = nibbles.pack((flat & np.int8(15)).view(np.uint8)) if self.packed else flat.tobytes()
+        return section, _decoded(levels, own, len(x))
+
+    def read(self, section: memoryview, start: int, count: int, scales: Float32Array) -> Float32Array:
+        """The section of a slice, of the right length -> float32[count].
+
+        Raises:
+            CodecError: a level is out of range, or a block with scale zero has a level.
+        """
+        if self.packed:
+            numbers = nibbles.unpack(section, count).view(np.int8)
+            flat = (numbers ^ 8) - np.int8(8)  # extends the sign
+        else:
+            flat = np.frombuffer(section, np.int8)
+        levels = _in_blocks(flat)
+        own = scales[start // BLOCK :][: len(levels)]
+        if levels.min(initial=0) < -self.largest_level:
+            raise CodecError("a level is out of range")
+        if levels[own == 0].any():
+            raise CodecError("a block with scale zero has values")
+        return _decoded(levels, own, count)
+
+    def quantise(self, x: Float32Array, rounding: Stochastic | None = None) -> tuple[bytes, Float32Array]:
+        """Finite float32[count] -> the body, and float32[count] as it will be decoded."""
+        scales = self.measure(x)
+        section, sent = self.write(x, 0, scales, rounding)
+        return self.write_head(scales) + section, sent
 
     def dequantise(self, body: memoryview, count: int) -> Float32Array:
         """The body, of the right length -> float32[count].
@@ -63,19 +134,8 @@ class Blockwise:
         Raises:
             CodecError: a scale or a level is out of range, or a block with scale zero has a level.
         """
-        cut = scale.SCALE_BYTES * _blocks(count)
-        scales = scale.from_bytes(body[:cut], self.largest_scale)
-        if self.packed:
-            numbers = nibbles.unpack(body[cut:], count).view(np.int8)
-            flat = (numbers ^ 8) - np.int8(8)  # extends the sign
-        else:
-            flat = np.frombuffer(body[cut:], np.int8)
-        levels = _in_blocks(flat)
-        if levels.min(initial=0) < -self.largest_level:
-            raise CodecError("a level is out of range")
-        if levels[scales == 0].any():
-            raise CodecError("a block with scale zero has values")
-        return _decoded(levels, scales, count)
+        cut = self.head_bytes(count)
+        return self.read(body[cut:], 0, count, self.read_head(body[:cut]))
 
 
 INT8: Final = Blockwise(packed=False, largest_level=127, largest_scale=np.float32(129 / 128 * 2.0**121))

@@ -13,23 +13,21 @@ rounding either. One bit is not kept: -0 is read as +0.
 
 from __future__ import annotations
 
+import io
 import struct
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Final
+from typing import BinaryIO, Final, TypeAlias
 
 import numpy as np
 
-from fedmq_protocol.codecs import body
+from fedmq_protocol.codecs import body, dense
 from fedmq_protocol.codecs.choice import smallest
 from fedmq_protocol.codecs.decoded import Decoded, Dense, Float32Array, Sparse, frozen
-from fedmq_protocol.codecs.registry import (
-    CODECS,
-    DENSE_VALUES,
-    INDEX_CODES,
-    KEPT_VALUES,
-    CodecSpec,
-    DenseValues,
-)
+from fedmq_protocol.codecs.dense import Coded
+from fedmq_protocol.codecs.registry import CODECS, DENSE_VALUES, INDEX_CODES, KEPT_VALUES, CodecSpec
+from fedmq_protocol.codecs.rounding import Stochastic
+from fedmq_protocol.codecs.slices import Source, parts
 from fedmq_protocol.codecs.topk import select
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.limits import MAX_PARAMETERS
@@ -37,10 +35,11 @@ from fedmq_protocol.limits import MAX_PARAMETERS
 TINY: Final = 64
 """Vectors up to this long are sent dense by the sparse codecs too: an envelope's signature alone is longer."""
 
+Sent: TypeAlias = Sparse | Coded
+"""What was written, to be taken off what there was."""
+
 _DENSE_FROM: Final = Fraction(1, 4)  # from this density on, a sparse codec also tries dense int4
 _NEGATIVE_ZERO: Final = np.uint32(0x8000_0000)
-_SLICE: Final = 1 << 16  # elements worked on at once where all are
-_DENSE_HEAD: Final = struct.Struct("<BI")  # tag, n
 _SPARSE_HEAD: Final = struct.Struct("<BIII")  # tag, n, k, bytes of indices
 
 
@@ -53,67 +52,143 @@ def codec_name(data: bytes | memoryview) -> str:
     tag = memoryview(data).cast("B")[0] if len(data) else 0
     indices, values = tag >> 4, tag & 15
     for name, codec in CODECS.items():
-        if (
-            codec.values == values
-            and codec.sparse == (indices in INDEX_CODES)
-            and (codec.sparse or not indices)
-        ):
+        if codec.values == values and (indices in INDEX_CODES if codec.sparse else indices == 0):
             return name
     raise CodecError(f"unknown codec tag {tag:#04x}", reason="unknown-codec")
 
 
-def encode(vector: Float32Array, spec: CodecSpec) -> tuple[bytes, Decoded]:
+def is_dense(data: bytes | memoryview) -> bool:
+    """Whether a payload says that it holds every element; it may hold anything."""
+    return len(data) > 0 and memoryview(data).cast("B")[0] in DENSE_VALUES
+
+
+def encode_to(
+    source: Source, spec: CodecSpec, out: BinaryIO, *, rng: np.random.Generator | None = None
+) -> Sent:
+    """Write a vector, slice by slice: nothing of its length is held in memory.
+
+    Args:
+        source: float32[n], finite: an array, or whatever can be read like one.
+        spec: how.
+        out: a file that can seek, or `io.BytesIO`; the payload goes to its end.
+        rng: the stream of chance for stochastic rounding.
+
+    Returns:
+        What `decode` will make of it: a sparse vector, or a dense one that is made anew from `source`.
+
+    Raises:
+        ValueError: the vector has another shape or dtype, is too long, or is not finite; or chance is lacking.
+    """
+    _check_source(source)
+    n, rounding = len(source), _rounding(spec, rng)
+    if not spec.sparse or 0 < n <= TINY:
+        values = CODECS["int8"].values if spec.sparse else spec.codec.values
+        coded = dense.measured(source, values, rounding)
+        coded.write(out)
+        return coded
+    payload, sparse = _encode_sparse(source, spec, rounding)
+    if Fraction(spec.density) >= _DENSE_FROM:
+        coded = dense.measured(source, CODECS["int4"].values, rounding)
+        alternative = io.BytesIO()
+        coded.write(alternative)
+        if alternative.tell() <= len(payload):
+            out.write(alternative.getbuffer())
+            return coded
+    out.write(payload)
+    return sparse
+
+
+def encode(
+    vector: Source, spec: CodecSpec, *, rng: np.random.Generator | None = None
+) -> tuple[bytes, Decoded]:
     """Write a vector.
 
     Args:
         vector: float32[n], finite.
         spec: how.
+        rng: the stream of chance for stochastic rounding.
 
     Returns:
         The payload, at most `max_encoded_bytes(n, spec)` long, and exactly what `decode` makes of it.
 
     Raises:
-        ValueError: the vector has another shape or dtype, is too long, or is not finite.
+        ValueError: as `encode_to`.
     """
-    _check_vector(vector)
-    n = len(vector)
-    if not spec.sparse:
-        return _encode_dense(vector, spec.codec.values)
-    if 0 < n <= TINY:
-        return _encode_dense(vector, CODECS["int8"].values)
-    payload, decoded = _encode_sparse(vector, spec)
-    if Fraction(spec.density) >= _DENSE_FROM:
-        dense_payload, dense = _encode_dense(vector, CODECS["int4"].values)
-        if len(dense_payload) <= len(payload):
-            return dense_payload, dense
-    return payload, decoded
+    out = io.BytesIO()
+    sent = encode_to(vector, spec, out, rng=rng)
+    return out.getvalue(), _as_decoded(sent, len(vector))
 
 
-def split(p: Float32Array, spec: CodecSpec) -> tuple[bytes, Decoded, Float32Array]:
+def split(
+    p: Float32Array, spec: CodecSpec, *, rng: np.random.Generator | None = None
+) -> tuple[bytes, Decoded, Float32Array]:
     """Write what is worth sending of p = delta + old residual, and give what stays.
 
     Args:
         p: float32[n], finite.
         spec: how.
+        rng: the stream of chance for stochastic rounding.
 
     Returns:
         The payload; what `decode` makes of it; the new residual, float32[n], with decoded + residual = p exactly.
 
     Raises:
-        ValueError: as `encode`.
+        ValueError: as `encode_to`.
     """
-    payload, decoded = encode(p, spec)
-    residual = p.copy()
-    as_bits = residual.view(np.uint32)  # integers, since a processor may be set to lose subnormals
-    as_bits[as_bits == _NEGATIVE_ZERO] = 0
-    match decoded:
+    out = io.BytesIO()
+    sent = encode_to(p, spec, out, rng=rng)
+    decoded, residual = _as_decoded(sent, len(p)), p.copy()
+    leave(residual, sent)
+    return out.getvalue(), decoded, residual
+
+
+def split_to(
+    p: Float32Array, spec: CodecSpec, out: BinaryIO, *, rng: np.random.Generator | None = None
+) -> None:
+    """Write what is worth sending of p, and let p become what stays: `split` in place.
+
+    Args:
+        p: float32[n], finite, writable; may be an `np.memmap`. After an error it is as it was.
+        spec: how.
+        out: as `encode_to`.
+        rng: the stream of chance for stochastic rounding.
+
+    Raises:
+        ValueError: as `encode_to`.
+    """
+    p = np.asarray(p)
+    leave(p, encode_to(p, spec, out, rng=rng))
+
+
+def leave(p: Float32Array, sent: Sent) -> None:
+    """Take what was sent off the p that it was sent of, in place."""
+    for part in parts(len(p)):
+        as_bits = p[part].view(np.uint32)  # integers, since a processor may be set to lose subnormals
+        as_bits[as_bits == _NEGATIVE_ZERO] = 0
+    match sent:
         case Sparse(indices=indices, values=values):
-            residual[indices] = _exact_difference(residual[indices], values)
-        case Dense(values=values):
-            for start in range(0, len(p), _SLICE):
-                part = slice(start, start + _SLICE)
-                residual[part] = _exact_difference(residual[part], values[part])
-    return payload, decoded, residual
+            p[indices] = _exact_difference(p[indices], values)
+        case Coded():
+            for part, values in sent.sent():
+                p[part] = _exact_difference(p[part], values)
+
+
+def replace(vector: Float32Array, name: str) -> None:
+    """Let a vector become what a dense codec makes of it, in place, without a payload in between.
+
+    Args:
+        vector: float32[n], finite, writable; may be an `np.memmap`.
+        name: of a dense codec.
+
+    Raises:
+        ValueError: as `encode_to`, or the codec is not dense.
+    """
+    spec = CodecSpec(name)
+    if spec.sparse:
+        raise ValueError(f"{name} is not dense")
+    _check_source(vector)
+    for part, values in dense.measured(np.asarray(vector), spec.codec.values).sent():
+        vector[part] = values
 
 
 def decode(data: bytes | memoryview, n: int, *, max_kept: int | None = None) -> Decoded:
@@ -130,24 +205,52 @@ def decode(data: bytes | memoryview, n: int, *, max_kept: int | None = None) -> 
     Raises:
         CodecError: with reason `unknown-codec`, `wrong-size` (not a vector of n), `too-large`, `not-finite` or
             `malformed`; nothing else. Whatever the payload says, no more memory is taken than 16 bytes for each of
-            the n and 56 for each element kept.
+            the n, 56 for each element kept, and 16 MiB.
     """
     view = memoryview(data).cast("B")
-    if not 0 <= n <= MAX_PARAMETERS:
-        raise ValueError(f"n={n} is outside 0..{MAX_PARAMETERS}")
-    if len(view) > max_encoded_bytes(n):
-        raise CodecError(f"{len(view)} bytes for {n} parameters", reason="too-large")
-    if len(view) < _DENSE_HEAD.size:
-        raise CodecError("the payload ends within its head")
-    tag, stated = _DENSE_HEAD.unpack_from(view)
-    indices, values = tag >> 4, tag & 15
-    if indices == 0 and values in DENSE_VALUES:
-        _check_size(stated, n)
-        return _decode_dense(view[_DENSE_HEAD.size :], n, DENSE_VALUES[values])
-    if indices in INDEX_CODES and values in KEPT_VALUES:
-        _check_size(stated, n)
-        return _decode_sparse(view, n, n if max_kept is None else min(n, max_kept), (indices, values))
-    raise CodecError(f"unknown codec tag {tag:#04x}", reason="unknown-codec")
+    tag = _checked_head(view, n)
+    if tag not in DENSE_VALUES:
+        return _decode_sparse(view, n, n if max_kept is None else min(n, max_kept), (tag >> 4, tag & 15))
+    values = np.empty(n, np.float32)
+    for part, decoded in dense.decoded(view[dense.HEAD.size :], n, tag):
+        values[part] = decoded
+    frozen(values)
+    return Dense(values)
+
+
+def decoded_slices(data: bytes | memoryview, n: int) -> Iterator[tuple[slice, Float32Array]]:
+    """Read a dense payload slice by slice; it is sound only once the last slice has come.
+
+    Args:
+        data: the whole payload; may be a view of a file.
+        n: length of the vector that it must be for.
+
+    Returns:
+        Where each slice lies, and its values. All slices together are what `decode` gives.
+
+    Raises:
+        CodecError: as `decode`, at once or in place of a slice; also if the payload is sparse. No more memory is taken
+            than a sixteenth of the vector's and 16 MiB.
+    """
+    view = memoryview(data).cast("B")
+    tag = _checked_head(view, n)
+    if tag not in DENSE_VALUES:
+        raise CodecError(f"a payload with tag {tag:#04x}, where a dense one belongs")
+    return dense.decoded(view[dense.HEAD.size :], n, tag)
+
+
+def decode_into(data: bytes | memoryview, out: Float32Array) -> None:
+    """Read a dense payload into a given array, slice by slice.
+
+    Args:
+        data: as `decoded_slices`.
+        out: float32[n], overwritten; may be an `np.memmap`. After an error it holds rubbish.
+
+    Raises:
+        CodecError: as `decoded_slices`.
+    """
+    for part, values in decoded_slices(data, len(out)):
+        out[part] = values
 
 
 def max_encoded_bytes(n: int, spec: CodecSpec | None = None) -> int:
@@ -157,17 +260,15 @@ def max_encoded_bytes(n: int, spec: CodecSpec | None = None) -> int:
         n: length of the vector.
         spec: the codec agreed on; without it, the bound over all codecs.
     """
-    dense = {
-        key: _DENSE_HEAD.size + body.FLAG_BYTES + code.body_bytes(n) for key, code in DENSE_VALUES.items()
-    }
+    longest = {key: dense.payload_bytes(key, n) for key in DENSE_VALUES}
     if spec is not None and not spec.sparse:
-        return dense[spec.codec.values]
+        return longest[spec.codec.values]
     if 0 < n <= TINY:
-        return max(dense.values()) if spec is None else dense[CODECS["int8"].values]
+        return max(longest.values()) if spec is None else longest[CODECS["int8"].values]
     if spec is None:
         index_bytes = max(code.max_bytes(n, n) for code in INDEX_CODES.values())
         values = max(code.body_bytes(n) for code in KEPT_VALUES.values())
-        return max(_SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + values, *dense.values())
+        return max(_SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + values, *longest.values())
     k = spec.kept(n)
     index_bytes = min(code.max_bytes(n, k) for code in spec.index_codes().values() if code.baseline)
     return _SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + KEPT_VALUES[spec.codec.values].body_bytes(k)
@@ -179,28 +280,29 @@ def _exact_difference(before: Float32Array, sent: Float32Array) -> Float32Array:
     return after
 
 
-def _encode_dense(vector: Float32Array, values: int) -> tuple[bytes, Dense]:
-    coded, sent = DENSE_VALUES[values].quantise(vector)
-    frozen(sent)
-    return _DENSE_HEAD.pack(values, len(vector)) + body.wrap(coded), Dense(sent)
+def _as_decoded(sent: Sent, n: int) -> Decoded:
+    if isinstance(sent, Sparse):
+        return sent
+    values = np.empty(n, np.float32)
+    for part, slice_of_values in sent.sent():
+        values[part] = slice_of_values
+    frozen(values)
+    return Dense(values)
 
 
-def _encode_sparse(vector: Float32Array, spec: CodecSpec) -> tuple[bytes, Sparse]:
-    n, values = len(vector), spec.codec.values
-    candidates = select(vector, spec.kept(n))
-    kept, coded, sent = KEPT_VALUES[values].quantise(vector[candidates])
+def _encode_sparse(source: Source, spec: CodecSpec, rounding: Stochastic | None) -> tuple[bytes, Sparse]:
+    n, values = len(source), spec.codec.values
+    candidates = select(source, spec.kept(n))
+    picked = source[candidates]
+    if not np.isfinite(picked).all():  # an infinity is among the largest, and a NaN was refused
+        raise ValueError("the vector is not finite")
+    kept, coded, sent = KEPT_VALUES[values].quantise(picked, rounding)
     indices = candidates[kept].astype(np.uint32)
     coder, section = smallest(indices, n, spec.index_codes())
     head = _SPARSE_HEAD.pack(coder << 4 | values, n, len(indices), len(section))
     frozen(indices)
     frozen(sent)
     return head + section + body.wrap(coded), Sparse(n, indices, sent)
-
-
-def _decode_dense(section: memoryview, n: int, code: DenseValues) -> Dense:
-    values = code.dequantise(body.unwrap(section, code.body_bytes(n)), n)
-    frozen(values)
-    return Dense(values)
 
 
 def _decode_sparse(view: memoryview, n: int, max_kept: int, tag: tuple[int, int]) -> Sparse:
@@ -222,15 +324,32 @@ def _decode_sparse(view: memoryview, n: int, max_kept: int, tag: tuple[int, int]
     return Sparse(n, indices, values)
 
 
-def _check_vector(vector: Float32Array) -> None:
-    if vector.ndim != 1 or vector.dtype != np.float32 or len(vector) > MAX_PARAMETERS:
-        raise ValueError(
-            f"expected float32[n], n <= {MAX_PARAMETERS}, got {vector.dtype}{list(vector.shape)}"
-        )
-    if not np.isfinite(vector).all():
-        raise ValueError("the vector is not finite")
-
-
-def _check_size(stated: int, n: int) -> None:
+def _checked_head(view: memoryview, n: int) -> int:
+    """The tag of a payload that is not too long, of a known codec, and for a vector of n."""
+    if not 0 <= n <= MAX_PARAMETERS:
+        raise ValueError(f"n={n} is outside 0..{MAX_PARAMETERS}")
+    if len(view) > max_encoded_bytes(n):
+        raise CodecError(f"{len(view)} bytes for {n} parameters", reason="too-large")
+    if len(view) < dense.HEAD.size:
+        raise CodecError("the payload ends within its head")
+    tag, stated = dense.HEAD.unpack_from(view)
+    if tag not in DENSE_VALUES and not (tag >> 4 in INDEX_CODES and tag & 15 in KEPT_VALUES):
+        raise CodecError(f"unknown codec tag {tag:#04x}", reason="unknown-codec")
     if stated != n:
         raise CodecError(f"a vector of {stated}, expected {n}", reason="wrong-size")
+    return int(tag)
+
+
+def _check_source(source: Source) -> None:
+    if isinstance(source, np.ndarray) and (source.ndim != 1 or source.dtype != np.float32):
+        raise ValueError(f"expected float32[n], got {source.dtype}{list(source.shape)}")
+    if len(source) > MAX_PARAMETERS:
+        raise ValueError(f"expected float32[n], n <= {MAX_PARAMETERS}, got {len(source)}")
+
+
+def _rounding(spec: CodecSpec, rng: np.random.Generator | None) -> Stochastic | None:
+    if spec.rounding == "nearest":
+        return None
+    if rng is None:
+        raise ValueError("stochastic rounding needs a stream of chance")
+    return Stochastic(rng)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedmq_protocol.codecs import scale
 from fedmq_protocol.codecs.blockwise import INT8
 from fedmq_protocol.codecs.decoded import Float32Array
+from fedmq_protocol.codecs.rounding import Stochastic, to_levels
 from fedmq_protocol.errors import CodecError
 
 
@@ -23,11 +24,14 @@ def body_bytes(count: int) -> int:
     return 0 if count == 0 else scale.SCALE_BYTES + count
 
 
-def quantise(x: Float32Array) -> tuple[NDArray[np.bool_], bytes, Float32Array]:
+def quantise(
+    x: Float32Array, rounding: Stochastic | None = None
+) -> tuple[NDArray[np.bool_], bytes, Float32Array]:
     """Code what is worth it.
 
     Args:
         x: float32[count], finite.
+        rounding: chance; None for the nearest level.
 
     Returns:
         Which elements are sent, bool[count]; the body for those; their float32 values as they will be decoded.
@@ -36,7 +40,8 @@ def quantise(x: Float32Array) -> tuple[NDArray[np.bool_], bytes, Float32Array]:
     scales = scale.rounded(largest / np.float32(INT8.largest_level))
     if scales[0] == 0:
         return np.zeros(len(x), np.bool_), b"", np.empty(0, np.float32)
-    levels = np.rint(x / scales).astype(np.int8)
+    largest_level = INT8.largest_level
+    levels = np.clip(to_levels(x / scales, 0, rounding), -largest_level, largest_level).astype(np.int8)
     kept = levels != 0
     return kept, scale.to_bytes(scales) + levels[kept].tobytes(), levels[kept] * scales
 

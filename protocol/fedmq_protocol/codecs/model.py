@@ -6,6 +6,9 @@ A model is a flat float32 vector of `schema.size` elements: parameters, then fro
     delta    = msgpack [codec bytes of (target - replica) of the parameters, codec bytes of the buffers' new values]
     update   = msgpack [codec bytes of (change + residual) of the parameters, codec bytes of the buffers' change]
 
+Vectors may be `np.memmap`s: everything goes slice by slice, and nothing of a model's length is taken beside what is
+given and returned.
+
 Buffers are few and are always coded as `float32`. Frozen tensors travel in snapshots alone. A run that starts from a
 seed has a recipe (`seeded`) in its first snapshot instead of weights; later ones are in the codec that it names.
 
@@ -15,26 +18,45 @@ Applying a delta is normative to the bit: one float32 addition an element, subno
 from __future__ import annotations
 
 import hashlib
+import io
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmq_protocol.codecs import seeded
-from fedmq_protocol.codecs.container import codec_name, decode, encode, split
-from fedmq_protocol.codecs.decoded import Decoded, Dense
+from fedmq_protocol.codecs.container import (
+    Sent,
+    codec_name,
+    decode,
+    decode_into,
+    decoded_slices,
+    encode,
+    encode_to,
+    is_dense,
+    leave,
+    max_encoded_bytes,
+    replace,
+)
+from fedmq_protocol.codecs.decoded import Decoded, Dense, flushed
 from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.codecs.seeded import Recipe, Segment
+from fedmq_protocol.codecs.slices import Difference, Source, parts
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.schema import TensorSchema
 
 Vector = NDArray[np.float32]
 
 _FLOAT32: Final = CodecSpec("float32")
-_PARTS: Final = 2
+_ARRAY_OF_TWO: Final = b"\x92"
+_BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}  # msgpack's byte strings: the length takes so many bytes
+_BIN32_CODE: Final = 0xC6
+_BIN32: Final = struct.Struct(">BI")
+_STREAM_FROM: Final = 1 << 20  # longer parts are written where they belong, with the long form of the length
 
 
 @dataclass(frozen=True)
@@ -56,30 +78,56 @@ def encode_snapshot(vector: Vector, schema: TensorSchema, codec: str = "int8") -
     Returns:
         The blob, and the replica: what everybody who decodes it holds, float32[size].
     """
+    out = io.BytesIO()
+    encode_snapshot_to(vector, schema, codec, out)
+    return out.getvalue(), requantise(vector, schema, codec)
+
+
+def encode_snapshot_to(vector: Vector, schema: TensorSchema, codec: str, out: BinaryIO) -> None:
+    """Encode a whole model, slice by slice; what it decodes to is what `requantise_inplace` makes of the vector.
+
+    Args:
+        vector: float32[size]; may be an `np.memmap`.
+        schema: the model's.
+        codec: of the weights, a dense one.
+        out: a file that can seek, or `io.BytesIO`; the blob goes to its end.
+    """
     _check_size(vector, schema)
     cut = schema.num_parameters + schema.num_frozen
-    blob: bytes = msgpack.packb(
-        [encode(vector[:cut], CodecSpec(codec))[0], encode(vector[cut:], _FLOAT32)[0]]
-    )
-    return blob, decode_snapshot(blob, schema)
+    _write_blob(out, vector[:cut], CodecSpec(codec), vector[cut:])
 
 
-def decode_snapshot(data: bytes, schema: TensorSchema) -> Vector:
+def decode_snapshot(data: bytes | memoryview, schema: TensorSchema) -> Vector:
     """The replica, float32[size].
 
     Raises:
         CodecError: the blob is damaged or of another schema.
     """
+    replica = np.empty(schema.size, dtype=np.float32)
+    decode_snapshot_into(data, schema, replica)
+    return replica
+
+
+def decode_snapshot_into(data: bytes | memoryview, schema: TensorSchema, out: Vector) -> None:
+    """Decode a snapshot slice by slice.
+
+    Args:
+        data: the blob; may be a view of a file.
+        schema: the model's.
+        out: float32[size], overwritten; may be an `np.memmap`. After an error it holds rubbish.
+
+    Raises:
+        CodecError: the blob is damaged or of another schema.
+    """
+    _check_size(out, schema)
     weights, buffers = _unpack(data)
     cut = schema.num_parameters + schema.num_frozen
-    recipe = _recipe(weights, cut) if seeded.is_seeded(weights) else None
-    replica = np.empty(schema.size, dtype=np.float32)
-    if recipe is None:
-        replica[:cut] = decode(weights, cut).to_dense()
+    values = _decode_buffers(buffers, schema)
+    if seeded.is_seeded(weights):
+        seeded.generate(_recipe(weights, cut), out[:cut])
     else:
-        seeded.generate(recipe, replica[:cut])
-    replica[cut:] = _decode_buffers(buffers, schema)
-    return replica
+        decode_into(weights, out[:cut])
+    out[cut:] = values
 
 
 def encode_seeded(
@@ -109,34 +157,55 @@ def encode_seeded(
 
 def requantise(replica: Vector, schema: TensorSchema, codec: str = "int8") -> Vector:
     """What every holder does at a rebase: the replica becomes exactly what its snapshot decodes to."""
-    return encode_snapshot(replica, schema, codec)[1]
+    replica = np.array(replica)
+    requantise_inplace(replica, schema, codec)
+    return replica
+
+
+def requantise_inplace(replica: Vector, schema: TensorSchema, codec: str = "int8") -> None:
+    """`requantise`, slice by slice, in the vector given."""
+    _check_size(replica, schema)
+    cut = schema.num_parameters + schema.num_frozen
+    replace(replica[:cut], codec)
+    replace(replica[cut:], _FLOAT32.name)
 
 
 def encode_delta(target: Vector, replica: Vector, schema: TensorSchema, spec: CodecSpec) -> bytes:
-    """Encode the way from `replica` towards `target`; what is left stays in their difference."""
+    """Encode the way from `replica` towards `target`; what is left stays in their difference, which is never formed."""
     _check_size(target, schema)
     _check_size(replica, schema)
     cut, tail = schema.num_parameters, schema.num_parameters + schema.num_frozen
-    change = target[:cut] - replica[:cut]
-    blob: bytes = msgpack.packb([encode(change, spec)[0], encode(target[tail:], _FLOAT32)[0]])
-    return blob
+    out = io.BytesIO()
+    _write_blob(out, Difference(target[:cut], replica[:cut]), spec, target[tail:])
+    return out.getvalue()
 
 
-def apply_delta(replica: Vector, data: bytes, schema: TensorSchema) -> None:
-    """Advance `replica` in place by one version.
+def apply_delta(replica: Vector, data: bytes | memoryview, schema: TensorSchema) -> None:
+    """Advance `replica` in place by one version. A dense delta is decoded twice, slice by slice: to check, to apply.
 
     Raises:
         CodecError: the blob is damaged or of another schema; the replica is as it was.
     """
     parameters, buffers = _unpack(data)
-    change = decode(parameters, schema.num_parameters)
     values = _decode_buffers(buffers, schema)
-    change.apply_to(replica[: schema.num_parameters])
+    target = np.asarray(replica)[: schema.num_parameters]
+    if is_dense(parameters):
+        for _ in decoded_slices(parameters, len(target)):
+            pass
+        for part, change in decoded_slices(parameters, len(target)):
+            target[part] = flushed(target[part] + change)
+    else:
+        decode(parameters, len(target)).apply_to(target)
     replica[schema.num_parameters + schema.num_frozen :] = values
 
 
 def encode_update(
-    delta: Vector, residual: Vector | None, schema: TensorSchema, spec: CodecSpec
+    delta: Vector,
+    residual: Vector | None,
+    schema: TensorSchema,
+    spec: CodecSpec,
+    *,
+    rng: np.random.Generator | None = None,
 ) -> tuple[bytes, Vector]:
     """Encode a device's update with error feedback: sent + new residual = delta + residual, bit for bit.
 
@@ -145,20 +214,53 @@ def encode_update(
         residual: float32[num_parameters], what earlier updates did not send; None for none.
         schema: the model's.
         spec: codec and density.
+        rng: the stream of chance, where the spec asks for it.
 
     Returns:
         The blob, and the new residual, float32[num_parameters].
     """
     _check_size(delta, schema)
     parameters = delta[: schema.num_parameters]
-    total = parameters if residual is None else parameters + residual
-    coded, _, left = split(np.ascontiguousarray(total, dtype=np.float32), spec)
+    total = parameters.copy() if residual is None else parameters + residual
     buffers = delta[schema.num_parameters + schema.num_frozen :]
-    blob: bytes = msgpack.packb([coded, encode(np.ascontiguousarray(buffers), _FLOAT32)[0]])
-    return blob, left
+    return encode_update_inplace(total, buffers, schema, spec, rng=rng), total
 
 
-def decode_update(data: bytes, schema: TensorSchema, *, max_kept: int | None = None) -> DecodedUpdate:
+def encode_update_inplace(
+    total: Vector,
+    buffers: Vector,
+    schema: TensorSchema,
+    spec: CodecSpec,
+    *,
+    rng: np.random.Generator | None = None,
+) -> bytes:
+    """Encode a device's update with error feedback, in place: `total` becomes what was not sent.
+
+    Args:
+        total: float32[num_parameters], change + old residual, writable; may be an `np.memmap`. After an error it is as
+            it was.
+        buffers: float32[num_buffers], the buffers' change.
+        schema: the model's.
+        spec: codec and density.
+        rng: the stream of chance, where the spec asks for it.
+
+    Returns:
+        The blob. Beside it and `total` about 100 bytes are taken for each element sent, and a few megabytes.
+
+    Raises:
+        ValueError: a vector has another length, or is not finite.
+    """
+    if (total.shape, buffers.shape) != ((schema.num_parameters,), (schema.num_buffers,)):
+        raise ValueError(f"{total.shape} and {buffers.shape} are not this schema's parameters and buffers")
+    total, out = np.asarray(total), io.BytesIO()
+    sent = _write_blob(out, total, spec, buffers, rng=rng)
+    leave(total, sent)
+    return out.getvalue()
+
+
+def decode_update(
+    data: bytes | memoryview, schema: TensorSchema, *, max_kept: int | None = None
+) -> DecodedUpdate:
     """Decode what a device sent. All values are finite.
 
     Args:
@@ -177,10 +279,13 @@ def decode_update(data: bytes, schema: TensorSchema, *, max_kept: int | None = N
 
 def replica_sha256(replica: Vector) -> bytes:
     """SHA-256 over the float32 values, little-endian."""
-    return hashlib.sha256(np.ascontiguousarray(replica, dtype="<f4").data).digest()
+    digest = hashlib.sha256()
+    for part in parts(len(replica)):
+        digest.update(np.ascontiguousarray(replica[part], dtype="<f4").data)
+    return digest.digest()
 
 
-def snapshot_codec(data: bytes) -> str:
+def snapshot_codec(data: bytes | memoryview) -> str:
     """The name of the codec that a rebase uses: that of the snapshot's weights, or the one that a recipe names.
 
     Raises:
@@ -192,7 +297,7 @@ def snapshot_codec(data: bytes) -> str:
     return codec_name(weights)
 
 
-def is_seeded(data: bytes) -> bool:
+def is_seeded(data: bytes | memoryview) -> bool:
     """Whether a snapshot holds a recipe instead of weights.
 
     Raises:
@@ -201,7 +306,7 @@ def is_seeded(data: bytes) -> bool:
     return seeded.is_seeded(_unpack(data)[0])
 
 
-def _recipe(weights: bytes, n: int) -> Recipe:
+def _recipe(weights: memoryview, n: int) -> Recipe:
     recipe = seeded.decode(weights, n)
     _dense_tag(codec_name(bytes([recipe.rebase])))
     return recipe
@@ -215,7 +320,33 @@ def _dense_tag(name: str) -> int:
     return spec.codec.values
 
 
-def _decode_buffers(data: bytes, schema: TensorSchema) -> Vector:
+def _write_blob(
+    out: BinaryIO,
+    weights: Source,
+    spec: CodecSpec,
+    buffers: Vector,
+    *,
+    rng: np.random.Generator | None = None,
+) -> Sent:
+    """Write a blob; its first part is as long as it turns out to be, so its length is written last."""
+    bound, start = max_encoded_bytes(len(weights), spec), out.tell()
+    head = _ARRAY_OF_TWO + _BIN32.pack(_BIN32_CODE, 0)
+    if bound < _STREAM_FROM:
+        part = io.BytesIO()
+        sent = encode_to(weights, spec, part, rng=rng)
+        out.write(_ARRAY_OF_TWO + msgpack.packb(part.getvalue()))
+    else:
+        out.write(head)
+        sent = encode_to(weights, spec, out, rng=rng)
+        end = out.tell()
+        out.seek(start + len(_ARRAY_OF_TWO))
+        out.write(_BIN32.pack(_BIN32_CODE, end - start - len(head)))
+        out.seek(end)
+    out.write(msgpack.packb(encode(np.ascontiguousarray(buffers), _FLOAT32)[0]))
+    return sent
+
+
+def _decode_buffers(data: memoryview, schema: TensorSchema) -> Vector:
     values = decode(data, schema.num_buffers)
     if not isinstance(values, Dense):
         msg = "buffers must be dense"
@@ -223,18 +354,28 @@ def _decode_buffers(data: bytes, schema: TensorSchema) -> Vector:
     return values.values
 
 
-def _unpack(data: bytes) -> tuple[bytes, bytes]:
-    try:
-        parts = msgpack.unpackb(data, max_array_len=_PARTS, max_map_len=0, max_ext_len=0, max_str_len=0)
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        msg = "a model's blob is a msgpack array of two byte strings"
-        raise CodecError(msg) from error
-    match parts:
-        case [bytes() as weights, bytes() as buffers]:
-            return weights, buffers
-        case _:
-            msg = "a model's blob is a msgpack array of two byte strings"
-            raise CodecError(msg)
+def _unpack(data: bytes | memoryview) -> tuple[memoryview, memoryview]:
+    """Both parts of a blob, as views of it."""
+    view = memoryview(data).cast("B")
+    if bytes(view[:1]) != _ARRAY_OF_TWO:
+        raise CodecError("a model's blob is a msgpack array of two byte strings")
+    weights, rest = _byte_string(view[1:])
+    buffers, rest = _byte_string(rest)
+    if len(rest):
+        raise CodecError("bytes follow a model's blob")
+    return weights, buffers
+
+
+def _byte_string(view: memoryview) -> tuple[memoryview, memoryview]:
+    """The msgpack byte string that a view begins with, and what follows it."""
+    width = _BIN_WIDTHS.get(view[0] if len(view) else 0)
+    if width is None:
+        raise CodecError("a model's blob is a msgpack array of two byte strings")
+    start = 1 + width
+    end = start + int.from_bytes(view[1:start], "big")
+    if end > len(view) or len(view) < start:
+        raise CodecError("a model's blob ends within a byte string")
+    return view[start:end], view[end:]
 
 
 def _check_size(vector: Vector, schema: TensorSchema) -> None:

@@ -14,30 +14,52 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, isfinite
-from typing import Final
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_protocol.codecs import float32, linear8, log4, rice, seeded, sign1
+from fedmq_protocol.codecs import linear8, log4, rice, seeded, sign1
 from fedmq_protocol.codecs.blockwise import INT4, INT8
 from fedmq_protocol.codecs.decoded import Float32Array, UInt32Array
+from fedmq_protocol.codecs.float32 import FLOAT32
+from fedmq_protocol.codecs.rounding import Stochastic
+from fedmq_protocol.codecs.slices import Source
 from fedmq_protocol.errors import CodecError
 
 
-@dataclass(frozen=True)
-class DenseValues:
-    """How every value of a vector is written.
+class DenseValues(Protocol):
+    """How every value of a vector is written: scales of the whole (maybe none), then the values slice by slice."""
 
-    Attributes:
-        body_bytes: length of the body for so many values.
-        quantise: float32[n] -> the body, and the values as they will be decoded.
-        dequantise: the body and n -> float32[n]; raises CodecError.
-    """
+    def head_bytes(self, count: int) -> int:
+        """Length of the scales for so many values."""
+        ...
 
-    body_bytes: Callable[[int], int]
-    quantise: Callable[[Float32Array], tuple[bytes, Float32Array]]
-    dequantise: Callable[[memoryview, int], Float32Array]
+    def section_bytes(self, count: int) -> int:
+        """Length of so many values; those of slices add up to that of the whole."""
+        ...
+
+    def measure(self, source: Source) -> Float32Array:
+        """Finite float32[n] -> the scales."""
+        ...
+
+    def write_head(self, scales: Float32Array) -> bytes:
+        """The scales as bytes."""
+        ...
+
+    def read_head(self, head: memoryview) -> Float32Array:
+        """The scales back; raises CodecError."""
+        ...
+
+    def write(
+        self, x: Float32Array, start: int, scales: Float32Array, rounding: Stochastic | None
+    ) -> tuple[bytes, Float32Array]:
+        """A slice, float32[count], that begins at `start` -> its bytes, and its values as they will be decoded."""
+        ...
+
+    def read(self, section: memoryview, start: int, count: int, scales: Float32Array) -> Float32Array:
+        """The slice back; raises CodecError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,13 +68,18 @@ class KeptValues:
 
     Attributes:
         body_bytes: length of the body for so many values.
-        quantise: float32[k] -> which are sent, bool[k]; the body for those; those as they will be decoded.
+        quantise: float32[k] and chance -> which are sent, bool[k]; the body for those; those as they will be decoded.
         dequantise: the body and the count -> float32[count]; raises CodecError.
+        rounds: whether it has a use for chance.
     """
 
     body_bytes: Callable[[int], int]
-    quantise: Callable[[Float32Array], tuple[NDArray[np.bool_], bytes, Float32Array]]
+    quantise: Callable[[Float32Array, Stochastic | None], tuple[NDArray[np.bool_], bytes, Float32Array]]
     dequantise: Callable[[memoryview, int], Float32Array]
+    rounds: bool = False
+
+
+Rounding = Literal["nearest", "stochastic"]
 
 
 @dataclass(frozen=True)
@@ -88,15 +115,11 @@ INDEX_CODES: Final[dict[int, IndexCode]] = {
 }
 """By the upper half of the tag."""
 
-DENSE_VALUES: Final[dict[int, DenseValues]] = {
-    _FLOAT32: DenseValues(float32.body_bytes, float32.quantise, float32.dequantise),
-    _INT8: DenseValues(INT8.body_bytes, INT8.quantise, INT8.dequantise),
-    _INT4: DenseValues(INT4.body_bytes, INT4.quantise, INT4.dequantise),
-}
+DENSE_VALUES: Final[dict[int, DenseValues]] = {_FLOAT32: FLOAT32, _INT8: INT8, _INT4: INT4}
 KEPT_VALUES: Final[dict[int, KeptValues]] = {
-    _LOG4: KeptValues(log4.body_bytes, log4.quantise, log4.dequantise),
-    _SIGN: KeptValues(sign1.body_bytes, sign1.quantise, sign1.dequantise),
-    _LINEAR8: KeptValues(linear8.body_bytes, linear8.quantise, linear8.dequantise),
+    _LOG4: KeptValues(log4.body_bytes, lambda x, _: log4.quantise(x), log4.dequantise),
+    _SIGN: KeptValues(sign1.body_bytes, lambda x, _: sign1.quantise(x), sign1.dequantise),
+    _LINEAR8: KeptValues(linear8.body_bytes, linear8.quantise, linear8.dequantise, rounds=True),
 }
 
 
@@ -111,6 +134,11 @@ class Codec:
 
     sparse: bool
     values: int
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it has a use for chance."""
+        return KEPT_VALUES[self.values].rounds if self.sparse else self.values != _FLOAT32
 
 
 CODECS: Final[dict[str, Codec]] = {
@@ -134,14 +162,17 @@ class CodecSpec:
         name: a key of `CODECS`, or that with `/1`.
         density: share of the elements that a sparse codec keeps, above 0 and at most 1; dense ones ignore it.
         coders: names of the coders that may be used besides the baseline; those that are not had here are ignored.
+        rounding: of the linear codes; `stochastic` needs a stream of chance to encode with.
 
     Raises:
-        CodecError: the name is unknown or the density is out of range; both may come from outside.
+        CodecError: the name is unknown, the density is out of range, or the codec does not round by chance; all may
+            come from outside.
     """
 
     name: str
     density: float = 0.01
     coders: tuple[str, ...] = ()
+    rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         if unversioned(self.name) not in CODECS:
@@ -149,6 +180,8 @@ class CodecSpec:
             raise CodecError(f"unknown codec {self.name[:64]!r}; known are {known}", reason="unknown-codec")
         if not (isfinite(self.density) and 0 < self.density <= 1):
             raise CodecError(f"density {self.density} is not above 0 and at most 1")
+        if self.rounding == "stochastic" and not self.codec.rounds:
+            raise CodecError(f"{self.name} does not round by chance; int8, int4 and topk-int8 do")
 
     @property
     def codec(self) -> Codec:

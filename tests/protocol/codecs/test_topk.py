@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedmq_protocol.codecs import select
-from fedmq_protocol.codecs.topk import _likely
+from fedmq_protocol.codecs import select, topk
+from fedmq_protocol.codecs.slices import Difference
 from tests.protocol.codecs.vectors_for_tests import hard_vectors
 
 Vector = NDArray[np.float32]
@@ -48,11 +50,40 @@ def test_long_vectors_agree_with_sorting(kind: str, k: int) -> None:
     assert np.array_equal(select(p, k), by_sorting(p, k))
 
 
-def test_long_vectors_take_the_quick_way() -> None:
-    magnitudes = np.abs(np.random.default_rng(2).standard_normal(1_000_000, dtype=np.float32))
-    candidates = _likely(magnitudes, 10_000)
-    assert candidates is not None
-    assert 10_000 <= len(candidates) < 20_000
+@given(hard_vectors(), st.data())
+def test_counting_agrees_with_sorting(p: Vector, data: st.DataObject) -> None:
+    if len(p) == 0:
+        return
+    k = data.draw(st.integers(1, len(p)))
+    assert np.array_equal(topk._by_counting(p, k), by_sorting(p, k))
+
+
+def test_long_vectors_take_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = np.random.default_rng(2).standard_normal(1_000_000, dtype=np.float32)
+    expected = by_sorting(p, 10_000)
+    monkeypatch.delattr(topk, "_by_counting")
+    assert np.array_equal(select(p, 10_000), expected)
+
+
+@pytest.mark.parametrize("k", [10, 1000, 90_000])
+def test_a_difference_is_looked_at_without_being_formed(k: int) -> None:
+    rng = np.random.default_rng(3)
+    one, other = (rng.standard_normal(100_000, dtype=np.float32) for _ in range(2))
+    assert np.array_equal(select(Difference(one, other), k), by_sorting(one - other, k))
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties"])
+def test_memory_follows_k(kind: str) -> None:
+    """The second vector is mostly zeros, as the difference of two versions is, and its sample misleads."""
+    n, k, rng = 4_000_000, 20_000, np.random.default_rng(4)
+    p = rng.standard_normal(n, dtype=np.float32)
+    if kind == "ties":
+        p[rng.random(n) < 0.999] = 0
+    tracemalloc.start()
+    select(p, k)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * (2 * k + 65_536), "with n in it, it would be 16 MB"
 
 
 def test_misuse_raises() -> None:
