@@ -80,22 +80,26 @@ class CountingProxy:
         self.connections.append(connection)
         self._count(connection, "up", first)
         server_writer.write(first)
-        await asyncio.gather(
-            self._pass(reader, server_writer, connection, "up"),
-            self._pass(server_reader, writer, connection, "down"),
-        )
+        try:
+            await asyncio.gather(
+                self._pass(reader, server_writer, connection, "up"),
+                self._pass(server_reader, writer, connection, "down"),
+            )
+        finally:
+            server_writer.close()
+            writer.close()
 
     async def _pass(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: Connection, way: Way
     ) -> None:
+        """Pass one way on until its sender has no more to say; the other way may go on."""
         try:
             while data := await reader.read(_READ_BYTES):
                 self._count(connection, way, data)
                 writer.write(data)
                 await writer.drain()
+            writer.write_eof()
         except OSError:
-            pass
-        finally:
             writer.close()
 
     def _count(self, connection: Connection, way: Way, data: bytes) -> None:
