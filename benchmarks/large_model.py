@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import large_task
-from benchmarks.demo_runs import machine
+from benchmarks.figures import machine
 from benchmarks.process_memory import Memory, Peaks, below, high_water
 from fedmq_broker.runner import start_broker
 from fedmq_coordinator.shell.client import Client, is_starting

@@ -8,9 +8,10 @@ with an array: what is put on the shelf comes back the same, and nothing else ca
 from __future__ import annotations
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, Final, Protocol
+from typing import Annotated, BinaryIO, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,9 @@ class Shelf(Protocol):
     def begin(self) -> Writing:
         """Begin a blob. One that is never done is forgotten."""
 
+    def scratch(self) -> BinaryIO:
+        """An empty file that can seek, and is gone when it is closed."""
+
     def lend(self, vector: Vector) -> Vector:
         """A copy of float32[n] for somebody else to read later: `vector` may change meanwhile."""
 
@@ -108,6 +112,9 @@ class MemoryShelf:
 
     def begin(self) -> Writing:
         return _MemoryWriting()
+
+    def scratch(self) -> BinaryIO:
+        return io.BytesIO()
 
     def lend(self, vector: Vector) -> Vector:
         return vector.copy()

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_coordinator.core.blobs import EMPTY, Blob, Shelf
+from fedmq_coordinator.core.blobs import EMPTY, PIECE_BYTES, Blob, Shelf
 from fedmq_coordinator.core.facts import VersionPublished
 from fedmq_coordinator.core.packing import pack_vector, unpack_vector
 from fedmq_coordinator.core.settings import CompressionSettings
@@ -22,10 +22,12 @@ from fedmq_protocol.codecs import (
     Dense,
     apply_delta,
     decode_snapshot,
+    decode_snapshot_into,
     encode_delta,
-    encode_snapshot,
+    encode_snapshot_to,
     flushed,
     replica_sha256,
+    requantise_inplace,
 )
 from fedmq_protocol.messages import Manifest
 from fedmq_protocol.schema import TensorSchema
@@ -107,12 +109,16 @@ class PublishedModel:
         if self.version < 0:
             self.replica = self.weights.copy()
         else:
-            delta = _put(shelf, encode_delta(self.weights, self.replica, self.schema, self._down))
+            delta = _put(shelf, [encode_delta(self.weights, self.replica, self.schema, self._down)])
             apply_delta(self.replica, delta.data, self.schema)
         snapshot: Blob | None = None
         if delta is None or self.chain_bytes + delta.ref.size >= self.snapshot.ref.size:
-            data, self.replica = encode_snapshot(self.replica, self.schema, self._settings.snapshot)
-            snapshot = _put(shelf, data)
+            codec = self._settings.snapshot
+            with shelf.scratch() as file:
+                encode_snapshot_to(self.replica, self.schema, codec, file)
+                file.seek(0)
+                snapshot = _put(shelf, iter(lambda: file.read(PIECE_BYTES), b""))
+            requantise_inplace(self.replica, self.schema, codec)
             _flush(self.weights)  # as they will be read back
         self._arrays_at = self.version + 1
         self._norm = Dense(self.weights).norm()
@@ -160,7 +166,9 @@ class PublishedModel:
     def _advance(self, fact: VersionPublished) -> None:
         """Move the arrays to a version out of the journal."""
         if fact.snapshot is not None:
-            self.replica = decode_snapshot(fact.snapshot.data, self.schema)
+            if len(self.replica) != self.schema.size:
+                self.replica = np.empty(self.schema.size, dtype=np.float32)
+            decode_snapshot_into(fact.snapshot.data, self.schema, self.replica)
             if fact.private is not None:
                 if self._weights is None:
                     self._weights = np.empty(self.schema.size, dtype=np.float32)
@@ -203,9 +211,10 @@ def rebuild(schema: TensorSchema, published: Iterable[VersionPublished], version
     raise KeyError(version)
 
 
-def _put(shelf: Shelf, data: bytes) -> Blob:
+def _put(shelf: Shelf, pieces: Iterable[bytes]) -> Blob:
     writing = shelf.begin()
-    writing.write(data)
+    for piece in pieces:
+        writing.write(piece)
     return writing.done()
 
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,10 @@ class StoreShelf:
     def begin(self) -> Writing:
         """Begin a blob."""
         return self._journal.begin_blob()
+
+    def scratch(self) -> BinaryIO:
+        """A file without a name."""
+        return tempfile.TemporaryFile(dir=self._folder)
 
     def lend(self, vector: Vector) -> Vector:
         """A copy of `vector`: in memory if it is small, else an `np.memmap` of raw values whose file goes with it."""
