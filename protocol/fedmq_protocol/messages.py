@@ -340,5 +340,8 @@ KIND_OF: Final[dict[type[Body], str]] = {body: kind for kind, body in KINDS.item
 
 
 def to_plain(body: Body) -> dict[str, Any]:
-    """What of `body` goes on the wire: fields that differ from None, by name."""
-    return body.model_dump(exclude_none=True)
+    """What of `body` goes on the wire: fields that differ from their default, by name.
+
+    A message is small where the default says what is usual, and both sides know it from the protocol's document.
+    """
+    return body.model_dump(exclude_none=True, exclude_defaults=True)

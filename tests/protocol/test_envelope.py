@@ -161,13 +161,25 @@ def test_fields_out_of_bounds_are_refused_by_name(field: str, value: object) -> 
         open_envelope(TOPIC, msgpack.packb([content, bytes(64)]))
 
 
+def test_defaults_are_left_out_and_may_be_written() -> None:
+    body = Receipt(run="r1", counter=5, outcome="accepted", residual="keep")
+    topic = "fedmq/v1/home/dev/dev-1/down/receipt"
+    sealer = Sealer(sender="coordinator", epoch=2, key=KEY)
+    short = msgpack.unpackb(sealer.seal(topic, body))[0]
+    *head, plain = msgpack.unpackb(short)
+    assert plain == {"run": "r1", "counter": 5, "outcome": "accepted", "residual": "keep"}
+    long = msgpack.packb([*head, {**plain, "reason": "", "detail": ""}])
+    for content in (short, long):
+        assert open_envelope(topic, msgpack.packb([content, bytes(64)])).body == body
+
+
 def test_golden_packet() -> None:
     """What other implementations have to produce and to read, byte for byte (Ed25519 is deterministic)."""
     body = Receipt(run="r1", counter=5, outcome="accepted", residual="keep")
     packet = Sealer(sender="coordinator", epoch=2, key=KEY).seal("fedmq/v1/home/dev/dev-1/down/receipt", body)
     assert (
         hashlib.sha256(packet).hexdigest()
-        == "cdd4ee7eec1ba54b474044d0fbeda3c3e8a1f3eb7877af1852d19c01779194f7"
+        == "316f9f76672b97519f2d9c2fbcc0d908e55d23e00ffaf7d0486d8b44dbf18281"
     )
     assert packet[:2] == b"\x92\xc4"
 
