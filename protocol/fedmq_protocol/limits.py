@@ -37,6 +37,9 @@ MAX_NESTING: Final = 16
 MAX_COUNTER: Final = 2**53 - 1
 """Counters, epochs and versions stay exact in every language's numbers, JavaScript's included."""
 
+MAX_CODE_MS: Final = 60_000
+"""Nominal time for coding the indices of one update or delta."""
+
 MAX_EXAMPLES: Final = 10**9
 """Examples that one device can claim to have trained on."""
 

@@ -82,6 +82,11 @@ class TensorSchema(BaseModel):
         return [entry for role in order for entry in self.entries if entry.role == role]
 
     @cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the trainable parameters, in the order of the flat vector."""
+        return tuple(entry.shape for entry in self.entries if entry.role == "parameter")
+
+    @cached_property
     def hash(self) -> str:
         """SHA-256 in hex over the msgpack array of [name, shape, dtype, role, tied_to], entry by entry."""
         plain = [[e.name, list(e.shape), e.dtype, e.role, e.tied_to] for e in self.entries]

@@ -112,6 +112,8 @@ def cases(path: Path) -> Iterator[Plain]:
         return
     for entry in content["valid"]:
         given = {"n": entry["n"], "payload": entry["payload"]}
+        if "shapes" in entry:
+            given["shapes"] = entry["shapes"]
         yield {"name": entry["name"], "ask": "decode", "given": given, "gives": {"values": _dense(entry)}}
     for entry in content["invalid"]:
         given = {"n": entry["n"], "payload": entry["payload"]}

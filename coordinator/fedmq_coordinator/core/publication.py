@@ -55,7 +55,7 @@ class PublishedModel:
     def __init__(self, schema: TensorSchema, settings: CompressionSettings, initial: Blob) -> None:
         self.schema = schema
         self._settings = settings
-        self._down = CodecSpec(settings.down, settings.down_density)
+        self._down = CodecSpec(settings.down, settings.down_density, code_ms=settings.code_ms)
         self._initial = initial
         self._weights: Vector | None = None
         self.replica: Vector = np.zeros(0, dtype=np.float32)

@@ -59,6 +59,7 @@ class Publisher:
                 anneal_updates=compression.anneal_updates,
                 residual_cap=compression.residual_cap,
                 coders=list(compression.offered_coders),
+                code_ms=compression.code_ms,
             ),
             evaluate=settings.federated_evaluation,
             seed=settings.seed,

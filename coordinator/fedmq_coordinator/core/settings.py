@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, 
 
 from fedmq_protocol.codecs import CodecSpec, check_coders, optional_coders, versioned
 from fedmq_protocol.errors import CodecError
+from fedmq_protocol.limits import MAX_CODE_MS
 from fedmq_protocol.messages import Mode, TrainSettings
 
 Fraction = Annotated[FiniteFloat, Field(gt=0, le=1)]
@@ -88,6 +89,9 @@ class CompressionSettings(BaseModel):
     snapshot: str = "int8"
     coders: tuple[str, ...] | None = None
     """Names of the optional coders that updates may use besides the mandatory ones; None: all that there are."""
+    code_ms: Annotated[int, Field(ge=0, le=MAX_CODE_MS)] = 20
+    """About how long each side may take over the indices of one update or delta: coded better than with Rice codes they
+    are a quarter shorter, and take about 4 us an element kept and 8 us a row of each tensor. 0: Rice codes."""
 
     @property
     def offered_coders(self) -> tuple[str, ...]:

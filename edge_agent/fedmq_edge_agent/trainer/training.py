@@ -148,6 +148,7 @@ class Training:
 
 def _spec(upload: UploadSettings, updates_done: int) -> CodecSpec:
     try:
-        return CodecSpec(upload.codec, density(upload, updates_done), tuple(upload.coders))
+        share = density(upload, updates_done)
+        return CodecSpec(upload.codec, share, tuple(upload.coders), code_ms=upload.code_ms)
     except CodecError as error:
         raise TrainerError("bad-request", str(error)) from None

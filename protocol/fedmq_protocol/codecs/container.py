@@ -25,6 +25,7 @@ from fedmq_protocol.codecs import body, dense
 from fedmq_protocol.codecs.choice import smallest
 from fedmq_protocol.codecs.decoded import Decoded, Dense, Float32Array, Sparse, frozen
 from fedmq_protocol.codecs.dense import Coded
+from fedmq_protocol.codecs.grid_model import Shapes
 from fedmq_protocol.codecs.registry import CODECS, DENSE_VALUES, INDEX_CODES, KEPT_VALUES, CodecSpec
 from fedmq_protocol.codecs.rounding import Stochastic
 from fedmq_protocol.codecs.slices import Source, parts
@@ -63,7 +64,12 @@ def is_dense(data: bytes | memoryview) -> bool:
 
 
 def encode_to(
-    source: Source, spec: CodecSpec, out: BinaryIO, *, rng: np.random.Generator | None = None
+    source: Source,
+    spec: CodecSpec,
+    out: BinaryIO,
+    *,
+    shapes: Shapes | None = None,
+    rng: np.random.Generator | None = None,
 ) -> Sent:
     """Write a vector, slice by slice: nothing of its length is held in memory.
 
@@ -71,13 +77,16 @@ def encode_to(
         source: float32[n], finite: an array, or whatever can be read like one.
         spec: how.
         out: a file that can seek, or `io.BytesIO`; the payload goes to its end.
+        shapes: of the tensors that make up the vector, in order: indices cost less if they are known, and the decoder
+            must know them, too.
         rng: the stream of chance for stochastic rounding.
 
     Returns:
         What `decode` will make of it: a sparse vector, or a dense one that is made anew from `source`.
 
     Raises:
-        ValueError: the vector has another shape or dtype, is too long, or is not finite; or chance is lacking.
+        ValueError: the vector has another shape or dtype, is too long, or is not finite; the shapes are not of
+            this length; or chance is lacking.
     """
     _check_source(source)
     n, rounding = len(source), _rounding(spec, rng)
@@ -86,7 +95,7 @@ def encode_to(
         coded = dense.measured(source, values, rounding)
         coded.write(out)
         return coded
-    payload, sparse = _encode_sparse(source, spec, rounding)
+    payload, sparse = _encode_sparse(source, spec, rounding, shapes)
     if Fraction(spec.density) >= _DENSE_FROM:
         coded = dense.measured(source, CODECS["int4"].values, rounding)
         alternative = io.BytesIO()
@@ -99,13 +108,18 @@ def encode_to(
 
 
 def encode(
-    vector: Source, spec: CodecSpec, *, rng: np.random.Generator | None = None
+    vector: Source,
+    spec: CodecSpec,
+    *,
+    shapes: Shapes | None = None,
+    rng: np.random.Generator | None = None,
 ) -> tuple[bytes, Decoded]:
     """Write a vector.
 
     Args:
         vector: float32[n], finite.
         spec: how.
+        shapes: as `encode_to`.
         rng: the stream of chance for stochastic rounding.
 
     Returns:
@@ -115,18 +129,23 @@ def encode(
         ValueError: as `encode_to`.
     """
     out = io.BytesIO()
-    sent = encode_to(vector, spec, out, rng=rng)
+    sent = encode_to(vector, spec, out, shapes=shapes, rng=rng)
     return out.getvalue(), _as_decoded(sent, len(vector))
 
 
 def split(
-    p: Float32Array, spec: CodecSpec, *, rng: np.random.Generator | None = None
+    p: Float32Array,
+    spec: CodecSpec,
+    *,
+    shapes: Shapes | None = None,
+    rng: np.random.Generator | None = None,
 ) -> tuple[bytes, Decoded, Float32Array]:
     """Write what is worth sending of p = delta + old residual, and give what stays.
 
     Args:
         p: float32[n], finite.
         spec: how.
+        shapes: as `encode_to`.
         rng: the stream of chance for stochastic rounding.
 
     Returns:
@@ -136,14 +155,19 @@ def split(
         ValueError: as `encode_to`.
     """
     out = io.BytesIO()
-    sent = encode_to(p, spec, out, rng=rng)
+    sent = encode_to(p, spec, out, shapes=shapes, rng=rng)
     decoded, residual = _as_decoded(sent, len(p)), p.copy()
     leave(residual, sent)
     return out.getvalue(), decoded, residual
 
 
 def split_to(
-    p: Float32Array, spec: CodecSpec, out: BinaryIO, *, rng: np.random.Generator | None = None
+    p: Float32Array,
+    spec: CodecSpec,
+    out: BinaryIO,
+    *,
+    shapes: Shapes | None = None,
+    rng: np.random.Generator | None = None,
 ) -> None:
     """Write what is worth sending of p, and let p become what stays: `split` in place.
 
@@ -151,13 +175,14 @@ def split_to(
         p: float32[n], finite, writable; may be an `np.memmap`. After an error it is as it was.
         spec: how.
         out: as `encode_to`.
+        shapes: as `encode_to`.
         rng: the stream of chance for stochastic rounding.
 
     Raises:
         ValueError: as `encode_to`.
     """
     p = np.asarray(p)
-    leave(p, encode_to(p, spec, out, rng=rng))
+    leave(p, encode_to(p, spec, out, shapes=shapes, rng=rng))
 
 
 def leave(p: Float32Array, sent: Sent) -> None:
@@ -191,12 +216,15 @@ def replace(vector: Float32Array, name: str) -> None:
         vector[part] = values
 
 
-def decode(data: bytes | memoryview, n: int, *, max_kept: int | None = None) -> Decoded:
+def decode(
+    data: bytes | memoryview, n: int, *, shapes: Shapes | None = None, max_kept: int | None = None
+) -> Decoded:
     """Read a payload, which may hold anything.
 
     Args:
         data: the whole payload.
         n: length of the vector that it must be for.
+        shapes: of the tensors that make up the vector, as the encoder knew them.
         max_kept: the most elements that a sparse payload may hold, where the codec agreed on says so.
 
     Returns:
@@ -210,7 +238,8 @@ def decode(data: bytes | memoryview, n: int, *, max_kept: int | None = None) -> 
     view = memoryview(data).cast("B")
     tag = _checked_head(view, n)
     if tag not in DENSE_VALUES:
-        return _decode_sparse(view, n, n if max_kept is None else min(n, max_kept), (tag >> 4, tag & 15))
+        k = _kept_in(view, n, n if max_kept is None else min(n, max_kept))
+        return _decode_sparse(view, (n, k), (tag >> 4, tag & 15), shapes)
     values = np.empty(n, np.float32)
     for part, decoded in dense.decoded(view[dense.HEAD.size :], n, tag):
         values[part] = decoded
@@ -290,7 +319,9 @@ def _as_decoded(sent: Sent, n: int) -> Decoded:
     return Dense(values)
 
 
-def _encode_sparse(source: Source, spec: CodecSpec, rounding: Stochastic | None) -> tuple[bytes, Sparse]:
+def _encode_sparse(
+    source: Source, spec: CodecSpec, rounding: Stochastic | None, shapes: Shapes | None
+) -> tuple[bytes, Sparse]:
     n, values = len(source), spec.codec.values
     candidates = select(source, spec.kept(n))
     picked = source[candidates]
@@ -298,26 +329,35 @@ def _encode_sparse(source: Source, spec: CodecSpec, rounding: Stochastic | None)
         raise ValueError("the vector is not finite")
     kept, coded, sent = KEPT_VALUES[values].quantise(picked, rounding)
     indices = candidates[kept].astype(np.uint32)
-    coder, section = smallest(indices, n, spec.index_codes())
+    coder, section = smallest(indices, n, spec.index_codes(), shapes=shapes, code_ms=spec.code_ms)
     head = _SPARSE_HEAD.pack(coder << 4 | values, n, len(indices), len(section))
     frozen(indices)
     frozen(sent)
     return head + section + body.wrap(coded), Sparse(n, indices, sent)
 
 
-def _decode_sparse(view: memoryview, n: int, max_kept: int, tag: tuple[int, int]) -> Sparse:
-    index_code, code = INDEX_CODES[tag[0]], KEPT_VALUES[tag[1]]
+def _kept_in(view: memoryview, n: int, max_kept: int) -> int:
+    """How many elements a sparse payload says that it has."""
     if len(view) < _SPARSE_HEAD.size:
         raise CodecError("the payload ends within its head")
-    _, _, k, index_bytes = _SPARSE_HEAD.unpack_from(view)
-    rest = view[_SPARSE_HEAD.size :]
+    k: int = _SPARSE_HEAD.unpack_from(view)[2]
     if k > max_kept:
         raise CodecError(
             f"{k} elements, at most {max_kept} may come", reason="malformed" if k > n else "too-large"
         )
+    return k
+
+
+def _decode_sparse(
+    view: memoryview, size: tuple[int, int], tag: tuple[int, int], shapes: Shapes | None
+) -> Sparse:
+    index_code, code = INDEX_CODES[tag[0]], KEPT_VALUES[tag[1]]
+    n, k = size
+    index_bytes = _SPARSE_HEAD.unpack_from(view)[3]
+    rest = view[_SPARSE_HEAD.size :]
     if index_bytes > len(rest):
         raise CodecError("the payload ends within its indices")
-    indices = index_code.decode(rest[:index_bytes], n, k)
+    indices = index_code.decode(rest[:index_bytes], n, k, shapes)
     values = code.dequantise(body.unwrap(rest[index_bytes:], code.body_bytes(k)), k)
     frozen(indices)
     frozen(values)

@@ -43,6 +43,7 @@ from fedmq_protocol.codecs.container import (
     replace,
 )
 from fedmq_protocol.codecs.decoded import Decoded, Dense, flushed
+from fedmq_protocol.codecs.grid_model import Shapes
 from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.codecs.seeded import Recipe, Segment
 from fedmq_protocol.codecs.slices import Difference, Source, parts
@@ -176,7 +177,7 @@ def encode_delta(target: Vector, replica: Vector, schema: TensorSchema, spec: Co
     _check_size(replica, schema)
     cut, tail = schema.num_parameters, schema.num_parameters + schema.num_frozen
     out = io.BytesIO()
-    _write_blob(out, Difference(target[:cut], replica[:cut]), spec, target[tail:])
+    _write_blob(out, Difference(target[:cut], replica[:cut]), spec, target[tail:], shapes=schema.shapes)
     return out.getvalue()
 
 
@@ -195,7 +196,7 @@ def apply_delta(replica: Vector, data: bytes | memoryview, schema: TensorSchema)
         for part, change in decoded_slices(parameters, len(target)):
             target[part] = flushed(target[part] + change)
     else:
-        decode(parameters, len(target)).apply_to(target)
+        decode(parameters, len(target), shapes=schema.shapes).apply_to(target)
     replica[schema.num_parameters + schema.num_frozen :] = values
 
 
@@ -253,7 +254,7 @@ def encode_update_inplace(
     if (total.shape, buffers.shape) != ((schema.num_parameters,), (schema.num_buffers,)):
         raise ValueError(f"{total.shape} and {buffers.shape} are not this schema's parameters and buffers")
     total, out = np.asarray(total), io.BytesIO()
-    sent = _write_blob(out, total, spec, buffers, rng=rng)
+    sent = _write_blob(out, total, spec, buffers, shapes=schema.shapes, rng=rng)
     leave(total, sent)
     return out.getvalue()
 
@@ -272,9 +273,8 @@ def decode_update(
         CodecError: the blob is damaged, hostile, or of another schema.
     """
     parameters, buffers = _unpack(data)
-    return DecodedUpdate(
-        decode(parameters, schema.num_parameters, max_kept=max_kept), _decode_buffers(buffers, schema)
-    )
+    change = decode(parameters, schema.num_parameters, shapes=schema.shapes, max_kept=max_kept)
+    return DecodedUpdate(change, _decode_buffers(buffers, schema))
 
 
 def replica_sha256(replica: Vector) -> bytes:
@@ -326,6 +326,7 @@ def _write_blob(
     spec: CodecSpec,
     buffers: Vector,
     *,
+    shapes: Shapes | None = None,
     rng: np.random.Generator | None = None,
 ) -> Sent:
     """Write a blob; its first part is as long as it turns out to be, so its length is written last."""
@@ -333,11 +334,11 @@ def _write_blob(
     head = _ARRAY_OF_TWO + _BIN32.pack(_BIN32_CODE, 0)
     if bound < _STREAM_FROM:
         part = io.BytesIO()
-        sent = encode_to(weights, spec, part, rng=rng)
+        sent = encode_to(weights, spec, part, shapes=shapes, rng=rng)
         out.write(_ARRAY_OF_TWO + msgpack.packb(part.getvalue()))
     else:
         out.write(head)
-        sent = encode_to(weights, spec, out, rng=rng)
+        sent = encode_to(weights, spec, out, shapes=shapes, rng=rng)
         end = out.tell()
         out.seek(start + len(_ARRAY_OF_TWO))
         out.write(_BIN32.pack(_BIN32_CODE, end - start - len(head)))

@@ -19,10 +19,11 @@ from typing import Final, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_protocol.codecs import linear8, log4, rice, seeded, sign1
+from fedmq_protocol.codecs import grid, linear8, log4, rice, seeded, sign1
 from fedmq_protocol.codecs.blockwise import INT4, INT8
 from fedmq_protocol.codecs.decoded import Float32Array, UInt32Array
 from fedmq_protocol.codecs.float32 import FLOAT32
+from fedmq_protocol.codecs.grid_model import Shapes
 from fedmq_protocol.codecs.rounding import Stochastic
 from fedmq_protocol.codecs.slices import Source
 from fedmq_protocol.errors import CodecError
@@ -89,31 +90,40 @@ class IndexCode:
     Attributes:
         name: with its version.
         max_bytes: the most that k of n indices take.
-        encode: int[k] and n -> the section.
-        decode: the section, n and k -> uint32[k], strictly increasing below n; raises CodecError.
+        encode: int[k], n and the tensors' shapes -> the section.
+        decode: the section, n, k and the shapes -> uint32[k], strictly increasing below n; raises CodecError.
+        cost_ns: n, k and the shapes -> what the slower of encoding and decoding takes, roughly; the encoder adds these
+            up to keep within its time, since a clock would make payloads depend on the machine. Infinite where the
+            coder cannot be used.
         baseline: whether everybody has it; such coders alone write what goes to devices.
-        cost_ns: what encoding takes for each index, roughly, on a processor of a small board's speed or better; the
-            encoder adds these up to keep within its time, since a clock would make payloads depend on the machine.
-        estimate: int[k] and n -> about how many bytes `encode` would write, in a small part of its time; None where
-            only encoding tells.
+        estimate: int[k], n and the shapes -> about how many bytes `encode` would write, in a small part of its time;
+            None where only encoding tells.
     """
 
     name: str
     max_bytes: Callable[[int, int], int]
-    encode: Callable[[NDArray[np.integer], int], bytes]
-    decode: Callable[[memoryview, int, int], UInt32Array]
+    encode: Callable[[NDArray[np.integer], int, Shapes | None], bytes]
+    decode: Callable[[memoryview, int, int, Shapes | None], UInt32Array]
+    cost_ns: Callable[[int, int, Shapes | None], float]
     baseline: bool = False
-    cost_ns: float = 1_000.0
-    estimate: Callable[[NDArray[np.integer], int], float] | None = None
+    estimate: Callable[[NDArray[np.integer], int, Shapes | None], float] | None = None
 
 
-_RICE: Final = 1
+_RICE, _GRID = 1, 2
 _FLOAT32, _INT8, _INT4, _LOG4, _SIGN, _LINEAR8 = range(1, 7)
 
 INDEX_CODES: Final[dict[int, IndexCode]] = {
-    _RICE: IndexCode("rice/1", rice.max_bytes, rice.encode, rice.decode, baseline=True, cost_ns=100.0),
+    _RICE: IndexCode(
+        "rice/1",
+        rice.max_bytes,
+        lambda indices, n, _: rice.encode(indices, n),
+        lambda section, n, k, _: rice.decode(section, n, k),
+        lambda _n, k, _: 100.0 * k,
+        baseline=True,
+    ),
+    _GRID: IndexCode("grid/1", grid.max_bytes, grid.encode, grid.decode, grid.cost_ns, baseline=True),
 }
-"""By the upper half of the tag."""
+"""By the upper half of the tag. The first serves whenever no other one is smaller."""
 
 DENSE_VALUES: Final[dict[int, DenseValues]] = {_FLOAT32: FLOAT32, _INT8: INT8, _INT4: INT4}
 KEPT_VALUES: Final[dict[int, KeptValues]] = {
@@ -163,6 +173,7 @@ class CodecSpec:
         density: share of the elements that a sparse codec keeps, above 0 and at most 1; dense ones ignore it.
         coders: names of the coders that may be used besides the baseline; those that are not had here are ignored.
         rounding: of the linear codes; `stochastic` needs a stream of chance to encode with.
+        code_ms: about how long sender and receiver may each take to code indices better than with Rice codes.
 
     Raises:
         CodecError: the name is unknown, the density is out of range, or the codec does not round by chance; all may
@@ -173,6 +184,7 @@ class CodecSpec:
     density: float = 0.01
     coders: tuple[str, ...] = ()
     rounding: Rounding = "nearest"
+    code_ms: float = 20.0
 
     def __post_init__(self) -> None:
         if unversioned(self.name) not in CODECS:

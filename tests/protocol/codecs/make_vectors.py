@@ -31,6 +31,17 @@ def edges() -> Vector:
     return np.array(specials * 7, np.float32)
 
 
+def outer(rows: int, columns: int, seed: int) -> Vector:
+    """A matrix with busy rows and columns, by rows."""
+    row, column = wave(rows + seed)[seed:], wave(columns + seed, 7)[seed:]
+    return (
+        (np.outer(row, column) + wave(rows * columns).reshape(rows, columns) / 16).astype(np.float32).ravel()
+    )
+
+
+SHAPES: dict[str, list[list[int]]] = {"layers": [[24, 30], [24], [50, 3, 2, 2], [], [0, 7], [10, 24]]}
+"""Those of the vectors below that have some."""
+
 VECTORS: dict[str, tuple[Vector, list[CodecSpec]]] = {
     "empty": (wave(0), [CodecSpec(name) for name in ("topk-log4", "int8", "int4", "float32")]),
     "one": (
@@ -50,6 +61,10 @@ VECTORS: dict[str, tuple[Vector, list[CodecSpec]]] = {
     "flat wave": (wave(300, 1), [CodecSpec(name, 0.1) for name in ("topk-log4", "topk-sign", "topk-int8")]),
     "two blocks": (wave(330), [CodecSpec(name, 0.2) for name in ("topk-log4", "topk-sign", "topk-int8")]),
     "dense fallback": (wave(100), [CodecSpec("topk-log4", 1.0)]),
+    "layers": (
+        np.concatenate([outer(24, 30, 1), wave(24), outer(50, 12, 2), wave(1), outer(10, 24, 3)]),
+        [CodecSpec(name, 0.05) for name in ("topk-log4", "topk-sign", "topk-int8")],
+    ),
 }
 
 HEAD = struct.pack("<BI", 1, 4)
@@ -70,6 +85,17 @@ INVALID: dict[str, tuple[int, bytes, str]] = {
     ),
     "more kept than there are": (100, struct.pack("<BIII", 0x15, 100, 101, 0) + b"\x00", "malformed"),
     "a zero as magnitude": (100, SPARSE + bytes.fromhex("000080") + bytes.fromhex("00000080"), "malformed"),
+    "grid: a zero at the front": (100, struct.pack("<BIII", 0x25, 100, 1, 2) + bytes(2), "malformed"),
+    "grid: a state that does not end at 0": (
+        100,
+        struct.pack("<BIII", 0x25, 100, 1, 5) + b"\x01\x02\x03\x04\x05" + bytes.fromhex("00803f80"),
+        "malformed",
+    ),
+    "grid: a number that is none of three": (
+        100,
+        struct.pack("<BIII", 0x25, 100, 2, 3) + b"\xff\xff\xff" + bytes.fromhex("00803f80"),
+        "malformed",
+    ),
     "level -128": (1, struct.pack("<BI", 2, 1) + bytes.fromhex("00803f80"), "malformed"),
 }
 
@@ -78,8 +104,9 @@ def main() -> None:
     """Write the file."""
     valid = []
     for name, (vector, specs) in VECTORS.items():
+        shapes = SHAPES.get(name)
         for spec in specs:
-            payload, decoded, residual = split(vector, spec)
+            payload, decoded, residual = split(vector, spec, shapes=shapes)
             entry: dict[str, object] = {
                 "name": f"{name}, {spec.name}",
                 "codec": spec.name,
@@ -88,6 +115,8 @@ def main() -> None:
                 "vector": as_hex(vector),
                 "payload": payload.hex(),
             }
+            if shapes is not None:
+                entry["shapes"] = shapes
             if isinstance(decoded, Sparse):
                 entry["indices"] = decoded.indices.tolist()
             valid.append(entry | {"values": as_hex(decoded.values), "residual": as_hex(residual)})

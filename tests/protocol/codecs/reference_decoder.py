@@ -1,14 +1,18 @@
 """A second decoder of every format, written from docs/protocol-codecs.md: one bit after another, exact fractions.
 
-It is slow and trusts its input. It shares nothing with the package: no NumPy, no table but the sixteen numerators.
+It is slow and trusts its input. It shares nothing with the package: no NumPy, no table but the sixteen numerators. The
+grid is in `reference_grid`.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from fractions import Fraction
 
 import zstandard
+
+from tests.protocol.codecs import reference_grid
 
 Element = tuple[int, Fraction]
 _NUMERATORS = (256, 245, 235, 225, 215, 206, 197, 189, 181, 173, 166, 159, 152, 146, 140, 134)
@@ -39,13 +43,14 @@ class _Bits:
         return count
 
 
-def decode(payload: bytes) -> tuple[int, list[Element]]:
+def decode(payload: bytes, shapes: Sequence[Sequence[int]] | None = None) -> tuple[int, list[Element]]:
     """The length of the vector, and its elements as (index, exact value): those sent, or all of a dense one."""
     tag, n = struct.unpack_from("<BI", payload)
     if tag >> 4 == 0:
         return n, list(enumerate(_dense(tag, _body(payload[5:]), n)))
     _, _, k, index_bytes = struct.unpack_from("<BIII", payload)
-    places = indices(payload[13 : 13 + index_bytes], k)
+    section = payload[13 : 13 + index_bytes]
+    places = indices(section, k) if tag >> 4 == 1 else reference_grid.indices(section, k, shapes or [(n,)])
     return n, list(zip(places, _kept(tag & 15, _body(payload[13 + index_bytes :]), k), strict=True))
 
 

@@ -20,25 +20,33 @@ from fedmq_protocol.codecs import (
     versioned,
 )
 from fedmq_protocol.codecs.choice import smallest
+from fedmq_protocol.codecs.grid_model import Shapes
 from fedmq_protocol.codecs.registry import INDEX_CODES, IndexCode
 from fedmq_protocol.errors import CodecError
 
 Indices = NDArray[np.integer]
+SHAPES = ((40, 50),)
 
 
 def coder(size: int, *, cost_ns: float = 1.0, estimate: float | None = None) -> tuple[IndexCode, list[int]]:
     """One that writes so many bytes, and how often it was asked to."""
     calls: list[int] = []
 
-    def encode(indices: Indices, n: int) -> bytes:
+    def encode(indices: Indices, n: int, shapes: Shapes | None) -> bytes:
+        assert shapes == SHAPES
         calls.append(n)
         return bytes(size)
 
-    def decode(section: memoryview, n: int, k: int) -> NDArray[np.uint32]:
+    def decode(section: memoryview, n: int, k: int, shapes: Shapes | None) -> NDArray[np.uint32]:
         raise AssertionError
 
-    guess = None if estimate is None else (lambda _indices, _n: estimate)
-    return IndexCode("some/1", lambda _n, _k: size, encode, decode, cost_ns=cost_ns, estimate=guess), calls
+    guess = None if estimate is None else (lambda _indices, _n, _shapes: estimate)
+    each = lambda _n, k, _shapes: cost_ns * k  # noqa: E731
+    return IndexCode("some/1", lambda _n, _k: size, encode, decode, each, estimate=guess), calls
+
+
+def chosen(indices: Indices, codes: dict[int, IndexCode]) -> tuple[int, bytes]:
+    return smallest(indices, 2000, codes, shapes=SHAPES, code_ms=50.0)
 
 
 def test_the_birth_certificate_names_everything_with_its_version() -> None:
@@ -75,22 +83,22 @@ def test_an_unknown_coder_in_settings_is_refused_with_what_is_known() -> None:
 def test_the_smallest_is_taken() -> None:
     indices = np.arange(1000, dtype=np.uint32)
     codes = {1: coder(100)[0], 2: coder(90)[0], 3: coder(95)[0]}
-    assert smallest(indices, 2000, codes) == (2, bytes(90))
-    assert smallest(indices, 2000, {1: codes[1]}) == (1, bytes(100))
-    assert smallest(indices, 2000, {3: codes[3], 1: codes[1]}) == (3, bytes(95))
+    assert chosen(indices, codes) == (2, bytes(90))
+    assert chosen(indices, {1: codes[1]}) == (1, bytes(100))
+    assert chosen(indices, {3: codes[3], 1: codes[1]}) == (3, bytes(95))
 
 
 def test_what_estimates_more_than_there_is_already_is_not_tried() -> None:
     hopeless, hopeless_calls = coder(10, estimate=200.0)
     hopeful, hopeful_calls = coder(90, estimate=89.0)
     codes = {1: coder(100)[0], 2: hopeless, 3: hopeful}
-    assert smallest(np.arange(1000), 2000, codes) == (3, bytes(90))
+    assert chosen(np.arange(1000), codes) == (3, bytes(90))
     assert (len(hopeless_calls), len(hopeful_calls)) == (0, 1)
 
 
 def test_what_does_not_fit_into_the_time_is_not_tried() -> None:
     slow, slow_calls = coder(10, cost_ns=1e6)
     codes = {1: coder(100, cost_ns=1e9)[0], 2: slow, 3: coder(95)[0]}
-    assert smallest(np.arange(1000), 2000, codes)[0] == 3
+    assert chosen(np.arange(1000), codes)[0] == 3
     assert slow_calls == []
-    assert smallest(np.arange(10), 2000, codes)[0] == 2, "for a few indices it is quick enough"
+    assert chosen(np.arange(10), codes)[0] == 2, "for a few indices it is quick enough"

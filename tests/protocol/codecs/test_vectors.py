@@ -10,6 +10,7 @@ import pytest
 
 from fedmq_protocol.codecs import CODECS, CodecSpec, Sparse, decode, split
 from fedmq_protocol.codecs.container import codec_name
+from fedmq_protocol.codecs.registry import INDEX_CODES
 from fedmq_protocol.errors import CodecError
 from tests.protocol.codecs import reference_decoder
 from tests.protocol.codecs.make_vectors import PATH, as_hex
@@ -24,19 +25,22 @@ def named(entry: dict[str, Any]) -> str:
 @pytest.mark.parametrize("entry", VECTORS["valid"], ids=named)
 def test_valid_payloads_decode_to_the_bit(entry: dict[str, Any]) -> None:
     payload = bytes.fromhex(entry["payload"])
-    decoded = decode(payload, entry["n"])
+    decoded = decode(payload, entry["n"], shapes=entry.get("shapes"))
     assert as_hex(decoded.values) == entry["values"]
     if isinstance(decoded, Sparse):
         assert decoded.indices.tolist() == entry["indices"]
     else:
         assert "indices" not in entry
-    assert [float(value) for _, value in reference_decoder.decode(payload)[1]] == decoded.values.tolist()
+    second = reference_decoder.decode(payload, entry.get("shapes"))[1]
+    assert [float(value) for _, value in second] == decoded.values.tolist()
 
 
 @pytest.mark.parametrize("entry", VECTORS["valid"], ids=named)
 def test_encoding_gives_what_was_committed(entry: dict[str, Any]) -> None:
     vector = np.frombuffer(bytes.fromhex(entry["vector"]), "<f4").astype(np.float32)
-    payload, decoded, residual = split(vector, CodecSpec(entry["codec"], entry["density"]))
+    payload, decoded, residual = split(
+        vector, CodecSpec(entry["codec"], entry["density"]), shapes=entry.get("shapes")
+    )
     assert as_hex(decoded.values) == entry["values"]
     assert as_hex(residual) == entry["residual"]
     committed = bytes.fromhex(entry["payload"])
@@ -56,6 +60,7 @@ def test_the_vectors_show_every_codec_raw_and_compressed() -> None:
     payloads = [bytes.fromhex(entry["payload"]) for entry in VECTORS["valid"]]
     assert {codec_name(payload) for payload in payloads} == set(CODECS)
     assert {zstd_flag(payload) for payload in payloads} == {0, 1}
+    assert {payload[0] >> 4 for payload in payloads} == {0, *INDEX_CODES}
 
 
 def zstd_flag(payload: bytes) -> int:

@@ -27,6 +27,7 @@ from fedmq_protocol.codecs import (
     replica_sha256,
     requantise,
 )
+from fedmq_protocol.codecs.grid_model import LOGS, POWERS
 from fedmq_protocol.envelope import COORDINATOR, Envelope, open_envelope
 from fedmq_protocol.errors import RemoteError, UsageError
 from fedmq_protocol.messages import BlobRef
@@ -36,6 +37,7 @@ from fedmq_protocol.schema import TensorSchema
 from fedmq_protocol.signing import SigningKey, key_id
 from fedmq_protocol.topics import Topics, check_id
 from tests.protocol.vectors.form import Plain, floats, plain_body, raised, vector
+from tests.protocol.vectors.grid_cases import indices
 
 
 def _schema(given: Plain) -> TensorSchema:
@@ -159,7 +161,8 @@ def _chain(given: Plain) -> Plain:
 
 
 def _decode(given: Plain) -> Plain:
-    return {"values": floats(decode(bytes.fromhex(given["payload"]), given["n"]).to_dense())}
+    decoded = decode(bytes.fromhex(given["payload"]), given["n"], shapes=given.get("shapes"))
+    return {"values": floats(decoded.to_dense())}
 
 
 def _snapshot(given: Plain) -> Plain:
@@ -223,6 +226,8 @@ QUESTIONS: Final[dict[str, Callable[[Plain], Plain]]] = {
     "assemble": _assemble,
     "chain": _chain,
     "decode": _decode,
+    "indices": indices,
+    "grid_tables": lambda _: {"G": LOGS, "E": POWERS},
     "snapshot": _snapshot,
     "delta": _delta,
     "update": _update,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.protocol.codecs import reference_decoder
+from tests.protocol.codecs import reference_decoder, reference_grid
 from tests.protocol.vectors.form import FOLDER
 from tests.protocol.vectors.second_reading import public_key, unpack, verifies
 
@@ -95,6 +95,19 @@ def dense(payload: bytes) -> bytes:
     for index, value in values:
         whole[index] = float(value)
     return struct.pack(f"<{n}f", *whole)
+
+
+@pytest.mark.parametrize("case", cases("grid", "indices"), ids=named)
+def test_index_sets_decode_as_the_page_says(case: dict[str, Any]) -> None:
+    given = case["given"]
+    section = bytes.fromhex(given["section"])
+    assert reference_grid.indices(section, given["k"], given["shapes"]) == case["gives"]["indices"]
+
+
+def test_the_grid_codes_tables_are_logarithms() -> None:
+    (tables,) = (case["gives"] for case in cases("grid", "grid_tables"))
+    assert [reference_grid.big_g(u) for u in range(257)] == tables["G"]
+    assert [reference_grid.big_e(u) for u in range(257)] == tables["E"]
 
 
 @pytest.mark.parametrize("case", cases("sampling", "sample"), ids=named)
