@@ -30,6 +30,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 SHOWN = 300  # characters of an answer that is wrong
+FREE = ("presence", "hello")  # a device may say these whenever it wants to
 
 Plain = dict[str, Any]
 
@@ -153,9 +154,46 @@ def judge(program: Program, case: Plain, *, any_reason: bool) -> None:
     if case["ask"] == "encode":
         _judge_encoding(program, case, gives)
         return
+    if case["ask"].startswith("device."):
+        _judge_device(case["gives"], gives)
+        return
     for key, expected in case["gives"].items():
-        if not same(expected, gives.get(key)):
+        if not (among if key == "body" else same)(expected, gives.get(key)):
             raise Wrong(f"{key}: expected {_short(expected)}, got {_short(gives.get(key))}")
+
+
+def _judge_device(expected: Plain, gives: Plain) -> None:
+    """A device may say more of itself than it must, and hears what it wants to; all else is as expected."""
+    for key, value in expected.items():
+        got = gives.get(key)
+        if key == "says":
+            _judge_sayings(value, got or [], {*FREE, *expected.get("may_say", [])})
+        elif key == "may_say":
+            continue
+        elif key == "subscribes":
+            if not set(value) <= set(got or []):
+                raise Wrong(f"subscribes: expected {_short(value)}, got {_short(got)}")
+        elif not (among(value, got) if isinstance(value, dict) else same(value, got)):
+            raise Wrong(f"{key}: expected {_short(value)}, got {_short(got)}")
+
+
+def _judge_sayings(expected: list[Plain], got: list[Plain], free: set[str]) -> None:
+    """All that is expected in its order; what comes besides is only of the kinds that are free."""
+    left = list(expected)
+    for said in got:
+        if left and among(left[0], said):
+            left.pop(0)
+        elif said.get("kind") not in free:
+            raise Wrong(f"it says {_short(said)}" + (f", expected {_short(left[0])}" if left else ""))
+    if left:
+        raise Wrong(f"it does not say {_short(left[0])}")
+
+
+def among(expected: Any, got: Any) -> bool:  # noqa: ANN401 - JSON
+    """Whether all of `expected` is in `got`, which may hold more."""
+    if isinstance(expected, dict):
+        return isinstance(got, dict) and all(among(value, got.get(key)) for key, value in expected.items())
+    return same(expected, got)
 
 
 def same(expected: Any, got: Any) -> bool:  # noqa: ANN401 - JSON

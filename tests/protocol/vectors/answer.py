@@ -36,6 +36,7 @@ from fedmq_protocol.sampling import sample
 from fedmq_protocol.schema import TensorSchema
 from fedmq_protocol.signing import SigningKey, key_id
 from fedmq_protocol.topics import Topics, check_id
+from tests.protocol.vectors.device import VectorDevice
 from tests.protocol.vectors.form import Plain, floats, plain_body, raised, vector
 from tests.protocol.vectors.grid_cases import indices
 
@@ -237,6 +238,29 @@ QUESTIONS: Final[dict[str, Callable[[Plain], Plain]]] = {
 }
 
 
+class Devices:
+    """The device that the `device` questions are about: one at a time, and the answers depend on what came before."""
+
+    def __init__(self) -> None:
+        self._device: VectorDevice | None = None
+
+    def answer(self, what: str, given: Plain) -> Plain:
+        """What it does."""
+        if what == "begin":
+            self._device = VectorDevice(given, _schema(given["task"]))
+            return {}
+        assert self._device is not None, "it was not begun"
+        asked: dict[str, Callable[[Plain], Plain]] = {
+            "connect": self._device.connect,
+            "lose": self._device.lose,
+            "hear": self._device.hear,
+            "trained": self._device.trained,
+            "state": self._device.state,
+            "restart": self._device.restart,
+        }
+        return asked[what](given)
+
+
 def answer(ask: str, given: Plain) -> Plain:
     """What `gives` or the `error` to a question."""
     try:
@@ -247,10 +271,15 @@ def answer(ask: str, given: Plain) -> Plain:
 
 def main(lines: Iterable[str]) -> None:
     """Answer line by line."""
+    devices = Devices()
     for line in lines:
         question: dict[str, Any] = json.loads(line)
-        known = question["ask"] in QUESTIONS
-        heard = answer(question["ask"], question["given"]) if known else {"unsupported": True}
+        ask, given = question["ask"], question["given"]
+        heard: dict[str, Any]
+        if ask.startswith("device."):
+            heard = {"gives": devices.answer(ask.removeprefix("device."), given)}
+        else:
+            heard = answer(ask, given) if ask in QUESTIONS else {"unsupported": True}
         sys.stdout.write(json.dumps({"id": question["id"], **heard}) + "\n")
         sys.stdout.flush()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tests.protocol.vectors import grid_cases, model_cases, wire_cases
+from tests.protocol.vectors.conversation import conversation_cases
 from tests.protocol.vectors.form import FOLDER, Case, text_of
 
 FILES: Final[dict[str, tuple[str, Callable[[], list[Case]]]]] = {
@@ -25,6 +26,10 @@ FILES: Final[dict[str, tuple[str, Callable[[], list[Case]]]]] = {
     "blobs.json": (
         "Snapshots, deltas, rebases, updates, error feedback, restoring.",
         model_cases.blob_cases,
+    ),
+    "conversation.json": (
+        "One device through two rounds, packet by packet, in this order.",
+        conversation_cases,
     ),
 }
 

@@ -17,8 +17,8 @@ Point = tuple[int, int]
 
 def _add(a: Point, b: Point) -> Point:
     t = D * a[0] * b[0] * a[1] * b[1]
-    x = (a[0] * b[1] + b[0] * a[1]) * pow(1 + t, P - 2, P)
-    y = (a[1] * b[1] + a[0] * b[0]) * pow(1 - t, P - 2, P)
+    x = (a[0] * b[1] + b[0] * a[1]) * pow(1 + t, -1, P)
+    y = (a[1] * b[1] + a[0] * b[0]) * pow(1 - t, -1, P)
     return x % P, y % P
 
 

@@ -124,7 +124,17 @@ def test_an_encoder_that_loses_something_is_found_out(tmp_path: Path) -> None:
     assert "is not" in done.stdout
 
 
+def test_a_device_that_says_too_little_or_too_much_is_found_out(tmp_path: Path) -> None:
+    update = '{"topic": "fedmq/v1/home/dev/dev-1/up/update", "kind": "update", "body": {}}'
+    silent = program(tmp_path, '{"id": q["id"], "gives": {"says": []}}')
+    assert "it does not say" in run("--only", "conversation", "--", *silent).stdout
+    noisy = program(tmp_path, f'{{"id": q["id"], "gives": {{"says": [{update}]}}}}')
+    assert "it says" in run("--only", "conversation", "--", *noisy).stdout
+
+
 def test_the_readme_explains_every_question_and_file() -> None:
-    explained = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    explained = set(re.findall(r"^\| `([\w.]+)` \|", README, re.MULTILINE))
     assert set(QUESTIONS) <= explained
+    asked = {case["ask"] for case in json.loads((FOLDER / "conversation.json").read_text())["cases"]}
+    assert asked <= explained
     assert all(f"`{name}`" in README for name in FILES)

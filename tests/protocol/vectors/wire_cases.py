@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 
 from fedmq_protocol.envelope import COORDINATOR, Sealer
-from fedmq_protocol.messages import KIND_OF, Body, Get, Hello, Lease, Presence, Status
+from fedmq_protocol.messages import KIND_OF, Body, Get, Hello, Lease, Presence, Status, to_plain
 from fedmq_protocol.signing import key_id
 from fedmq_protocol.topics import Topics
 from tests.protocol.vectors.bodies import BODIES
@@ -123,7 +123,7 @@ def _content(body: Body, /, **other: object) -> bytes:
         "epoch": EPOCH,
         "sequence": 9,
         "key_id": COORDINATOR_KEY.key_id,
-        "body": body.model_dump(exclude_none=True),
+        "body": to_plain(body),
     }
     return bytes(msgpack.packb(list({**fields, **other}.values())))
 
