@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedmq_protocol.codecs import (
@@ -263,6 +265,37 @@ def test_a_bomb_is_refused_piece_by_piece() -> None:
             read_all()
 
     assert peak_beyond(refused) < 1 << 20
+
+
+LONG = 1_200_000
+PAYLOAD = encode(weights(16, LONG).round(1), CodecSpec("int8"))[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_damage_to_a_long_payload_gives_a_vector_or_a_codec_error(data: st.DataObject) -> None:
+    payload = bytearray(PAYLOAD)
+    assert payload[5] == 1, "it streams"
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.one_of(st.integers(0, 40), st.integers(0, len(PAYLOAD) - 1))) % len(payload)
+        match data.draw(st.sampled_from(["set", "cut", "grow", "end", "swap"])):
+            case "set":
+                payload[place] = data.draw(st.integers(0, 255))
+            case "cut":
+                del payload[place + 1 : place + data.draw(st.integers(1, 1000))]
+            case "grow":
+                payload[place:place] = data.draw(st.binary(min_size=1, max_size=9))
+            case "end":
+                del payload[place + 1 :]
+            case _:
+                payload[place : place + 100] = payload[place : place + 100][::-1]
+    out, reason = np.empty(LONG, np.float32), ""
+    try:
+        decode_into(bytes(payload), out)
+    except CodecError as error:
+        reason = error.reason
+    assert reason in {"", "malformed", "unknown-codec", "wrong-size", "too-large", "not-finite"}
+    assert reason or np.isfinite(out).all()
 
 
 def test_what_is_written_follows_what_is_there() -> None:
