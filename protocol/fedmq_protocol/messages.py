@@ -80,6 +80,8 @@ class UploadSettings(Body):
     """Coders with their versions that an update may use besides the baseline; a device passes over those it lacks."""
     code_ms: Annotated[int, Field(ge=0, le=MAX_CODE_MS)] = 20
     """About how long each side may take to code indices better than with Rice codes; a device may take less."""
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """Of values in linear levels."""
 
 
 class Cohort(Body):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fedmq_coordinator.core.traffic import Meter
-from fedmq_protocol.codecs import versioned
+from fedmq_protocol.codecs import baseline, versioned
 from fedmq_protocol.messages import Presence, TaskRef
 from fedmq_protocol.replays import ReplayGuard
 
@@ -69,10 +69,10 @@ class Device:
         return next((other for other in self.presence.tasks if other.name == task.name), None)
 
     def lacks(self, codecs: Iterable[str]) -> list[str]:
-        """Those of the codecs, with their versions, that the device does not speak; if it names none, it has all."""
-        if self.presence is None or not self.presence.codecs:
-            return []
-        spoken = set(map(versioned, self.presence.codecs))
+        """Those of the codecs, with their versions, that the device does not speak; if it names none, the baseline."""
+        spoken = set(baseline())
+        if self.presence is not None and self.presence.codecs:
+            spoken = set(map(versioned, self.presence.codecs))
         return [codec for codec in codecs if codec not in spoken]
 
     def refuse(self, reason: str) -> int:

@@ -60,6 +60,7 @@ class Publisher:
                 residual_cap=compression.residual_cap,
                 coders=list(compression.offered_coders),
                 code_ms=compression.code_ms,
+                rounding=compression.rounding,
             ),
             evaluate=settings.federated_evaluation,
             seed=settings.seed,

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from fedmq_protocol.codecs import CodecSpec, check_coders, optional_coders, versioned
+from fedmq_protocol.codecs import CodecSpec, Rounding, check_coders, optional_coders, versioned
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.limits import MAX_CODE_MS
 from fedmq_protocol.messages import Mode, TrainSettings
@@ -87,6 +95,8 @@ class CompressionSettings(BaseModel):
     down_density: Fraction = 0.03
     """Share of the parameters in a published delta."""
     snapshot: str = "int8"
+    rounding: Rounding = "nearest"
+    """Of updates in linear levels: to the nearest, or by chance, which is right in expectation."""
     coders: tuple[str, ...] | None = None
     """Names of the optional coders that updates may use besides the mandatory ones; None: all that there are."""
     code_ms: Annotated[int, Field(ge=0, le=MAX_CODE_MS)] = 20
@@ -102,6 +112,14 @@ class CompressionSettings(BaseModel):
     def needed_codecs(self) -> tuple[str, ...]:
         """What a device must speak to take part."""
         return tuple(dict.fromkeys(map(versioned, (self.up, self.down, self.snapshot))))
+
+    @model_validator(mode="after")
+    def _has_a_use_for_chance(self) -> CompressionSettings:
+        try:
+            CodecSpec(self.up, rounding=self.rounding)
+        except CodecError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @field_validator("up", "down", "snapshot", "coders")
     @classmethod

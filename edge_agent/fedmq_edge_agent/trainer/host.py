@@ -220,11 +220,12 @@ class Host:
         try:
             work = Training(opened, replica.values, settings, uploading)
             evaluation, warning = work.evaluate(base_version) if evaluate else (None, None)
-            trained = work.train(derived_seed(seed, device, lease))
+            own_seed = derived_seed(seed, device, lease)
+            trained = work.train(own_seed)
             after = None if measure is None else _evaluated(opened, measure)
             folder.mkdir(parents=True, exist_ok=True)
             with new_residual(left_file, opened.schema.num_parameters, owner) as left:
-                update = work.encode(residual, left, updates_done)
+                update = work.encode(residual, left, updates_done, seed=own_seed)
             write_file(payload_file, [update.payload])
             flush_folder(folder)
         except OSError as error:

@@ -20,9 +20,9 @@ from fedmq_edge_agent.trainer.feedback import cap_factor, density
 from fedmq_edge_agent.trainer.opened import Opened
 from fedmq_edge_agent.trainer.paged import Paged
 from fedmq_edge_agent.trainer.residual import StoredResidual
-from fedmq_edge_agent.trainer.streaming import encode_update_inplace
 from fedmq_edge_agent.trainer.tensors import changes, write_vector
 from fedmq_protocol.codecs.decoded import Dense
+from fedmq_protocol.codecs.model import encode_update_inplace
 from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.messages import TrainSettings, UploadSettings
@@ -98,13 +98,16 @@ class Training:
         num_examples, metrics = self._opened.train(self._settings, seed)
         return Trained(num_examples, metrics, time.perf_counter() - started)
 
-    def encode(self, residual: StoredResidual | None, left: Paged, updates_done: int) -> Encoded:
+    def encode(
+        self, residual: StoredResidual | None, left: Paged, updates_done: int, *, seed: int
+    ) -> Encoded:
         """Encode what training changed, with error feedback. A large model's weights are let go meanwhile.
 
         Args:
             residual: what earlier updates did not send; None: nothing.
             left: float32[num_parameters], where the new residual goes.
             updates_done: how many updates of this run the device has made before.
+            seed: of the chance by which values are rounded, where the run asks for it.
 
         Raises:
             TrainerError: `train-failed`; the weights are not finite. `left` is of no use then.
@@ -120,7 +123,8 @@ class Training:
                 left.vector[begin : begin + len(old)] += old if factor == 1 else old * np.float32(factor)
                 left.let_go(begin, begin + len(old))
         try:
-            payload = encode_update_inplace(left.vector, buffers, schema, _spec(self._upload, updates_done))
+            spec, rng = _spec(self._upload, updates_done), np.random.default_rng(seed)
+            payload = encode_update_inplace(left.vector, buffers, schema, spec, rng=rng)
         except ValueError as error:  # delta + residual overflowed
             raise TrainerError("train-failed", f"the update cannot be encoded: {error}") from None
         return Encoded(payload, dropped, time.perf_counter() - started)
@@ -148,7 +152,12 @@ class Training:
 
 def _spec(upload: UploadSettings, updates_done: int) -> CodecSpec:
     try:
-        share = density(upload, updates_done)
-        return CodecSpec(upload.codec, share, tuple(upload.coders), code_ms=upload.code_ms)
+        return CodecSpec(
+            upload.codec,
+            density(upload, updates_done),
+            tuple(upload.coders),
+            rounding=upload.rounding,
+            code_ms=upload.code_ms,
+        )
     except CodecError as error:
         raise TrainerError("bad-request", str(error)) from None

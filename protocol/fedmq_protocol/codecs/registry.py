@@ -4,8 +4,8 @@ A payload's tag byte joins an index coder (its upper half; 0: none, the vector i
 half). Adding one takes an entry in a table here.
 
 Names carry a version after a slash; without one they mean version 1, for ever. A device lists what it speaks in its
-birth certificate: `names()`. The codecs in `CODECS` and the coders marked `baseline` are what everybody has; the other
-coders are for updates alone, where coordinator and device both have them.
+birth certificate: `names()`. What is marked `baseline` everybody has; other coders are for updates alone, where
+coordinator and device both have them, and other codecs for runs whose devices all do.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fedmq_protocol.codecs.blockwise import INT4, INT8
 from fedmq_protocol.codecs.decoded import Float32Array, UInt32Array
 from fedmq_protocol.codecs.float32 import FLOAT32
 from fedmq_protocol.codecs.grid_model import Shapes
+from fedmq_protocol.codecs.keptblocks import KEPT4, KEPT8
 from fedmq_protocol.codecs.rounding import Stochastic
 from fedmq_protocol.codecs.slices import Source
 from fedmq_protocol.errors import CodecError
@@ -110,7 +111,7 @@ class IndexCode:
 
 
 _RICE, _GRID = 1, 2
-_FLOAT32, _INT8, _INT4, _LOG4, _SIGN, _LINEAR8 = range(1, 7)
+_FLOAT32, _INT8, _INT4, _LOG4, _SIGN, _LINEAR8, _BLOCK8, _BLOCK4 = range(1, 9)
 
 INDEX_CODES: Final[dict[int, IndexCode]] = {
     _RICE: IndexCode(
@@ -130,6 +131,8 @@ KEPT_VALUES: Final[dict[int, KeptValues]] = {
     _LOG4: KeptValues(log4.body_bytes, lambda x, _: log4.quantise(x), log4.dequantise),
     _SIGN: KeptValues(sign1.body_bytes, lambda x, _: sign1.quantise(x), sign1.dequantise),
     _LINEAR8: KeptValues(linear8.body_bytes, linear8.quantise, linear8.dequantise, rounds=True),
+    _BLOCK8: KeptValues(KEPT8.body_bytes, KEPT8.quantise, KEPT8.dequantise, rounds=True),
+    _BLOCK4: KeptValues(KEPT4.body_bytes, KEPT4.quantise, KEPT4.dequantise, rounds=True),
 }
 
 
@@ -140,10 +143,12 @@ class Codec:
     Attributes:
         sparse: whether a share of the elements is kept.
         values: the key in `KEPT_VALUES`, or in `DENSE_VALUES` for a dense codec.
+        baseline: whether everybody has it.
     """
 
     sparse: bool
     values: int
+    baseline: bool = True
 
     @property
     def rounds(self) -> bool:
@@ -155,6 +160,8 @@ CODECS: Final[dict[str, Codec]] = {
     "topk-log4": Codec(sparse=True, values=_LOG4),
     "topk-sign": Codec(sparse=True, values=_SIGN),
     "topk-int8": Codec(sparse=True, values=_LINEAR8),
+    "topk-block8": Codec(sparse=True, values=_BLOCK8, baseline=False),
+    "topk-block4": Codec(sparse=True, values=_BLOCK4, baseline=False),
     "int8": Codec(sparse=False, values=_INT8),
     "int4": Codec(sparse=False, values=_INT4),
     "float32": Codec(sparse=False, values=_FLOAT32),
@@ -193,7 +200,8 @@ class CodecSpec:
         if not (isfinite(self.density) and 0 < self.density <= 1):
             raise CodecError(f"density {self.density} is not above 0 and at most 1")
         if self.rounding == "stochastic" and not self.codec.rounds:
-            raise CodecError(f"{self.name} does not round by chance; int8, int4 and topk-int8 do")
+            rounding = ", ".join(name for name, codec in CODECS.items() if codec.rounds)
+            raise CodecError(f"{self.name} does not round by chance; those that do are {rounding}")
 
     @property
     def codec(self) -> Codec:
@@ -232,6 +240,12 @@ def unversioned(name: str) -> str:
 def names() -> tuple[str, ...]:
     """All codecs and coders that this implementation speaks, with their versions, for the birth certificate."""
     return (*map(versioned, (*CODECS, seeded.NAME)), *(code.name for code in INDEX_CODES.values()))
+
+
+def baseline() -> tuple[str, ...]:
+    """Those of `names()` that everybody speaks, whether a birth certificate says so or not."""
+    coders = (code.name for code in INDEX_CODES.values() if code.baseline)
+    return (*(versioned(name) for name, codec in CODECS.items() if codec.baseline), *coders)
 
 
 def optional_coders() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
-from fedmq_protocol.codecs import optional_coders
+from fedmq_protocol.codecs import names, optional_coders
 from fedmq_protocol.messages import Announcement, Lease, Notice, Report, TaskRef
 from tests.coordinator.core.world import FLOAT32, SCHEMA, World, settings
 
@@ -68,6 +68,19 @@ def test_a_device_that_lacks_a_codec_of_the_run_is_not_selected_and_told_why() -
     assert {d.device: d for d in world.core.view(now=world.now).devices}["lean"].problem == ""
 
 
+def test_an_optional_codec_takes_devices_that_name_it() -> None:
+    world = fleet(2)
+    world.join("able", codecs=names())
+    run = world.start_run(
+        settings(
+            compression={"up": "topk-block4", "rounding": "stochastic"},
+            selection={"min_available_devices": 1},
+        )
+    )
+    assert run.members == {"able"}
+    assert world.announcement().upload.rounding == "stochastic"
+
+
 @pytest.mark.parametrize(
     ("compression", "complaint"),
     [
@@ -75,6 +88,7 @@ def test_a_device_that_lacks_a_codec_of_the_run_is_not_selected_and_told_why() -
         ({"down": "topk-log4/2"}, "known are topk-log4"),
         ({"snapshot": "topk-log4"}, "a snapshot holds every parameter"),
         ({"coders": ["who-knows/7"]}, "known are"),
+        ({"rounding": "stochastic"}, "topk-log4 does not round by chance; those that do are topk-int8"),
     ],
 )
 def test_settings_with_unknown_codecs_are_refused_with_what_is_known(

@@ -55,11 +55,20 @@ VECTORS: dict[str, tuple[Vector, list[CodecSpec]]] = {
     ),
     "edges": (
         edges(),
-        [CodecSpec(name, 0.2) for name in ("topk-log4", "topk-sign", "topk-int8", "int8", "float32")],
+        [
+            CodecSpec(name, 0.2)
+            for name in ("topk-log4", "topk-sign", "topk-int8", "topk-block8", "int8", "float32")
+        ],
     ),
     "wave": (wave(130), [CodecSpec("int8"), CodecSpec("int4")]),
     "flat wave": (wave(300, 1), [CodecSpec(name, 0.1) for name in ("topk-log4", "topk-sign", "topk-int8")]),
-    "two blocks": (wave(330), [CodecSpec(name, 0.2) for name in ("topk-log4", "topk-sign", "topk-int8")]),
+    "two blocks": (
+        wave(330),
+        [
+            CodecSpec(name, 0.2)
+            for name in ("topk-log4", "topk-sign", "topk-int8", "topk-block8", "topk-block4")
+        ],
+    ),
     "dense fallback": (wave(100), [CodecSpec("topk-log4", 1.0)]),
     "layers": (
         np.concatenate([outer(24, 30, 1), wave(24), outer(50, 12, 2), wave(1), outer(10, 24, 3)]),

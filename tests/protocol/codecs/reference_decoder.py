@@ -98,6 +98,8 @@ def _dense(tag: int, body: bytes, n: int) -> list[Fraction]:
 def _kept(code: int, body: bytes, k: int) -> list[Fraction]:
     if k == 0:
         return []
+    if code in (7, 8):
+        return _dense(code - 5, body, k)
     scale = _scale(body[:2])
     if code == 4:
         step, nibbles = body[2], _Bits(body[3:])

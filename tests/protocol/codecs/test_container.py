@@ -127,7 +127,7 @@ def test_the_share_is_rounded_up_as_written_in_decimal(density: float, n: int, k
 
 def test_zeros_are_not_sent() -> None:
     p = np.zeros(1000, np.float32)
-    for name in ("topk-log4", "topk-sign", "topk-int8"):
+    for name in ("topk-log4", "topk-sign", "topk-int8", "topk-block8", "topk-block4"):
         payload, decoded = encode(p, CodecSpec(name))
         assert decoded.nnz == 0
         assert len(payload) == 14

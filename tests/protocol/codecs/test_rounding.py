@@ -18,7 +18,7 @@ from tests.protocol.codecs.vectors_for_tests import bits, hard_vectors
 
 Vector = NDArray[np.float32]
 
-ROUNDED = ["int8", "int4", "topk-int8"]
+ROUNDED = ["int8", "int4", "topk-int8", "topk-block8", "topk-block4"]
 
 
 def stream(seed: int) -> np.random.Generator:

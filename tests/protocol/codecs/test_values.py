@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedmq_protocol.codecs import linear8, log4, scale, sign1
 from fedmq_protocol.codecs.blockwise import BLOCK, INT4, INT8, Blockwise
 from fedmq_protocol.codecs.body import wrap
+from fedmq_protocol.codecs.keptblocks import KEPT4, KEPT8, KeptBlocks
 from fedmq_protocol.errors import CodecError
 from tests.protocol.codecs.vectors_for_tests import bits, hard_vectors
 
@@ -53,6 +54,22 @@ def test_kept_values_round_trip_and_leave_exact_differences(code: object, x: Vec
     assert np.all(np.abs(x[kept] - decoded) <= np.abs(x[kept]))
     if np.abs(x).max(initial=0) >= 2.0**-80:
         assert kept[np.argmax(np.abs(x))]
+
+
+@pytest.mark.parametrize("code", [KEPT8, KEPT4], ids=["block8", "block4"])
+@given(x=hard_vectors())
+def test_kept_blocks_round_trip_and_leave_exact_differences(code: KeptBlocks, x: Vector) -> None:
+    kept, body, decoded = code.quantise(x)
+    assert len(body) == code.body_bytes(len(decoded)) == code.body_bytes(int(np.count_nonzero(kept)))
+    assert np.array_equal(bits(code.dequantise(memoryview(body), len(decoded))), bits(decoded))
+    check_differences(x[kept], decoded)
+    assert np.all(np.abs(x[kept] - decoded) <= np.abs(x[kept]))
+    sent = np.zeros_like(x)
+    sent[kept] = decoded
+    dense = code.blocks.quantise(x)[1]
+    assert np.all(kept == (dense != 0)), "what is worth a level in its own block is sent"
+    if kept.all():
+        assert np.array_equal(sent, dense)
 
 
 @BLOCKWISE
