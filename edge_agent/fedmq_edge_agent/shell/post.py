@@ -1,5 +1,8 @@
 """Messages on their way out: sealed and published one after the other, in order, and dropped when the connection is.
 
+Chunks of an upload have a queue of their own, of which one is under way at a time: presence, reports and requests do
+not wait for a large update, but for one chunk of it at most.
+
 What is dropped is no loss: the core sends again whatever has no receipt. Nothing waits here twice.
 """
 
@@ -24,6 +27,30 @@ from fedmq_protocol.topics import Topics
 _log = logging.getLogger(__name__)
 
 Outgoing = Subscribe | Unsubscribe | Send | SendUpdate | SendUploadChunk
+
+
+class _Queue:
+    """First in, first out, and nothing twice."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Outgoing] = deque()
+        self._filled = asyncio.Event()
+
+    def put(self, outgoing: Outgoing) -> None:
+        if outgoing not in self._waiting:
+            self._waiting.append(outgoing)
+            self._filled.set()
+
+    def keep(self, wanted: Callable[[Outgoing], bool]) -> None:
+        """Drop all others."""
+        self._waiting = deque(outgoing for outgoing in self._waiting if wanted(outgoing))
+
+    async def take(self) -> Outgoing:
+        """The next, once there is one."""
+        while not self._waiting:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._waiting.popleft()
 
 
 class Post:
@@ -58,8 +85,8 @@ class Post:
         self._whole: tuple[str, str] | None = None
         """The file of which chunks are sent: checked as a whole once an offer."""
         self._sealer = Sealer(sender=device, epoch=0, key=key)
-        self._queue: deque[Outgoing] = deque()
-        self._filled = asyncio.Event()
+        self._first = _Queue()
+        self._bulk = _Queue()
 
     def begin_session(self, session: int) -> None:
         """Sign with this session number from now on."""
@@ -77,23 +104,23 @@ class Post:
 
     def put(self, outgoing: Outgoing) -> None:
         """Queue it, unless the very same waits already."""
-        if outgoing not in self._queue:
-            self._queue.append(outgoing)
-            self._filled.set()
+        queue = self._bulk if isinstance(outgoing, SendUploadChunk) else self._first
+        queue.put(outgoing)
 
     def connection_lost(self) -> None:
         """Drop what was to be said; keep what was to be forgotten, or it would be subscribed to again."""
-        kept = [outgoing for outgoing in self._queue if isinstance(outgoing, Unsubscribe)]
-        self._queue.clear()
-        self._queue.extend(kept)
+        self._bulk.keep(lambda _: False)
+        self._first.keep(lambda outgoing: isinstance(outgoing, Unsubscribe))
 
     async def run(self) -> None:
         """Send what is queued, for ever."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._empty(self._first))
+            both.create_task(self._empty(self._bulk))
+
+    async def _empty(self, queue: _Queue) -> None:
         while True:
-            while not self._queue:
-                self._filled.clear()
-                await self._filled.wait()
-            await self._send(self._queue.popleft())
+            await self._send(await queue.take())
 
     async def _send(self, outgoing: Outgoing) -> None:
         try:
