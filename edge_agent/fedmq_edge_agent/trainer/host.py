@@ -6,6 +6,7 @@ and writes files that the supervisor names; whatever it writes is on disk, whole
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import mmap
 import os
@@ -24,27 +25,27 @@ from fedmq_edge_agent.trainer.blame import describe
 from fedmq_edge_agent.trainer.centralised import reference
 from fedmq_edge_agent.trainer.channel import Message
 from fedmq_edge_agent.trainer.dataset import Examples
-from fedmq_edge_agent.trainer.durable import flush_folder, write_file
+from fedmq_edge_agent.trainer.durable import flush_folder, replacing, write_file
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_edge_agent.trainer.opened import Opened, Role, central_data, derived_seed, open_task
 from fedmq_edge_agent.trainer.paged import Paged, scratch
 from fedmq_edge_agent.trainer.process import peak_bytes
 from fedmq_edge_agent.trainer.recipes import MisfitError
 from fedmq_edge_agent.trainer.residual import Owner, StoredResidual, new_residual
-from fedmq_edge_agent.trainer.streaming import decode_snapshot_into
 from fedmq_edge_agent.trainer.tensors import is_let_go, write_vector
 from fedmq_edge_agent.trainer.training import Training
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs.model import (
     apply_delta,
+    decode_snapshot_into,
     decode_update,
-    encode_snapshot,
-    replica_sha256,
+    encode_snapshot_to,
+    requantise_inplace,
     snapshot_codec,
 )
 from fedmq_protocol.codecs.registry import names
 from fedmq_protocol.errors import CodecError
-from fedmq_protocol.messages import TrainSettings, UploadSettings
+from fedmq_protocol.messages import BlobRef, TrainSettings, UploadSettings
 
 Result = dict[str, Any]
 DataName = Literal["test", "train", "central"]
@@ -155,23 +156,21 @@ class Host:
         device can begin its chain there without a download.
         """
         opened, before = self._task(), self._held(version - 1)
-        self._replica = None
-        values, snapshot = before.values, None
+        self._replica, made = None, None
+        values = before.values
         try:
             with _mapped(file) as data:
                 apply_delta(values.vector, data, opened.schema)
+            if rebase and snapshot_file is not None:
+                made = _write_snapshot(values, opened, before.codec, Path(snapshot_file))
             if rebase:
-                snapshot, values.vector[:] = encode_snapshot(values.vector, opened.schema, before.codec)
+                requantise_inplace(values.vector, opened.schema, before.codec)
         except CodecError as error:
             raise TrainerError(
                 "bad-model", f"the delta to version {version} does not decode: {error}"
             ) from None
         self._keep(Replica(version, values, before.codec), replica_hash)
-        if snapshot is None or snapshot_file is None:
-            return {}
-        write_file(Path(snapshot_file), [snapshot])
-        ref = blob_ref(snapshot)
-        return {"snapshot": {"size": ref.size, "sha256": ref.sha256}}
+        return {} if made is None else {"snapshot": {"size": made.size, "sha256": made.sha256}}
 
     def replica_hash(self) -> Result:
         """SHA-256 of the replica's float32 little-endian bytes."""
@@ -312,14 +311,14 @@ class Host:
         """Encode a vector as a snapshot."""
         opened = self._task()
         values = weights.read_vector_file(Path(file), opened.schema.size)
+        out = Path(out_file)
         try:
-            data, replica = encode_snapshot(values.vector, opened.schema, codec)
+            size = _write_snapshot(values, opened, codec, out).size
+            flush_folder(out.parent)
+            requantise_inplace(values.vector, opened.schema, codec)
         except CodecError as error:
             raise TrainerError("bad-request", str(error)) from None
-        out = Path(out_file)
-        write_file(out, [data])
-        flush_folder(out.parent)
-        return {"size": len(data), "replica_hash": replica_sha256(replica)}
+        return {"size": size, "replica_hash": values.sha256()}
 
     def evaluate(self, file: str | None = None, on: DataName = "test") -> Result:
         """Measure a vector, or the model as it is, on this side's test data: at the coordinator the central ones."""
@@ -391,6 +390,14 @@ OPERATIONS: Final[dict[str, Callable[..., Result]]] = {
 }
 
 
+def _write_snapshot(values: Paged, opened: Opened, codec: str, path: Path) -> BlobRef:
+    with replacing(path) as file:
+        encode_snapshot_to(values.vector, opened.schema, codec, file)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+        return BlobRef(size=file.tell(), sha256=digest)
+
+
 def _evaluated(opened: Opened, on: DataName) -> Result:
     loss, count, metrics = opened.evaluate(_data(opened, on))
     return {"loss": loss, "num_examples": count, "metrics": metrics}
@@ -422,14 +429,14 @@ def _validated(model: type[Settings], plain: dict[str, Any]) -> Settings:
 
 
 @contextmanager
-def _mapped(file: str) -> Iterator[bytes]:
+def _mapped(file: str) -> Iterator[memoryview]:
     """A file's bytes, brought into memory as they are looked at."""
     try:
         with Path(file).open("rb") as opened:
             if os.fstat(opened.fileno()).st_size == 0:
-                yield b""
+                yield memoryview(b"")
                 return
             mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise TrainerError("bad-file", f"cannot read {file}: {error.strerror}") from None
-    yield mapping[:]
+    yield memoryview(mapping)

@@ -108,12 +108,13 @@ def write_vector(model: torch.nn.Module, vector: Paged, schema: TensorSchema) ->
 
 
 def pieces(model: torch.nn.Module, schema: TensorSchema) -> Iterator[tuple[TensorEntry, Vector]]:
-    """The model in the order of the flat vector: pieces of an entry, float32, to be looked at before the next comes."""
+    """The model in the order of the flat vector: pieces of an entry, float32, the caller's own."""
     state = model.state_dict()
     for entry in schema.vector_entries():
         flat = _checked(state, entry).detach().reshape(-1)  # a copy only where the entry is not contiguous
         for piece in flat.split(SLICE):
-            yield entry, piece.to(torch.float32).numpy()
+            # A copy, since PyTorch never lets go of memory that NumPy has seen.
+            yield entry, piece.to(torch.float32, copy=True).numpy()
 
 
 def changes(
@@ -149,6 +150,7 @@ def let_go(model: torch.nn.Module, schema: TensorSchema) -> None:
     """Give the memory of the model's large tensors back to the system. What they hold is lost.
 
     Only memory that the entries of the flat vector fill to the last byte is let go: `write_vector` restores it all.
+    What a task has looked at as a NumPy array (`tensor.numpy()`) stays, since PyTorch does not know who else looks.
     """
     storages = _storages(model, schema)
     freed = [storage for storage, filled in storages if filled == storage.nbytes() >= LARGE_STORAGE_BYTES]
