@@ -315,10 +315,12 @@ class Host:
         try:
             size = _write_snapshot(values, opened, codec, out).size
             flush_folder(out.parent)
-            requantise_inplace(values.vector, opened.schema, codec)
+            replica = scratch(opened.schema.size, out.parent)
+            with _mapped(out_file) as data:
+                decode_snapshot_into(data, opened.schema, replica.vector)
         except CodecError as error:
             raise TrainerError("bad-request", str(error)) from None
-        return {"size": size, "replica_hash": values.sha256()}
+        return {"size": size, "replica_hash": replica.sha256()}
 
     def evaluate(self, file: str | None = None, on: DataName = "test") -> Result:
         """Measure a vector, or the model as it is, on this side's test data: at the coordinator the central ones."""

@@ -12,13 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fedmq_edge_agent.trainer import supervised
+from fedmq_edge_agent.trainer import paged, supervised
 from fedmq_edge_agent.trainer.blame import blaming
 from fedmq_edge_agent.trainer.context import DeviceContext
 from fedmq_edge_agent.trainer.dataset import Examples, examples, split_train_test
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_edge_agent.trainer.loading import load_task
-from fedmq_edge_agent.trainer.paged import LARGE
 from fedmq_edge_agent.trainer.task import Task
 from fedmq_edge_agent.trainer.tensors import let_go, schema_of
 from fedmq_protocol.limits import MAX_COUNTER, MAX_METRICS
@@ -85,7 +84,7 @@ class Opened:
 
     def let_go(self) -> None:
         """Let go of a large model's memory until `write_vector` fills it again; small ones stay as they are."""
-        if self.schema.size >= LARGE:
+        if self.schema.size >= paged.LARGE:
             let_go(self.model, self.schema)
 
     def evaluate(self, data: Examples) -> tuple[float, int, Metrics]:

@@ -28,6 +28,8 @@ SLICE: Final = 1 << 20
 """Elements worked on at once where all are: 4 MB."""
 LARGE: Final = 1 << 22
 """Elements from which on a vector lies in a file: 16 MB."""
+LARGE_PIECE_BYTES: Final = 1 << 22
+"""A model's tensor with less memory than that is never let go: it would not be worth the while."""
 
 _ITEM_BYTES: Final = 4
 
@@ -114,7 +116,7 @@ def map_room(descriptor: int, size: int, offset: int) -> Paged:
 
 
 def map_file(path: Path, size: int) -> Paged:
-    """float32[size] from a file that holds just that, little-endian; changing it changes no file.
+    """float32[size] from a file that holds just that, little-endian; to be read alone: what is changed may get lost.
 
     Raises:
         OSError: the file cannot be read.

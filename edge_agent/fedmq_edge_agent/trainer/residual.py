@@ -21,9 +21,10 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_edge_agent.trainer import paged
 from fedmq_edge_agent.trainer.durable import replacing
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.paged import SLICE, Paged, map_room
+from fedmq_edge_agent.trainer.paged import Paged, map_room
 from fedmq_protocol.codecs.decoded import Dense
 
 Vector = NDArray[np.float32]
@@ -131,8 +132,8 @@ class StoredResidual:
         """
         with self.path.open("rb") as file:
             file.seek(self._start)
-            for begin in range(0, self._count, SLICE):
-                piece = np.empty(min(SLICE, self._count - begin), np.float32)
+            for begin in range(0, self._count, paged.SLICE):
+                piece = np.empty(min(paged.SLICE, self._count - begin), np.float32)
                 if file.readinto(piece.data.cast("B")) != piece.nbytes:
                     raise OSError(f"{self.path} ends too early")
                 yield begin, piece

@@ -18,20 +18,18 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedmq_edge_agent.trainer import paged
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.paged import SLICE, Paged
+from fedmq_edge_agent.trainer.paged import Paged
 from fedmq_protocol.schema import Role, TensorEntry, TensorSchema
 
 Vector = NDArray[np.float32]
-
-LARGE_STORAGE_BYTES: Final = 1 << 22
-"""A tensor's memory below this is never let go: it would not be worth the while."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def pieces(model: torch.nn.Module, schema: TensorSchema) -> Iterator[tuple[Tenso
     state = model.state_dict()
     for entry in schema.vector_entries():
         flat = _checked(state, entry).detach().reshape(-1)  # a copy only where the entry is not contiguous
-        for piece in flat.split(SLICE):
+        for piece in flat.split(paged.SLICE):
             # A copy, since PyTorch never lets go of memory that NumPy has seen.
             yield entry, piece.to(torch.float32, copy=True).numpy()
 
@@ -153,7 +151,7 @@ def let_go(model: torch.nn.Module, schema: TensorSchema) -> None:
     What a task has looked at as a NumPy array (`tensor.numpy()`) stays, since PyTorch does not know who else looks.
     """
     storages = _storages(model, schema)
-    freed = [storage for storage, filled in storages if filled == storage.nbytes() >= LARGE_STORAGE_BYTES]
+    freed = [storage for storage, filled in storages if filled == storage.nbytes() >= paged.LARGE_PIECE_BYTES]
     for storage in freed:
         if storage.resizable():
             storage.resize_(0)

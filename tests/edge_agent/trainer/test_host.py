@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from fedmq_edge_agent.trainer import paged
 from fedmq_edge_agent.trainer.opened import derived_seed
 from fedmq_edge_agent.trainer.residual import Owner, StoredResidual
 from fedmq_protocol.chunks import blob_ref
@@ -37,6 +38,15 @@ from tests.edge_agent.trainer.asking import (
 )
 
 SMALL = "nn.Linear(6, 2)"
+
+
+@pytest.fixture(params=["as it is", "as if it were large"], autouse=True)
+def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds for a model that lies in files, is worked on in pieces, and is let go in between."""
+    if request.param != "as it is":
+        monkeypatch.setattr(paged, "LARGE", 1)
+        monkeypatch.setattr(paged, "LARGE_PIECE_BYTES", 1)
+        monkeypatch.setattr(paged, "SLICE", 5)
 
 
 def sent(begun: Begun, reply: dict[str, Any]) -> NDArray[np.float32]:
