@@ -24,7 +24,7 @@ from fedmq_protocol.topics import BlobKind
 
 _LENGTH: Final = struct.Struct(">I")
 _RECORD: Final = struct.Struct(">I32s")
-_PIECE_BYTES: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 17
 
 
 def write_chunk(folder: Path, head: PartHead, index: int, data: bytes) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from fedmq_edge_agent.trainer.errors import TrainerError
 from tests.edge_agent.scripted import TASK
 
+_PIECE_BYTES = 1 << 16
+
 
 class FakeChild:
     """Answers like a trainer.
@@ -74,13 +76,19 @@ class FakeChild:
         assert self.version == base_version
         while self.wait_for is not None and not self.wait_for.exists():  # noqa: ASYNC110 - orders come in a file
             await asyncio.sleep(0.01)
-        payload = os.urandom(self.payload_bytes)  # another training is another update
-        (Path(run_dir) / f"update-{counter}.bin").write_bytes(payload)
+        digest = hashlib.sha256()
+        with (Path(run_dir) / f"update-{counter}.bin").open("wb") as file:
+            for start in range(0, self.payload_bytes, _PIECE_BYTES):  # its process' memory is looked at
+                piece = os.urandom(
+                    min(_PIECE_BYTES, self.payload_bytes - start)
+                )  # another training, another update
+                digest.update(piece)
+                file.write(piece)
         (Path(run_dir) / f"residual-{counter}.bin").write_bytes(f"residual {lease}".encode())
         return {
             "payload_file": f"{run_dir}/update-{counter}.bin",
-            "size": len(payload),
-            "sha256": hashlib.sha256(payload).digest(),
+            "size": self.payload_bytes,
+            "sha256": digest.digest(),
             "residual_file": f"{run_dir}/residual-{counter}.bin",
             "num_examples": 143,
             "train_s": 0.01,
