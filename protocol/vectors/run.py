@@ -35,7 +35,7 @@ LENGTHS = {
     "too-large",
     "wrong-size",
 }  # which of them a decoder comes upon first is its own affair
-PAYLOADS = {"decode", "snapshot", "delta", "update", "grid"}
+PAYLOADS = {"decode", "snapshot", "delta", "update", "indices"}
 FREE = ("presence", "hello")  # a device may say these whenever it wants to
 
 Plain = dict[str, Any]
