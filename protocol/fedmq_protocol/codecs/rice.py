@@ -34,6 +34,7 @@ _PARAMETERS: Final = 16  # what a nibble above the base can say
 
 _Bytes = NDArray[np.uint8]
 _Ints = NDArray[np.int64]
+_Gaps = NDArray[np.int32]
 
 
 def max_bytes(n: int, k: int) -> int:
@@ -67,18 +68,23 @@ def encode(indices: NDArray[np.integer], n: int) -> bytes:
     k = len(indices)
     if k == 0:
         return b""
-    places: _Ints = indices.astype(np.int64)
-    gaps: _Ints = np.diff(places, prepend=np.int64(-1)) - 1
-    if gaps.min() < 0 or places[-1] >= n:
+    if indices[0] < 0 or indices[-1] >= n:
+        raise ValueError(f"indices must increase strictly within 0..{n - 1}")
+    places: _Gaps = indices.astype(np.int32)
+    gaps: _Gaps = np.diff(places, prepend=np.int32(-1)) - np.int32(1)
+    del places
+    if gaps.min() < 0:
         raise ValueError(f"indices must increase strictly within 0..{n - 1}")
     rows = _in_blocks(gaps)
+    del gaps
     base = max(0, (n // k).bit_length() - _PARAMETERS // 2)
     parameters = _best_parameters(rows, k, base)
 
-    quotients = (rows >> parameters[:, None]).reshape(-1)[:k]
-    ends = np.cumsum(quotients + 1)
+    ends = np.cumsum((rows >> _column(parameters)).reshape(-1)[:k] + np.int32(1), dtype=np.int64)
     unary = np.zeros(int(ends[-1]), np.uint8)
     unary[ends - 1] = 1
+    ones = np.packbits(unary)
+    del ends, unary
 
     starts, total = _layout(parameters, k)
     remainders = np.empty(total, np.uint8)
@@ -86,7 +92,7 @@ def encode(indices: NDArray[np.integer], n: int) -> bytes:
         packed = _pack(rows[blocks, :width], r)
         remainders[starts[blocks, None] + np.arange(packed.shape[1])] = packed
     head = bytes([base]) + nibbles.pack((parameters - base).astype(np.uint8))
-    return head + remainders.tobytes() + np.packbits(unary).tobytes()
+    return head + remainders.tobytes() + ones.tobytes()
 
 
 def decode(section: memoryview, n: int, k: int) -> UInt32Array:
@@ -145,14 +151,14 @@ def _blocks(k: int) -> int:
     return -(-k // BLOCK)
 
 
-def _in_blocks(gaps: _Ints) -> _Ints:
-    """int64[k] -> int64[blocks, 64], the last block filled with zeros."""
-    padded = np.zeros(_blocks(len(gaps)) * BLOCK, np.int64)
+def _in_blocks(gaps: _Gaps) -> _Gaps:
+    """int32[k] -> int32[blocks, 64], the last block filled with zeros."""
+    padded = np.zeros(_blocks(len(gaps)) * BLOCK, np.int32)
     padded[: len(gaps)] = gaps
     return padded.reshape(-1, BLOCK)
 
 
-def _best_parameters(rows: _Ints, k: int, base: int) -> _Ints:
+def _best_parameters(rows: _Gaps, k: int, base: int) -> _Ints:
     """For each block the cheapest of floor(log2 mean) - 1, that, and + 1, within the nibble's reach."""
     counts = np.full(len(rows), BLOCK)
     counts[-1] = k - BLOCK * (len(rows) - 1)
@@ -161,7 +167,7 @@ def _best_parameters(rows: _Ints, k: int, base: int) -> _Ints:
     candidates = [
         np.clip(middle + step, base, min(base + _PARAMETERS - 1, MAX_PARAMETER)) for step in (-1, 0, 1)
     ]
-    costs = [(rows >> r[:, None]).sum(axis=1) + r * counts for r in candidates]
+    costs = [(rows >> _column(r)).sum(axis=1) + r * counts for r in candidates]
     best: _Ints = np.choose(np.argmin(costs, axis=0), candidates).astype(np.int64)
     return best
 
@@ -187,7 +193,13 @@ def _last_width(k: int) -> int:
     return 8 * (((k - 1) % BLOCK) // 8 + 1)
 
 
-def _pack(gaps: _Ints, r: int) -> _Bytes:
+def _column(parameters: _Ints) -> _Gaps:
+    """int64[blocks] -> int32[blocks, 1], to shift rows by without widening them."""
+    column: _Gaps = parameters[:, None].astype(np.int32)
+    return column
+
+
+def _pack(gaps: _Gaps, r: int) -> _Bytes:
     """The low r bits of int64[blocks, width] -> uint8[blocks, r * width / 8]."""
     bits = np.empty((*gaps.shape, r), np.uint8)
     for place in range(r):
