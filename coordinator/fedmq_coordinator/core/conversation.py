@@ -12,11 +12,11 @@ from fedmq_coordinator.core.dedupe import Outcome
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.inbox import Heard, UnknownSenderError, hear
-from fedmq_coordinator.core.intake import judge, refused
+from fedmq_coordinator.core.intake import judge, max_kept, refused
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.strategies import Strategy
 from fedmq_coordinator.core.uploads import Uploads
-from fedmq_protocol.codecs import max_encoded_bytes
+from fedmq_protocol.codecs import max_accepted_bytes, max_encoded_bytes
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import (
     Get,
@@ -228,7 +228,8 @@ class Conversation:
         if run.was_granted(device.id, header.lease) is None:
             self._update(device, header, b"")  # its judge says why not
             return
-        bound = max_encoded_bytes(run.schema.num_parameters) + max_encoded_bytes(run.schema.num_buffers)
+        bound = max_accepted_bytes(run.schema.num_parameters, max_kept(run))
+        bound += max_encoded_bytes(run.schema.num_buffers)
         max_bytes = bound + _UPDATE_FRAME_BYTES
         try:
             credit = self._uploads.offer(device.id, offer, max_bytes=max_bytes, now=self._desk.now)

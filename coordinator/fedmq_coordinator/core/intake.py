@@ -69,7 +69,7 @@ def _norm_limit(run: Run, base_version: int) -> float:
     return run.settings.strategy.max_norm_ratio * max(median(run.norms), then)
 
 
-def _max_kept(run: Run) -> int:
+def max_kept(run: Run) -> int:
     """The most parameters that an update of this run may hold: as many as its densest setting asks for."""
     compression = run.settings.compression
     density = max(compression.density, compression.first_density or 0.0)
@@ -91,7 +91,7 @@ def _accept(
         raise RemoteError(msg, reason="no-lease")
     if len(data) != header.payload.size or hashlib.sha256(data).digest() != header.payload.sha256:
         raise RemoteError("the payload is not the one that the header promises", reason="bad-hash")
-    update = decode_update(data, run.schema, max_kept=_max_kept(run))
+    update = decode_update(data, run.schema, max_kept=max_kept(run))
     staleness = run.version - header.base_version
     weight = strategy.accept(Submission(_counted_examples(run, header.num_examples), staleness))
     if isinstance(weight, Rejection):

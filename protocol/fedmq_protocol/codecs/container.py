@@ -225,7 +225,8 @@ def decode(
         data: the whole payload.
         n: length of the vector that it must be for.
         shapes: of the tensors that make up the vector, as the encoder knew them.
-        max_kept: the most elements that a sparse payload may hold, where the codec agreed on says so.
+        max_kept: the most elements that a payload may hold, where the codec agreed on says so: n for a dense codec. A
+            dense payload is taken in a sparse one's place where `encode` would make it.
 
     Returns:
         A sparse or dense vector of length n: finite, no subnormals, no -0, arrays read-only.
@@ -235,11 +236,13 @@ def decode(
             `malformed`; nothing else. Whatever the payload says, no more memory is taken than 16 bytes for each of
             the n, 56 for each element kept, and 16 MiB.
     """
-    view = memoryview(data).cast("B")
+    view, most = memoryview(data).cast("B"), n if max_kept is None else min(n, max_kept)
     tag = _checked_head(view, n)
     if tag not in DENSE_VALUES:
-        k = _kept_in(view, n, n if max_kept is None else min(n, max_kept))
+        k = _kept_in(view, n, most)
         return _decode_sparse(view, (n, k), (tag >> 4, tag & 15), shapes)
+    if not _may_be_dense(n, most):
+        raise CodecError(f"all of {n} elements, at most {most} may come", reason="too-large")
     values = np.empty(n, np.float32)
     for part, decoded in dense.decoded(view[dense.HEAD.size :], n, tag):
         values[part] = decoded
@@ -283,24 +286,39 @@ def decode_into(data: bytes | memoryview, out: Float32Array) -> None:
 
 
 def max_encoded_bytes(n: int, spec: CodecSpec | None = None) -> int:
-    """The longest payload for a vector of n.
+    """The longest payload that `encode` writes for a vector of n.
 
     Args:
         n: length of the vector.
         spec: the codec agreed on; without it, the bound over all codecs.
     """
-    longest = {key: dense.payload_bytes(key, n) for key in DENSE_VALUES}
-    if spec is not None and not spec.sparse:
-        return longest[spec.codec.values]
-    if 0 < n <= TINY:
-        return max(longest.values()) if spec is None else longest[CODECS["int8"].values]
     if spec is None:
-        index_bytes = max(code.max_bytes(n, n) for code in INDEX_CODES.values())
-        values = max(code.body_bytes(n) for code in KEPT_VALUES.values())
-        return max(_SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + values, *longest.values())
+        return max_accepted_bytes(n, n)
+    if not spec.sparse or 0 < n <= TINY:
+        return dense.payload_bytes(CODECS["int8"].values if spec.sparse else spec.codec.values, n)
     k = spec.kept(n)
-    index_bytes = min(code.max_bytes(n, k) for code in spec.index_codes().values() if code.baseline)
+    index_bytes = next(iter(spec.index_codes().values())).max_bytes(n, k)
     return _SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + KEPT_VALUES[spec.codec.values].body_bytes(k)
+
+
+def max_accepted_bytes(n: int, max_kept: int) -> int:
+    """The longest payload that `decode` looks at.
+
+    Args:
+        n: length of the vector.
+        max_kept: the most elements that it may hold; n for a dense codec.
+    """
+    longest = [dense.payload_bytes(key, n) for key in DENSE_VALUES] if _may_be_dense(n, max_kept) else []
+    if not 0 < n <= TINY:
+        index_bytes = max(code.max_bytes(n, max_kept) for code in INDEX_CODES.values())
+        index_bytes += max_kept // 8 + 1  # for fewer elements the bound may be higher, by a bit for each
+        values = max(code.body_bytes(max_kept) for code in KEPT_VALUES.values())
+        longest.append(_SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + values)
+    return max(longest)
+
+
+def _may_be_dense(n: int, max_kept: int) -> bool:
+    return n <= TINY or max_kept >= _DENSE_FROM * n
 
 
 def _exact_difference(before: Float32Array, sent: Float32Array) -> Float32Array:

@@ -20,6 +20,7 @@ from fedmq_protocol.codecs import (
     Sparse,
     decode,
     encode,
+    max_accepted_bytes,
     max_encoded_bytes,
     split,
 )
@@ -268,6 +269,31 @@ def test_more_than_agreed_is_refused() -> None:
     with pytest.raises(CodecError) as caught:
         decode(payload, 1000, max_kept=99)
     assert caught.value.reason == "too-large"
+
+
+@given(st.integers(1, 5000), st.floats(1e-4, 1.0), st.integers(0, 2**32))
+def test_whatever_is_within_what_was_agreed_is_looked_at(n: int, density: float, seed: int) -> None:
+    p = np.random.default_rng(seed).standard_t(1.5, n).astype(np.float32)
+    most = CodecSpec("topk-log4", density).kept(n)
+    for share in (density, density / 2, density / 7):
+        payload, decoded = encode(p, CodecSpec("topk-int8", share))
+        assert len(payload) <= max_accepted_bytes(n, most)
+        assert decode(payload, n, max_kept=most).nnz == decoded.nnz
+
+
+def test_a_dense_payload_where_a_few_elements_were_agreed_on_takes_no_memory() -> None:
+    n = 4_000_000
+    for name in ("int4", "int8", "float32"):
+        payload = encode(np.zeros(n, np.float32), CodecSpec(name))[0]
+        assert len(payload) < 3000
+        tracemalloc.start()
+        with pytest.raises(CodecError) as caught:
+            decode(payload, n, max_kept=n // 5)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert caught.value.reason == "too-large"
+        assert peak < 100_000
+        assert isinstance(decode(payload, n, max_kept=n // 4), Dense), "here an encoder falls back to it"
 
 
 def test_a_view_is_read_as_bytes_are() -> None:
