@@ -7,8 +7,9 @@ the codecs made, and beside them the bytes of a device's messages that are not p
 counts them on the wire. First weights are taken to come from a seed. Each run stands beside float32 both ways with the
 same seed: `times` is how many times more bytes that moves until it has reached 95 % itself.
 
-A setting is compression settings of a run, and `server_lr`; `anneal=5,first_up=0.1,first_down=0.1` lets both densities
-fall geometrically over the first rounds. What a setting does not name is the default.
+A setting is compression settings of a run, and `server_lr`; what it does not name is the default. With
+`anneal=5,first_up=0.1,first_down=0.1` both densities fall geometrically over the first rounds; with `per_tensor=1` an
+update takes its share of each tensor.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from benchmarks.in_process import DEVICES, Compression, Densities, federate, set
 FLOAT32_ROUND: Final = 2 * 4 * 301_066 * DEVICES
 MESSAGE_BYTES: Final = 1_600
 """Of a device and round, not part of a model: announcement, receipt, update's header, PUBACKs (bytes_to_target)."""
-_ANNEALING: Final = ("anneal", "first_up", "first_down")
+_OURS: Final = ("anneal", "first_up", "first_down", "per_tensor")
 
 
 def to_target(
     partition: str, seed: int, compression: Compression | None, limit: int
 ) -> tuple[int | None, int, int]:
     """Rounds to 95 % (None: not within `limit`), and the updates' and deltas' bytes until then."""
-    plain = {name: value for name, value in (compression or {}).items() if name not in _ANNEALING}
+    plain = {name: value for name, value in (compression or {}).items() if name not in _OURS}
     options, settings = settings_of(partition, seed, None if compression is None else plain)
     over = float((compression or {}).get("anneal", 0))
     last = Densities(settings.compression.density, settings.compression.down_density)
@@ -47,6 +48,7 @@ def to_target(
         return Densities(
             first.up ** (1 - way) * last.up**way,
             first.down ** (1 - way) * last.down**way,
+            per_tensor=bool((compression or {}).get("per_tensor")),
         )
 
     accuracy: list[float] = []

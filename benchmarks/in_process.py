@@ -35,6 +35,8 @@ from fedmq_protocol.codecs import (
     encode_update,
     requantise,
 )
+from fedmq_protocol.codecs.topk import select
+from fedmq_protocol.schema import TensorSchema
 
 Vector = NDArray[np.float32]
 
@@ -43,10 +45,11 @@ DEVICES = 10
 
 @dataclass(frozen=True)
 class Densities:
-    """Shares of the parameters that travel in one round."""
+    """Shares of the parameters that travel in one round; `per_tensor`: upward of each tensor, not of all together."""
 
     up: float
     down: float
+    per_tensor: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def federate(
             examples, _ = opened.train(settings.train, derived_seed(settings.seed, device, number))
             delta = read_vector(opened.model, schema) - replica
             residual = _capped(residuals[place], delta, compression.residual_cap)
-            payload, residuals[place] = encode_update(delta, residual, schema, up)
+            payload, residuals[place] = _send(delta, residual, schema, up, per_tensor=now.per_tensor)
             weight = strategy.accept(Submission(examples, 0))
             assert not isinstance(weight, Rejection)
             accumulator.fold(decode_update(payload, schema), weight=weight, clip=1.0)
@@ -133,6 +136,21 @@ def _capped(residual: Vector | None, delta: Vector, cap: float) -> Vector | None
         return None
     factor, _ = cap_factor(Dense(residual).norm(), Dense(delta[: len(residual)]).norm(), cap)
     return residual if factor == 1 else residual * np.float32(factor)
+
+
+def _send(
+    delta: Vector, residual: Vector | None, schema: TensorSchema, spec: CodecSpec, *, per_tensor: bool
+) -> tuple[bytes, Vector]:
+    """An update, and what waits; per tensor for models of parameters alone."""
+    if not per_tensor:
+        return encode_update(delta, residual, schema, spec)
+    total = delta if residual is None else delta + residual
+    waiting, start = total.copy(), 0
+    for entry in schema.vector_entries():
+        waiting[start + select(total[start : start + entry.size], spec.kept(entry.size))] = 0
+        start += entry.size
+    payload, left = encode_update(total - waiting, None, schema, spec)
+    return payload, left + waiting
 
 
 def _first_weights(central: Opened, seed: int) -> Vector:
