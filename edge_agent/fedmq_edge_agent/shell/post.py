@@ -134,6 +134,8 @@ class Post:
                         body = body.model_copy(update={"traffic": self.traffic})
                     if isinstance(body, Offer):
                         self._whole = None
+                        header = body.header.model_copy(update={"traffic": self.traffic})
+                        body = body.model_copy(update={"header": header})
                     await self._publish(topic, body, retain=retain)
                 case SendUpdate(header, file):
                     data = self._disk.read(header.run, file)

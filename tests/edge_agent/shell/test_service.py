@@ -105,6 +105,8 @@ async def test_a_large_update_goes_in_chunks(
     await start_agent(settings, lambda: FakeChild(payload_bytes=1_000_000))
     update = await on_air.receive("dev-1")
     assert len(update.data) == 1_000_000
+    assert update.header.traffic is not None
+    assert min(update.header.traffic) > 0
     assert await on_air.accept("dev-1", update)
     assert len(on_air.all_of(Update)) == 0
 
