@@ -92,6 +92,7 @@ def _accept(
     if len(data) != header.payload.size or hashlib.sha256(data).digest() != header.payload.sha256:
         raise RemoteError("the payload is not the one that the header promises", reason="bad-hash")
     update = decode_update(data, run.schema, max_kept=max_kept(run))
+    run.decoded = data, update
     staleness = run.version - header.base_version
     weight = strategy.accept(Submission(_counted_examples(run, header.num_examples), staleness))
     if isinstance(weight, Rejection):

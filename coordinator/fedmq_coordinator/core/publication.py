@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.blobs import EMPTY, PIECE_BYTES, Blob, Shelf
 from fedmq_coordinator.core.facts import VersionPublished
 from fedmq_coordinator.core.packing import pack_vector, unpack_vector
@@ -62,7 +63,10 @@ class PublishedModel:
         """float32[size], what every holder of `version` has."""
         self._arrays_at = -1
         """Which version the arrays are."""
-        self._norm: float | None = None
+        self._step: tuple[Accumulator, float] | None = None
+        """What is still to be added to the weights."""
+        self.norm = 0.0
+        """The length of the weights when they were last written down, or a version was made of them."""
         self.version = -1
         self.chain_hash = NO_HASH
         self.base = 0
@@ -79,19 +83,21 @@ class PublishedModel:
 
     @property
     def weights(self) -> Vector:
-        """float32[size], what steps are added to; read from the first weights when it is first asked for."""
+        """float32[size], what steps are added to; read, and added to, when it is asked for."""
         if self._weights is None:
             weights = np.empty(self.schema.size, dtype=np.float32)
             unpack_vector(self._initial, weights)
             self._weights = weights
+        if self._step is not None:
+            (accumulator, scale), self._step = self._step, None
+            accumulator.step(self._weights, scale)
         return self._weights
 
-    @property
-    def norm(self) -> float:
-        """The length of the weights at the newest version."""
-        if self._norm is None:
-            self._norm = Dense(self.weights).norm()
-        return self._norm
+    def step(self, accumulator: Accumulator, scale: float) -> None:
+        """Weights += scale * accumulator, whose owner gives it away: with a large model it is work for a thread."""
+        if self._step is not None:
+            _ = self.weights
+        self._step = accumulator, scale
 
     @property
     def chain_bytes(self) -> int:
@@ -121,7 +127,7 @@ class PublishedModel:
             requantise_inplace(self.replica, self.schema, codec)
             _flush(self.weights)  # as they will be read back
         self._arrays_at = self.version + 1
-        self._norm = Dense(self.weights).norm()
+        self.norm = Dense(self.weights).norm()
         content = snapshot if delta is None else delta
         assert content is not None
         return VersionPublished(
@@ -173,9 +179,10 @@ class PublishedModel:
                 if self._weights is None:
                     self._weights = np.empty(self.schema.size, dtype=np.float32)
                 unpack_vector(fact.private, self._weights)
+                self._step, self.norm = None, Dense(self._weights).norm()
         elif fact.delta is not None:
             apply_delta(self.replica, fact.delta.data, self.schema)
-        self._arrays_at, self._norm = fact.version, None
+        self._arrays_at = fact.version
 
     def manifest(self) -> Manifest:
         """What pins the newest version."""

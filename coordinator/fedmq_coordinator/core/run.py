@@ -13,7 +13,7 @@ from fedmq_coordinator.core.blobs import EMPTY, Blob
 from fedmq_coordinator.core.dedupe import Outcome, SettledUpdates
 from fedmq_coordinator.core.publication import PublishedModel
 from fedmq_coordinator.core.traffic import Moved
-from fedmq_protocol.codecs import decode_update
+from fedmq_protocol.codecs import DecodedUpdate, decode_update
 from fedmq_protocol.limits import MAX_METRICS
 from fedmq_protocol.messages import Cohort, Evaluation
 from fedmq_protocol.sampling import in_cohort
@@ -82,6 +82,10 @@ class Run:
         skip_steps: so many steps need not be computed while replaying, since a snapshot follows; see `replay`.
     """
 
+    last_step: f.StepTaken | None = None
+    decoded: tuple[bytes, DecodedUpdate] | None = None
+    """The payload that was judged last, and what it decodes to: it need not be decoded again to be counted."""
+
     def __init__(self, created: f.RunCreated, *, skip_steps: int = 0) -> None:
         self.id = created.run
         self.settings = created.settings
@@ -127,7 +131,6 @@ class Run:
         self.dirty = False
         """Steps were taken since the last publication."""
         self.published_at = 0.0
-        self.last_step: f.StepTaken | None = None
         self.evaluations: dict[int, f.Evaluated] = {}
         self.federated: dict[int, FederatedScore] = {}
         self.updates_by_device: dict[str, int] = {}
@@ -215,7 +218,7 @@ class Run:
             case f.UpdateAccepted():
                 self._accept(fact)
             case f.UpdateRejected():
-                self.num_rejected += 1
+                self.num_rejected, self.decoded = self.num_rejected + 1, None
                 self.last_lease_version.pop(fact.device, None)
                 outcome = Outcome("rejected", fact.residual, fact.reason, fact.detail)
                 self._settle(fact.device, fact.counter, fact.lease, outcome)
@@ -283,8 +286,11 @@ class Run:
         if fact.payload is None or not self._computing:
             self.accumulator.count(weight=fact.weight)
         else:
-            update = decode_update(fact.payload, self.schema)
+            payload, update = self.decoded or (b"", None)
+            if update is None or payload is not fact.payload:
+                update = decode_update(fact.payload, self.schema)
             self.accumulator.fold(update, weight=fact.weight, clip=fact.clip)
+        self.decoded = None
         self.num_accepted += 1
         self.updates_by_device[fact.device] = self.updates_by_device.get(fact.device, 0) + 1
         self.norms.append(fact.norm)
@@ -297,9 +303,8 @@ class Run:
 
     def _step(self, fact: f.StepTaken) -> None:
         if self._computing:
-            self.accumulator.step(self.model.weights, fact.scale)
-        else:
-            self.accumulator.clear()
+            self.model.step(self.accumulator, fact.scale)
+        self._accumulator = None
         self.num_steps += 1
         self.dirty, self.last_step = True, fact
         if self.settings.mode == "sync":
