@@ -35,7 +35,9 @@ from fedmq_protocol.replays import ReplayError
 
 _PAUSE_S: Final = 10.0
 _PAUSE_MAX_S: Final = 600.0
-_UPLOAD_BUDGET_BYTES: Final = 256 * 1024 * 1024
+_UPLOAD_BUDGET_BYTES: Final = 16 * 1024 * 1024
+_UPLOAD_BUDGET: Final = 0.5
+"""Bytes an element of the model: uploads that are half here take an eighth of it, if that is more."""
 _UPDATE_FRAME_BYTES: Final = 64
 _HONEST_REASONS: Final = frozenset({"too-old", "no-lease"})
 """Why an update of a device in good order may be refused; any other reason pauses the device."""
@@ -53,7 +55,7 @@ class Conversation:
         self._desk = desk
         self._strategy = strategy
         self._failures: dict[str, int] = {}
-        self._uploads = Uploads(_UPLOAD_BUDGET_BYTES)
+        self._uploads = Uploads()
         self.rejections: dict[str, int] = {}
 
     def forget_uploads(self, *, but_of: str | None) -> None:
@@ -232,7 +234,10 @@ class Conversation:
         bound += max_encoded_bytes(run.schema.num_buffers)
         max_bytes = bound + _UPDATE_FRAME_BYTES
         try:
-            credit = self._uploads.offer(device.id, offer, max_bytes=max_bytes, now=self._desk.now)
+            budget = max(_UPLOAD_BUDGET_BYTES, int(_UPLOAD_BUDGET * run.schema.size))
+            credit = self._uploads.offer(
+                device.id, offer, max_bytes=max_bytes, budget_bytes=budget, now=self._desk.now
+            )
         except RemoteError as error:
             self._refuse_upload(device, run, header, error)
         else:

@@ -12,6 +12,9 @@ from fedmq_protocol.messages import Credit, Offer, UpdateHeader, UploadChunk
 
 WINDOW = 4
 """Chunks of one upload under way at once."""
+MAX_OPEN = 62
+"""Uploads of all devices: with as many windows, a quarter of the 1,000 messages that Mosquitto queues for a client. It
+drops what comes beyond them although it has acknowledged it."""
 IDLE_S = 120.0
 """An upload that stood still for so long makes room for another one; its device offers it again."""
 
@@ -32,18 +35,20 @@ class Upload:
 
 
 class Uploads:
-    """All uploads that are open, the one that was touched last at the end.
+    """All uploads that are open, the one that was touched last at the end."""
 
-    Args:
-        budget_bytes: how much all of them together may hold; an offer beyond it waits.
-    """
-
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
+    def __init__(self) -> None:
         self._open: OrderedDict[tuple[str, str, int], Upload] = OrderedDict()
 
-    def offer(self, device: str, offer: Offer, *, max_bytes: int, now: float) -> Credit:
+    def offer(self, device: str, offer: Offer, *, max_bytes: int, budget_bytes: int, now: float) -> Credit:
         """Open an upload, or find it again, and say what of it is still wanted; a window of 0 says: not now.
+
+        Args:
+            device: who offers.
+            offer: what.
+            max_bytes: a larger one cannot be right.
+            budget_bytes: how much all uploads together may hold; a larger one is let in when there is no other.
+            now: seconds since the epoch.
 
         Raises:
             RemoteError: larger than any update of this model can be, or in too many chunks.
@@ -61,18 +66,19 @@ class Uploads:
             or upload.assembly.chunk_bytes != offer.chunk_bytes
         ):
             self._open.pop(key, None)
-            if not self._make_room(device, size, now=now):
+            if not self._make_room(device, budget_bytes - size, now=now):
                 return Credit(run=header.run, counter=header.counter, have=b"", window=0)
             upload = self._open[key] = Upload(header, Assembly(header.payload, offer.chunk_bytes), now)
         upload.header, upload.touched_at = header, now
         self._open.move_to_end(key)
         return upload.credit()
 
-    def _make_room(self, device: str, size: int, *, now: float) -> bool:
+    def _make_room(self, device: str, others_bytes: int, *, now: float) -> bool:
+        """Whether the others hold no more than that, and are few enough, or could be made to."""
         mine = [key for key in self._open if key[1] == device]
         if len(mine) >= MAX_STORED_UPLOADS:
             del self._open[mine[0]]
-        while self._open and size + self.held_bytes > self._budget_bytes:
+        while self._open and (self.held_bytes > others_bytes or len(self._open) >= MAX_OPEN):
             oldest, upload = next(iter(self._open.items()))
             if now - upload.touched_at < IDLE_S:
                 return False

@@ -13,8 +13,9 @@ their turn has come, and few of them are under way at once: what is said meanwhi
 the rest of a model nor for the connection's window, of which they leave a part free.
 
 Nothing here is promised: what is queued when the connection is lost is dropped, since the core says it anew after the
-next `BrokerConnected`, and devices ask again for what they miss. So the queues may have a bound, and the loop that
-fills them never waits for the broker: it must stay free to take what the broker sends, acknowledgements behind it.
+next `BrokerConnected`, and devices ask again for what they miss. Chunks that still stand at the broker are left out.
+So the queues may have a bound, and the loop that fills them never waits for the broker: it must stay free to take what
+the broker sends, acknowledgements behind it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from fedmq_coordinator.core.effects import Clear, Send, SendChunk
+from fedmq_coordinator.shell.standing import Standing
 from fedmq_protocol.aio import RefusedError
 from fedmq_protocol.envelope import Sealer
 from fedmq_protocol.errors import ConnectionFailedError, StoreError
@@ -45,6 +48,8 @@ CHUNKS_UNDER_WAY: Final = 16
 """Of the twenty messages that a connection has under way; as many as Mosquitto sends on to a client at once."""
 CHUNK_BYTES_UNDER_WAY: Final = 260_096
 """Of the 262,144 that a connection has under way: two chunks of the usual size; the rest is for words."""
+KEPT_EVERY: Final = 32
+"""Chunks; so many at most are published in vain after a restart."""
 _HEAD_BYTES: Final = 512
 """About what a chunk's packet holds beside its data."""
 _WORD_BYTES: Final = 512
@@ -62,11 +67,30 @@ class Publisher(Protocol):
 
 
 class Outbox:
-    """Seals and publishes messages in the background, from `start` to `stop`."""
+    """Seals and publishes messages in the background, from `start` to `stop`.
 
-    def __init__(self, publisher: Publisher, sealer: Sealer) -> None:
+    Args:
+        publisher: the connection.
+        sealer: signs.
+        standing: chunks that the broker had when the last process ended.
+        keep: takes what `standing` dumps every now and then, for the next process; must not wait.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        sealer: Sealer,
+        *,
+        standing: Standing | None = None,
+        keep: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._publisher = publisher
         self._sealer = sealer
+        self._standing = standing or Standing()
+        self._keep = keep
+        self._unkept = 0
+        self._held = False
+        """Retained chunks wait for the witness's word."""
         self._words: deque[Send] = deque()
         self._word_bytes = 0
         self._asked: OrderedDict[tuple[str, _Name], SendChunk] = OrderedDict()
@@ -144,7 +168,23 @@ class Outbox:
         self._retained.clear()
         self._to_retain.clear()
         self._patient.clear()
+        self._held = False
         self._settle()
+
+    def call_witness(self) -> str | None:
+        """A connection stands: the topic of the chunk by which to tell what the broker still has, if it had any.
+
+        Chunks wait until `testify` is told what is retained there.
+        """
+        self._held = self._standing.witness is not None
+        return self._standing.witness
+
+    def testify(self, payload: bytes | None) -> None:
+        """What the broker has on the witness's topic; None: nothing. What it has not lost is not published again."""
+        if self._standing.testify(payload or b""):
+            _log.info("the broker still has %d chunks of models", self._standing.num_chunks)
+        self._held = False
+        self._changed.set()
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until everything is acknowledged or dropped, for so long at most."""
@@ -191,7 +231,7 @@ class Outbox:
         if self._asked:
             chunk = next(iter(self._asked.values()))
             return self._asked.popitem(last=False)[1] if self._has_room(chunk) else None
-        while self._retained:
+        while self._retained and not self._held:
             message = self._retained[0]
             if isinstance(message, Clear):
                 self._retained.popleft()
@@ -201,6 +241,9 @@ class Outbox:
                 return self._patient.pop(message.topic)
             name = _name(message)
             if self._to_retain.get(name) is not message:  # it went before its turn
+                self._retained.popleft()
+            elif self._standing.has(message):
+                del self._to_retain[name]
                 self._retained.popleft()
             elif self._has_room(message):
                 del self._to_retain[name]
@@ -239,12 +282,28 @@ class Outbox:
         retain = isinstance(message, Clear) or message.retain
         try:
             await self._publisher.publish(topic, payload, retain=retain)
+            self._acknowledged(message, payload)
         except RefusedError as error:
             _log.warning("the broker refuses what the coordinator says on %s: %s", topic, error)
         except ConnectionFailedError as error:
             _log.debug("not sent on %s: %s", topic, error)
         except ValueError as error:
             _log.error("not sent: %s", error)  # the text says it all
+
+    def _acknowledged(self, message: Message, payload: bytes) -> None:
+        """Remember what stands at the broker, and now and then for the next process, too."""
+        match message:
+            case SendChunk(retain=True):
+                self._standing.acknowledged(message, payload)
+                self._unkept += 1
+            case Clear(topic=topic) if topic == self._standing.witness:
+                self._standing.forget()
+                self._unkept = KEPT_EVERY
+            case _:
+                return
+        if self._unkept >= KEPT_EVERY and self._keep is not None:
+            self._unkept = 0
+            self._keep(self._standing.dump())
 
 
 def _name(chunk: SendChunk) -> _Name:

@@ -49,6 +49,7 @@ from fedmq_coordinator.shell.clock import Clock
 from fedmq_coordinator.shell.evaluator import Evaluator
 from fedmq_coordinator.shell.model_host import ModelHost
 from fedmq_coordinator.shell.outbox import Outbox, Publisher
+from fedmq_coordinator.shell.standing import Standing
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol import aio
 from fedmq_protocol.envelope import Sealer, open_envelope
@@ -63,6 +64,9 @@ INBOX_EVENTS: Final = 256
 _BATCH_EVENTS: Final = 128
 _FAREWELL_S: Final = 2.0
 _TICK_S: Final = 0.02
+_WITNESS_S: Final = 2.0
+"""A broker answers a subscription to a retained message at once, or has none."""
+_STANDING: Final = "standing"
 _MAX_STRANGERS: Final = 16
 _LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -85,6 +89,10 @@ class BrokerLink(Publisher, Protocol):
     """As much of a `fedmq_protocol.aio.Connection` as is needed here."""
 
     def events(self) -> AsyncIterator[aio.Event]: ...
+
+    async def subscribe(self, filters: Sequence[str]) -> None: ...
+
+    async def unsubscribe(self, filters: Sequence[str]) -> None: ...
 
 
 @dataclass
@@ -130,6 +138,8 @@ class Service:
         self._to_prepare: asyncio.Queue[Prepare] = asyncio.Queue()
         self._handling = asyncio.Lock()
         self._asked: set[asyncio.Future[None]] = set()
+        self._witness: tuple[str, asyncio.Future[bytes]] = "", asyncio.Future()
+        self._hearing: asyncio.Future[None] = asyncio.Future()
         self._ticked = False
         self._halted: str | None = None
         self._stopping = False
@@ -149,7 +159,8 @@ class Service:
             HaltedError: the core says that this coordinator must end.
             StoreError: the journal cannot be written.
         """
-        self._outbox = Outbox(link, sealer)
+        standing = Standing.load(await asyncio.to_thread(self.journal.note, _STANDING))
+        self._outbox = Outbox(link, sealer, standing=standing, keep=self._keep_standing)
         self._outbox.start()
         tasks = [
             asyncio.create_task(self._listen(link, sealer, topics), name="listen"),
@@ -170,9 +181,10 @@ class Service:
             await self._outbox.flush(_FAREWELL_S)
         finally:
             self._stopping = True
+            self._hearing.cancel()
             for task in (*tasks, stopped):
                 task.cancel()
-            await asyncio.gather(*tasks, stopped, return_exceptions=True)
+            await asyncio.gather(*tasks, stopped, self._hearing, return_exceptions=True)
             await self._outbox.stop()
             for future in list(self._asked):
                 future.set_exception(StoppingError("the coordinator is stopping"))
@@ -204,6 +216,9 @@ class Service:
         strangers: set[bytes] = set()
         async for event in link.events():
             match event:
+                case aio.Message(topic=topic, payload=payload) if topic == self._witness[0]:
+                    if not self._witness[1].done():
+                        self._witness[1].set_result(payload)
                 case aio.Message(topic=topic, payload=payload, retained=retained):
                     if topic == topics.coordinator_status:
                         _warn_of_strangers(sealer.public_key, topic, payload, strangers)
@@ -213,6 +228,7 @@ class Service:
                         _log.error("the broker refuses the coordinator's subscription to %s", topic_filter)
                     _log.info("connected to the broker")
                     self._outbox.put(Send(topics.coordinator_status, here, retain=True))
+                    self._call_witness(link, self._outbox)
                     await self._tell(BrokerConnected(limit))
                 case aio.Disconnected(reason=reason, retry_in_s=retry_in_s):
                     _log.warning("broker: %s; trying again in %.1f s, and from then on", reason, retry_in_s)
@@ -220,6 +236,34 @@ class Service:
                     await self._tell(BrokerDisconnected(reason))
                 case _:
                     assert_never(event)
+
+    def _call_witness(self, link: BrokerLink, outbox: Outbox) -> None:
+        """Learn, aside, whether the broker still has the chunks that it acknowledged before."""
+        topic = outbox.call_witness()
+        self._hearing.cancel()
+        if topic is not None:
+            self._witness = topic, asyncio.get_running_loop().create_future()
+            self._hearing = asyncio.create_task(self._hear_witness(link, outbox), name="witness")
+
+    async def _hear_witness(self, link: BrokerLink, outbox: Outbox) -> None:
+        topic, heard = self._witness
+        payload: bytes | None = None
+        try:
+            with contextlib.suppress(TimeoutError, aio.RefusedError):
+                async with asyncio.timeout(_WITNESS_S):
+                    await link.subscribe([topic])
+                    payload = await heard
+            outbox.testify(payload)
+            await link.unsubscribe([topic])
+        finally:
+            if self._witness[1] is heard:
+                self._witness = "", heard
+
+    def _keep_standing(self, data: bytes) -> None:
+        kept = asyncio.get_running_loop().run_in_executor(
+            self._writer, self.journal.keep_note, _STANDING, data
+        )
+        kept.add_done_callback(_log_failure)
 
     async def _tell(self, event: Event) -> None:
         await self._inbox.put(_Queued(event))
@@ -295,6 +339,11 @@ class Service:
                 self._halted = reason
             case _:
                 assert_never(effect)
+
+
+def _log_failure(kept: asyncio.Future[None]) -> None:
+    if not kept.cancelled() and (error := kept.exception()) is not None:
+        _log.warning("what stands at the broker is not remembered: %s", error)
 
 
 def _warn_of_strangers(public_key: bytes, topic: str, payload: bytes, strangers: set[bytes]) -> None:

@@ -43,7 +43,7 @@ from fedmq_coordinator.core.blobs import EMPTY, Blob, MemoryBlob
 from fedmq_coordinator.core.facts import JOURNAL_VERSION, Fact, VersionPublished, dump, load
 from fedmq_coordinator.shell.lock import FolderLock
 from fedmq_coordinator.shell.store_bulk import AHEAD, BulkTable, StoredBlob, WritingAhead
-from fedmq_coordinator.shell.store_schema import BULK, FACTS, META, METADATA, PRUNED, SOURCES
+from fedmq_coordinator.shell.store_schema import BULK, FACTS, META, METADATA, NOTES, PRUNED, SOURCES
 from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import BlobRef
 
@@ -197,7 +197,19 @@ class Journal:
             connection.execute(delete(SOURCES).where(SOURCES.c.run == run))
             connection.execute(insert(SOURCES).values(run=run, task=task))
 
+    def keep_note(self, name: str, data: bytes) -> None:
+        """Remember something for the next start that no replay needs."""
+        with self._bulk.turn, self._reporting("write to"), self._engine.begin() as connection:
+            connection.execute(delete(NOTES).where(NOTES.c.name == name))
+            connection.execute(insert(NOTES).values(name=name, data=data))
+
     # ------------------------------------------------------------------------------------------- reading
+
+    def note(self, name: str) -> bytes | None:
+        """What `keep_note` was given last."""
+        with self._reporting("read"), self._engine.connect() as connection:
+            data: bytes | None = connection.execute(select(NOTES.c.data).where(NOTES.c.name == name)).scalar()
+        return data
 
     def read(
         self, *, run: str | None = None, kinds: Collection[str] = (), leave_out: Collection[str] = ()
@@ -248,6 +260,7 @@ class Journal:
             found = connection.execute(select(META)).all()
             if len(found) != 1:
                 raise self._damaged(f"its table meta has {len(found)} rows instead of one")
+            NOTES.create(connection, checkfirst=True)
             if found[0].journal_version in _OLDER:
                 connection.execute(update(META).values(journal_version=JOURNAL_VERSION))
             elif found[0].journal_version != JOURNAL_VERSION:

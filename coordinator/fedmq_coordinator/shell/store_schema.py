@@ -5,6 +5,7 @@ facts    append-only; never changed, never deleted
 bulk     large bytes of facts, in pieces; the only thing that retention deletes. `seq` is the fact's, or a negative
          number that the fact's `beside` says, for bytes that were written ahead of their fact
 pruned   before which fact of a run retention has deleted a field's bulk
+notes    what the shell remembers for its next start; nothing that a replay needs
 sources  where the task of a run lies on this machine; nothing that a replay needs
 
 `fedmq_coordinator.shell.store` is the only module that reads and writes them.
@@ -56,6 +57,13 @@ PRUNED: Final = Table(
     Column("run", String, primary_key=True),
     Column("field", String, primary_key=True),
     Column("before_seq", BigInteger, nullable=False),
+)
+
+NOTES: Final = Table(
+    "notes",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
 )
 
 SOURCES: Final = Table(

@@ -303,12 +303,14 @@ def test_an_upload_needs_a_lease() -> None:
 
 
 def test_uploads_that_stand_still_make_room() -> None:
-    uploads = Uploads(budget_bytes=250)
+    uploads = Uploads()
     world = fleet()
     header = offered(world)[0].model_copy(update={"payload": blob_ref(bytes(100))})
 
-    def offer(device: str, now: float) -> int:
-        return uploads.offer(device, Offer(header=header, chunk_bytes=1024), max_bytes=10**6, now=now).window
+    def offer(device: str, now: float, budget_bytes: int = 250) -> int:
+        message = Offer(header=header, chunk_bytes=1024)
+        credit = uploads.offer(device, message, max_bytes=10**6, budget_bytes=budget_bytes, now=now)
+        return credit.window
 
     assert [offer(name, now=0.0) for name in "abc"] == [4, 4, 0]
     assert offer("b", now=100.0) == 4
@@ -316,6 +318,20 @@ def test_uploads_that_stand_still_make_room() -> None:
     assert offer("d", now=130.0) == 0
     uploads.forget(but_of=None)
     assert uploads.held_bytes == 0
+    assert offer("e", now=130.0, budget_bytes=50) == 4, "one that is larger than the budget goes alone"
+    assert offer("f", now=130.0, budget_bytes=50) == 0
+
+
+def test_no_more_uploads_are_open_than_a_broker_can_queue_the_chunks_of() -> None:
+    world = fleet("a", *(f"dev-{number}" for number in range(80)))
+    header, _ = offered(world)
+    windows = []
+    for number in range(80):
+        theirs = header.model_copy(update={"lease": world.core.runs["r1"].cohort_lease})
+        world.say(world.devices[f"dev-{number}"], "offer", Offer(header=theirs, chunk_bytes=1024))
+    windows = [credit.window for credit in world.sent(Credit)]
+    assert sum(windows) <= 1_000 // 4
+    assert windows == [4] * 62 + [0] * (len(windows) - 62)
 
 
 def test_an_offer_larger_than_any_update_is_refused_before_memory_is_taken() -> None:

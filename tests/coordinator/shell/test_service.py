@@ -52,6 +52,7 @@ class Link:
 
     incoming: asyncio.Queue[aio.Event] = field(default_factory=asyncio.Queue)
     handed: list[tuple[str, bytes]] = field(default_factory=list)
+    subscribed: list[str] = field(default_factory=list)
 
     async def events(self) -> AsyncIterator[aio.Event]:
         while True:
@@ -59,6 +60,12 @@ class Link:
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         self.handed.append((topic, payload))
+
+    async def subscribe(self, filters: Sequence[str]) -> None:
+        self.subscribed += filters
+
+    async def unsubscribe(self, filters: Sequence[str]) -> None:
+        self.subscribed = [each for each in self.subscribed if each not in filters]
 
     def kinds(self) -> list[str]:
         return [open_envelope(topic, payload).kind for topic, payload in self.handed]
