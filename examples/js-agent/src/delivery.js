@@ -1,0 +1,77 @@
+// Updates on their way: whole or in chunks, and again until there is a receipt.
+
+import { Backoff } from "./backoff.js";
+
+const PACKET = 131072;
+const ROOM = 2048; // for everything in a packet but a chunk's data
+const SMALLEST_CHUNK = 1024;
+
+export class Delivery {
+  /** `say(kind, body)` publishes; `packetLimit()` is the broker's. */
+  constructor({ say, packetLimit }) {
+    this.say = say;
+    this.packetLimit = packetLimit;
+    this.sending = new Map(); // counter -> { entry, due, backoff, chunkBytes, underWay }
+    this.seldom = false; // while the coordinator is away
+  }
+
+  add(counter, entry, now) {
+    this.sending.set(counter, { entry, due: now, backoff: new Backoff(5, 60), chunkBytes: null, underWay: new Set() });
+  }
+
+  remove(counter) {
+    this.sending.delete(counter);
+  }
+
+  clear() {
+    this.sending.clear();
+  }
+
+  /** On connecting, at a new epoch, when the coordinator comes back: all of it again, now. */
+  restart(now) {
+    for (const item of this.sending.values()) {
+      item.backoff.reset();
+      item.due = now;
+      item.chunkBytes = null; // credits for earlier offers are ignored
+    }
+  }
+
+  tick(now) {
+    for (const item of this.sending.values()) {
+      if (now < item.due) continue;
+      item.due = now + item.backoff.next(this.seldom);
+      this.send(item);
+    }
+  }
+
+  send(item) {
+    const { header, data } = item.entry;
+    const room = Math.min(PACKET, this.packetLimit()) - ROOM;
+    if (data.length <= room) {
+      this.say("update", { header, data });
+      return;
+    }
+    item.chunkBytes = Math.max(SMALLEST_CHUNK, room);
+    item.underWay.clear();
+    this.say("offer", { header, chunk_bytes: item.chunkBytes });
+  }
+
+  /** The coordinator says which chunks it has, and how many may be under way. */
+  credit({ counter, have, window }, now) {
+    const item = this.sending.get(counter);
+    if (item === undefined || item.chunkBytes === null || window === 0) return;
+    const { header, data } = item.entry;
+    const count = Math.ceil(data.length / item.chunkBytes);
+    if (have.length !== Math.ceil(count / 8)) return;
+    item.backoff.reset();
+    item.due = now + item.backoff.next(this.seldom);
+    const isThere = (index) => (have[index >> 3] >> (index & 7)) & 1;
+    for (const index of [...item.underWay]) if (isThere(index)) item.underWay.delete(index);
+    for (let index = 0; index < count && item.underWay.size < window; index += 1) {
+      if (isThere(index) || item.underWay.has(index)) continue;
+      item.underWay.add(index);
+      const part = data.subarray(index * item.chunkBytes, (index + 1) * item.chunkBytes);
+      this.say("upload_chunk", { run: header.run, counter, index, data: part });
+    }
+  }
+}

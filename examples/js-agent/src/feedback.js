@@ -1,0 +1,31 @@
+// Error feedback: what training changed, and what was left over before, becomes an update and a new remainder.
+
+import { encodeUpdate } from "./blobs.js";
+
+const norm = (values) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
+
+/** The share of the parameters that the update number `made` (from 0) of a run may carry. */
+export function densityOf(upload, made) {
+  const { density, first_density: first, anneal_updates: updates } = upload;
+  if (made >= updates) return density;
+  return first ** (1 - made / updates) * density ** (made / updates);
+}
+
+/**
+ * `{ blob, residual, dropped }` of a change: Float32Array over the parameters; both sides of
+ * sent + residual = change + old residual are the same to the bit.
+ */
+export function makeUpdate(change, oldResidual, upload, made) {
+  const limit = upload.residual_cap * norm(change);
+  const size = norm(oldResidual);
+  const factor = size > limit ? limit / size : 1;
+  const residual = new Float32Array(change.length);
+  for (let i = 0; i < change.length; i += 1) {
+    residual[i] = change[i] + (factor === 1 ? oldResidual[i] : Math.fround(oldResidual[i] * factor));
+  }
+  const settings = { codec: upload.codec, density: densityOf(upload, made) };
+  const { blob, sent } = encodeUpdate(residual, new Float32Array(0), settings);
+  if (sent.indices === null) for (let i = 0; i < residual.length; i += 1) residual[i] -= sent.values[i];
+  else sent.indices.forEach((index, j) => { residual[index] -= sent.values[j]; });
+  return { blob, residual, dropped: factor === 1 ? 0 : size * (1 - factor) };
+}
