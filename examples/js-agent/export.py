@@ -13,10 +13,21 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+
+class Device(dict[str, Any]):
+    """What a task's loader wants to know: attributes, and as keys what else `--data` gave."""
+
+    def __init__(self, partition_id: int, num_partitions: int, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.partition_id = partition_id
+        self.num_partitions = num_partitions
+        self.folder: str | None = None
+        self.seed = 0
+        self.settings = settings
 
 
 def load_task(path: Path) -> Any:
@@ -63,14 +74,19 @@ def main() -> None:
     parser.add_argument("--partition", type=int, default=0)
     parser.add_argument("--of", type=int, default=1)
     parser.add_argument("--test", action="store_true", help="the held-out examples as well")
+    parser.add_argument(
+        "--data", default="{}", help='more for the task\'s loader, as JSON: {"split": "alice"}'
+    )
     options = parser.parse_args()
     task = load_task(options.task)
-    device = SimpleNamespace(partition_id=options.partition, num_partitions=options.of, seed=0)
+    device = Device(options.partition, options.of, json.loads(options.data))
+    data = task.load_data(device)
+    train = data[0] if isinstance(data[0], tuple) else data
     exported = {
         "name": task.name,
         "version": task.version,
         "tensors": tensors(task.model()),
-        "train": examples(task.load_data(device)),
+        "train": examples(train),
         "test": examples(task.load_test_data(device) if options.test else None),
     }
     json.dump(exported, sys.stdout, separators=(",", ":"))

@@ -12,7 +12,7 @@ import { Identity } from "./identity.js";
 import { sha256 } from "./keys.js";
 import { RunState } from "./run-state.js";
 import { isSampled } from "./sampling.js";
-import { parseTopic, topicsOf } from "./topics.js";
+import { chunkTopic, topicsOf } from "./topics.js";
 import { Trust } from "./trust.js";
 
 const VERSION = "js-0.1.0";
@@ -27,10 +27,10 @@ export class Agent {
    */
   static async open({ federation, device, task, storage, connect, coordinatorKey = null, now, wallClock, log }) {
     const agent = new Agent();
-    Object.assign(agent, { task, connect, now, log, device, storage });
+    Object.assign(agent, { task, connect, now, log, federation, device });
     agent.topics = topicsOf(federation, device);
     agent.identity = await Identity.load(storage, device, wallClock());
-    agent.trust = await Trust.load(storage, coordinatorKey);
+    agent.trust = await Trust.load(storage, { federation, device, coordinatorKey });
     agent.state = await RunState.load(storage, task.schema);
     agent.begin();
     await agent.resume();
@@ -70,7 +70,7 @@ export class Agent {
       run,
       schema: this.task.schema,
       replica,
-      topicOf: ({ version, blob, index }) => this.topics.chunk(run, version, blob === "delta" ? "d" : "s", index),
+      topicOf: (chunk) => chunkTopic(this.federation, chunk),
       wire: {
         subscribe: (topic) => this.quietly(this.link?.subscribe([topic])),
         unsubscribe: (topic) => this.quietly(this.link?.unsubscribe(topic)),
@@ -215,8 +215,7 @@ export class Agent {
 
   async receive(topic, payload) {
     if (payload.length === 0) return;
-    const expected = parseTopic(this.topics, topic);
-    const message = await this.trust.verify(topic, payload, { ...expected, isDown: topic.startsWith(this.topics.downPrefix) });
+    const message = await this.trust.verify(topic, payload);
     const now = this.now();
     if (message.isNewEpoch && this.link !== null) {
       this.sayPresence();
@@ -227,7 +226,7 @@ export class Agent {
       case "status": this.hearStatus(body, message.isNewEpoch, now); break;
       case "announcement": await this.hearAnnouncement(message, now); break;
       case "lease": this.hearLease(body, now); break;
-      case "chunk": this.hearChunk(body, expected, now); break;
+      case "chunk": this.hearChunk(body, message.parsed, now); break;
       case "receipt": await this.hearReceipt(body); break;
       case "credit": if (body.run === this.state.run) this.delivery.credit(body, now); break;
       default: this.log("notice", body);
@@ -304,9 +303,9 @@ export class Agent {
     if (this.lease === null || this.lease.run !== lease.run || lease.lease >= this.lease.lease) this.lease = lease;
   }
 
-  hearChunk(body, { kind, run, version, part, index }, now) {
-    if (kind === "chunk" && run !== undefined) {
-      const fits = body.run === run && body.version === version && body.index === index && body.blob[0] === part;
+  hearChunk(body, topic, now) {
+    if (topic.what === "chunk") {
+      const fits = ["run", "version", "blob", "index"].every((name) => body[name] === topic[name]);
       check(fits, "bad-chunk", "on another chunk's topic");
     }
     if (this.announcement !== null) this.catchup.take(body, now);

@@ -3,6 +3,7 @@
 import { check } from "./errors.js";
 import { decode, dense } from "./codecs/decode.js";
 import { encode } from "./codecs/encode.js";
+import { decodeRecipe, SEEDED } from "./codecs/seeded.js";
 import { flush } from "./float32.js";
 import { concat } from "./bytes.js";
 import { sha256 } from "./keys.js";
@@ -15,14 +16,26 @@ function split(blob) {
   return parts;
 }
 
-/** What a device holds of a model: `weights` are parameters and frozen tensors, `buffers` the rest. */
+const DENSE_BY_TAG = { 1: "float32", 2: "int8", 3: "int4" };
+
+function decodeWeights(payload, n) {
+  if (payload[0] === SEEDED) {
+    const { values, rebaseTag } = decodeRecipe(payload, n);
+    return { weights: values, codec: DENSE_BY_TAG[rebaseTag] };
+  }
+  const weights = decode(payload, n).values;
+  check(payload[0] in DENSE_BY_TAG, "unknown-codec", "a snapshot that is not dense");
+  return { weights, codec: DENSE_BY_TAG[payload[0]] };
+}
+
+/**
+ * What a device holds of a model: `weights` are parameters and frozen tensors, `buffers` the rest; and `codec`,
+ * in which rebases are.
+ */
 export function decodeSnapshot(blob, schema) {
   const [weights, buffers] = split(blob);
-  const n = schema.parameters + schema.frozen;
-  return {
-    weights: Float32Array.from(dense(decode(weights, n), n)),
-    buffers: Float32Array.from(dense(decode(buffers, schema.buffers), schema.buffers)),
-  };
+  const decoded = decodeWeights(weights, schema.parameters + schema.frozen);
+  return { ...decoded, buffers: dense(decode(buffers, schema.buffers), schema.buffers) };
 }
 
 /** One float32 addition for each element that was sent; then a subnormal or -0 becomes +0. */
@@ -53,9 +66,13 @@ export function encodeUpdate(wanted, bufferChange, { codec, density }) {
   return { blob: pack([payload, encode(bufferChange, "float32")]), sent: decode(payload, wanted.length) };
 }
 
-/** What the parameters' part of an update of one's own decodes to. */
+/** What an update decodes to: `parameters` as `decode` has it, and all of the `buffers`. */
 export function decodeUpdate(blob, schema) {
-  return decode(split(blob)[0], schema.parameters);
+  const [parameters, buffers] = split(blob);
+  return {
+    parameters: decode(parameters, schema.parameters),
+    buffers: dense(decode(buffers, schema.buffers), schema.buffers),
+  };
 }
 
 export const firstChainHash = (snapshot) => sha256(concat(new Uint8Array(32), sha256(snapshot)));

@@ -1,6 +1,8 @@
 // Updates on their way: whole or in chunks, and again until there is a receipt.
 
 import { Backoff } from "./backoff.js";
+import { isInList, split } from "./chunks.js";
+import { check } from "./errors.js";
 
 const PACKET = 131072;
 const ROOM = 2048; // for everything in a packet but a chunk's data
@@ -61,17 +63,15 @@ export class Delivery {
     const item = this.sending.get(counter);
     if (item === undefined || item.chunkBytes === null || window === 0) return;
     const { header, data } = item.entry;
-    const count = Math.ceil(data.length / item.chunkBytes);
-    if (have.length !== Math.ceil(count / 8)) return;
+    const parts = split(data, item.chunkBytes);
+    check(have.length === Math.ceil(parts.length / 8), "bad-credit", "have-list");
     item.backoff.reset();
     item.due = now + item.backoff.next(this.seldom);
-    const isThere = (index) => (have[index >> 3] >> (index & 7)) & 1;
-    for (const index of [...item.underWay]) if (isThere(index)) item.underWay.delete(index);
-    for (let index = 0; index < count && item.underWay.size < window; index += 1) {
-      if (isThere(index) || item.underWay.has(index)) continue;
+    for (const index of [...item.underWay]) if (isInList(have, index)) item.underWay.delete(index);
+    for (let index = 0; index < parts.length && item.underWay.size < window; index += 1) {
+      if (isInList(have, index) || item.underWay.has(index)) continue;
       item.underWay.add(index);
-      const part = data.subarray(index * item.chunkBytes, (index + 1) * item.chunkBytes);
-      this.say("upload_chunk", { run: header.run, counter, index, data: part });
+      this.say("upload_chunk", { run: header.run, counter, index, data: parts[index] });
     }
   }
 }

@@ -1,6 +1,7 @@
 // Error feedback: what training changed, and what was left over before, becomes an update and a new remainder.
 
 import { encodeUpdate } from "./blobs.js";
+import { flush } from "./float32.js";
 
 const norm = (values) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
 
@@ -9,6 +10,13 @@ export function densityOf(upload, made) {
   const { density, first_density: first, anneal_updates: updates } = upload;
   if (made >= updates) return density;
   return first ** (1 - made / updates) * density ** (made / updates);
+}
+
+/** Take what is sent out of `wanted`, in place: the residual that stays. */
+export function subtractSent(wanted, { indices, values }) {
+  if (indices === null) for (let i = 0; i < wanted.length; i += 1) wanted[i] -= values[i];
+  else for (let j = 0; j < indices.length; j += 1) wanted[indices[j]] -= values[j];
+  return flush(wanted);
 }
 
 /**
@@ -25,7 +33,5 @@ export function makeUpdate(change, oldResidual, upload, made) {
   }
   const settings = { codec: upload.codec, density: densityOf(upload, made) };
   const { blob, sent } = encodeUpdate(residual, new Float32Array(0), settings);
-  if (sent.indices === null) for (let i = 0; i < residual.length; i += 1) residual[i] -= sent.values[i];
-  else sent.indices.forEach((index, j) => { residual[index] -= sent.values[j]; });
-  return { blob, residual, dropped: factor === 1 ? 0 : size * (1 - factor) };
+  return { blob, residual: subtractSent(residual, sent), dropped: factor === 1 ? 0 : size * (1 - factor) };
 }

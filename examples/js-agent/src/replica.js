@@ -7,8 +7,6 @@ import { bytesFromFloats, floatsFromBytes } from "./float32.js";
 import { sha256 } from "./keys.js";
 import { pack, unpack } from "./msgpack.js";
 
-const DENSE_BY_TAG = { 1: "float32", 2: "int8", 3: "int4" };
-
 export class Replica {
   constructor({ version, chainHash, codec, weights, buffers }) {
     this.version = version;
@@ -20,10 +18,8 @@ export class Replica {
 
   /** From a snapshot of `version`; `facts` are what its chunks said: chain_hash, replica_hash. */
   static fromSnapshot(blob, version, facts, schema) {
-    const codec = DENSE_BY_TAG[unpack(blob, 1)[0][0]];
-    check(codec !== undefined, "unknown-codec", "a snapshot that is not dense");
     if (version === 0) check(equal(firstChainHash(blob), facts.chain_hash), "bad-chain", "of version 0");
-    const replica = new Replica({ version, chainHash: facts.chain_hash, codec, ...decodeSnapshot(blob, schema) });
+    const replica = new Replica({ version, chainHash: facts.chain_hash, ...decodeSnapshot(blob, schema) });
     replica.checkHash(facts.replica_hash);
     return replica;
   }

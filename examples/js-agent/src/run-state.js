@@ -110,7 +110,7 @@ export class RunState {
     this.outbox.delete(counter);
     const changes = { [UPDATE + counter]: null };
     if (residual === "restore") {
-      addTo(this.residual, decodeUpdate(entry.data, this.schema));
+      addTo(this.residual, decodeUpdate(entry.data, this.schema).parameters);
       changes[RESIDUAL] = bytesFromFloats(this.residual);
     }
     await this.storage.commit(changes);
