@@ -43,6 +43,7 @@ export class Agent {
     this.isStopping = false;
     this.reconnect = new Backoff(0.25, 20);
     this.connectAt = -Infinity;
+    this.trafficBefore = [0, 0]; // of earlier connections
     this.hello = new Backoff(3, 60);
     this.helloAt = Infinity;
     this.isCoordinatorAway = false;
@@ -54,7 +55,11 @@ export class Agent {
     this.refused = {}; // reason -> count
     this.counts = { accepted: 0, restored: 0, discarded: 0, trained: 0 };
     this.queue = Promise.resolve();
-    this.delivery = new Delivery({ say: (kind, body) => this.say(kind, body), packetLimit: () => this.link.packetLimit });
+    this.delivery = new Delivery({
+      say: (kind, body) => this.say(kind, body),
+      packetLimit: () => this.link.packetLimit,
+      traffic: () => this.traffic(),
+    });
   }
 
   /** What an earlier life of this device left on disk. */
@@ -122,7 +127,7 @@ export class Agent {
     let mine = null;
     try {
       await this.identity.nextSession();
-      const will = { topic: this.topics.presence, payload: this.sealPresence(false) };
+      const will = { topic: this.topics.presence, payload: this.sealPresence(false, true) };
       const link = await this.connect(will, {
         onMessage: (topic, payload) => this.enqueue(() => this.receive(topic, payload)),
         onClose: () => this.enqueue(() => this.closed(mine)),
@@ -152,6 +157,7 @@ export class Agent {
 
   closed(link) {
     if (link === null || this.link !== link) return;
+    this.trafficBefore = this.traffic();
     this.link = null;
     this.connectAt = this.now() + this.reconnect.next();
     if (!this.isStopping) this.log("connection lost", {});
@@ -175,7 +181,18 @@ export class Agent {
     this.quietly(this.link.publish(topic, this.identity.seal(topic, kind, body)));
   }
 
-  sealPresence(online) {
+  /** The version of the model that is held, or null. */
+  get replica() {
+    return this.announcement === null ? null : this.catchup.replica;
+  }
+
+  /** Bytes sent and received since the program started. */
+  traffic() {
+    return this.trafficBefore.map((count, i) => count + (this.link?.traffic[i] ?? 0));
+  }
+
+  /** A last will, sealed beforehand, has no traffic. */
+  sealPresence(online, isWill = false) {
     return this.identity.seal(this.topics.presence, "presence", {
       online,
       session: this.identity.session,
@@ -183,6 +200,7 @@ export class Agent {
       agent_version: VERSION,
       tasks: [this.task.ref],
       num_examples: this.task.numExamples,
+      traffic: isWill ? undefined : this.traffic(),
     });
   }
 
@@ -192,8 +210,7 @@ export class Agent {
 
   sayHello(now) {
     this.sayPresence();
-    const held = this.announcement === null ? null : this.catchup.replica;
-    this.say("hello", { run: this.announcement?.run, version: held?.version });
+    this.say("hello", { run: this.announcement?.run, version: this.replica?.version });
     this.helloAt = now + this.hello.next(this.isCoordinatorAway);
   }
 
@@ -329,6 +346,7 @@ export class Agent {
     if (replica.version !== this.keptVersion) {
       this.keptVersion = replica.version;
       await this.state.keepReplica(replica);
+      this.log("version", { run: this.state.run, version: replica.version });
     }
     const { lease } = this;
     if (this.training !== null || lease === null || lease.run !== this.state.run || replica.version < lease.version) return;

@@ -8,6 +8,7 @@ import { sha256 } from "./keys.js";
 import { Replica } from "./replica.js";
 
 const AT_A_TIME = 4;
+const FIRST_WAIT_S = 2;
 const ATTEMPTS_FOR_A_DELTA = 3;
 const ATTEMPTS_BEFORE_REPORT = 4;
 
@@ -23,7 +24,8 @@ export class Catchup {
     this.manifest = null;
     this.inline = null;
     this.assemblies = new Map(); // by version and blob
-    this.underWay = new Map(); // topic -> { key, request, due, backoff, attempts }
+    this.underWay = new Map(); // topic -> { request, asked, due, backoff, attempts }
+    this.paceS = 0; // how long the last chunk took: who is slow is not asked twice
     this.startOverBackoff = new Backoff(2, 300);
     this.notBefore = -Infinity;
     this.wantsSnapshot = false;
@@ -114,8 +116,8 @@ export class Catchup {
   request(request, now) {
     const topic = this.topicOf(request);
     if (this.underWay.has(topic)) return;
-    const backoff = new Backoff(2, 60);
-    this.underWay.set(topic, { request, backoff, due: now + backoff.next(), attempts: 0 });
+    const backoff = new Backoff(Math.max(FIRST_WAIT_S, 2 * this.paceS), 60);
+    this.underWay.set(topic, { request, backoff, asked: now, due: now + backoff.next(), attempts: 0 });
     this.wire.subscribe(topic);
   }
 
@@ -127,11 +129,20 @@ export class Catchup {
   take(chunk, now) {
     if (chunk.run !== this.run) return;
     const assembly = this.assemblies.get(keyOf(chunk));
-    this.finish(this.topicOf(chunk));
+    const topic = this.topicOf(chunk);
+    this.keepPace(this.underWay.get(topic), now);
+    this.finish(topic);
     if (assembly === undefined) return;
     assembly.add(chunk);
     this.isUnreachable = false;
     this.proceed(now);
+  }
+
+  /** The others come over the same connection, one after the other: their waits begin anew. */
+  keepPace(waiting, now) {
+    if (waiting === undefined) return;
+    this.paceS = Math.min(30, now - waiting.asked);
+    for (const other of this.underWay.values()) other.due = Math.max(other.due, now + FIRST_WAIT_S + this.paceS);
   }
 
   apply(route, now) {

@@ -9,10 +9,9 @@ const ROOM = 2048; // for everything in a packet but a chunk's data
 const SMALLEST_CHUNK = 1024;
 
 export class Delivery {
-  /** `say(kind, body)` publishes; `packetLimit()` is the broker's. */
-  constructor({ say, packetLimit }) {
-    this.say = say;
-    this.packetLimit = packetLimit;
+  /** `say(kind, body)` publishes; `packetLimit()` is the broker's; `traffic()` as in the header. */
+  constructor({ say, packetLimit, traffic }) {
+    Object.assign(this, { say, packetLimit, traffic });
     this.sending = new Map(); // counter -> { entry, due, backoff, chunkBytes, underWay }
     this.seldom = false; // while the coordinator is away
   }
@@ -47,7 +46,8 @@ export class Delivery {
   }
 
   send(item) {
-    const { header, data } = item.entry;
+    const { data } = item.entry;
+    const header = { ...item.entry.header, traffic: this.traffic() };
     const room = Math.min(PACKET, this.packetLimit()) - ROOM;
     if (data.length <= room) {
       this.say("update", { header, data });

@@ -20,11 +20,12 @@ function connectOnce(url, options, { onMessage, onClose }) {
       queueQoSZero: false,
     });
     let isOpen = false;
+    const traffic = countBytes(client.stream);
     client.on("connect", (connack) => {
       isOpen = true;
-      resolve(new Link(client, connack.properties?.maximumPacketSize ?? Infinity));
+      resolve(new Link(client, connack.properties?.maximumPacketSize ?? Infinity, traffic));
     });
-    client.on("message", (topic, payload, packet) => onMessage(topic, new Uint8Array(payload), packet));
+    client.on("message", (topic, payload) => onMessage(topic, new Uint8Array(payload)));
     client.on("error", (error) => {
       if (!isOpen) reject(error);
       client.end(true);
@@ -36,10 +37,24 @@ function connectOnce(url, options, { onMessage, onClose }) {
   });
 }
 
+/** MQTT's own bytes in both directions, [sent, received]; over WebSockets without their frames. */
+function countBytes(stream) {
+  const counts = [0, 0];
+  const write = stream.write.bind(stream);
+  stream.write = (bytes, ...rest) => {
+    counts[0] += bytes.length;
+    return write(bytes, ...rest);
+  };
+  stream.on("data", (bytes) => { counts[1] += bytes.length; });
+  return counts;
+}
+
 export class Link {
-  constructor(client, packetLimit) {
+  /** `packetLimit`: bytes of the largest packet; `traffic`: bytes sent and received so far. */
+  constructor(client, packetLimit, traffic) {
     this.client = client;
     this.packetLimit = packetLimit;
+    this.traffic = traffic;
   }
 
   /**
