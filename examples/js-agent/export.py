@@ -1,6 +1,6 @@
 """Write what the JavaScript agent needs of a task: its name, the shapes of its tensors, and one device's examples.
 
-python export.py ../digits/digits.py --partition 0 --of 3 > digits-0.json
+python export.py ../digits/digits.py --partition 0 --of 2 --test --out data/digits-0.json
 
 The task's file is one that `fedmq agent try` takes: `task`, with `model` and `load_data`. The model must be
 `nn.Sequential(Linear, ReLU, ..., Linear)`, and the data an array of numbers with one label each.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def examples(data: tuple[Any, Any] | None) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Print the JSON."""
+    """Write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("task", type=Path)
     parser.add_argument("--partition", type=int, default=0)
@@ -77,6 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--data", default="{}", help='more for the task\'s loader, as JSON: {"split": "alice"}'
     )
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     task = load_task(options.task)
     device = Device(options.partition, options.of, json.loads(options.data))
@@ -89,7 +89,8 @@ def main() -> None:
         "train": examples(train),
         "test": examples(task.load_test_data(device) if options.test else None),
     }
-    json.dump(exported, sys.stdout, separators=(",", ":"))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(exported, separators=(",", ":")))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ from fedmq_edge_agent.trainer.task import Task
 from tests.command_lines import check_command
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+DOCUMENTS = sorted(
+    path
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    if "node_modules" not in path.parts
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -5,6 +5,7 @@
 
 import { Backoff } from "./backoff.js";
 import { Catchup } from "./catchup.js";
+import { CODECS } from "./codecs/encode.js";
 import { check, ProtocolError } from "./errors.js";
 import { makeUpdate } from "./feedback.js";
 import { Delivery } from "./delivery.js";
@@ -16,6 +17,7 @@ import { chunkTopic, topicsOf } from "./topics.js";
 import { Trust } from "./trust.js";
 
 const VERSION = "js-0.1.0";
+const SPEAKS = [...CODECS.map((name) => `${name}/1`), "rice/1", "seeded/1"];
 const OUTBOX_LIMIT = 4;
 const SILENCE_S = 300;
 
@@ -199,6 +201,7 @@ export class Agent {
       public_key: this.identity.publicKey,
       agent_version: VERSION,
       tasks: [this.task.ref],
+      codecs: SPEAKS,
       num_examples: this.task.numExamples,
       traffic: isWill ? undefined : this.traffic(),
     });

@@ -33,6 +33,7 @@ export function decode(payload, n, largestK = n) {
   const form = payload[0] >> 4;
   const code = (form === 0 ? DENSE : form === 1 ? SPARSE : {})[payload[0] & 15];
   check(code !== undefined, "unknown-codec", `tag ${payload[0]}`);
+  if (form === 0) check(payload.length <= HEAD + 1 + code.length(n), "too-large", "payload");
   check(payload.length >= HEAD, "malformed", "no head");
   check(readU32(payload, 1) === n, "wrong-size", `for ${readU32(payload, 1)} elements, not ${n}`);
   if (form === 0) return { indices: null, values: code.decode(readBody(payload, HEAD, code.length(n)), n) };

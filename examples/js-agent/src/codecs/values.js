@@ -1,7 +1,7 @@
 // The value codes: how long a body is, and what it decodes to.
 
 import { check } from "../errors.js";
-import { allFinite, bitsOf, floatsFromBytes, flush, fromUpper, SMALLEST_SCALE } from "../float32.js";
+import { allFinite, floatsFromBytes, flush, fromUpper, SMALLEST_SCALE } from "../float32.js";
 import { readU16 } from "../bytes.js";
 
 const BLOCK = 64;
@@ -115,6 +115,3 @@ const float32 = {
 /** By the lower half of the tag: `dense` codes stand for all n values, `sparse` ones for k. */
 export const DENSE = { 1: float32, 2: blockwise(8, LARGEST_INT8_SCALE), 3: blockwise(4, LARGEST_INT4_SCALE) };
 export const SPARSE = { 4: log4, 5: sign, 6: sparseInt8 };
-
-/** Whether a float32 is a subnormal or a zero. */
-export const isTiny = (value) => (bitsOf(value) & 0x7f800000) === 0;
