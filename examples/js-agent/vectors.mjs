@@ -58,10 +58,10 @@ function isRight(question) {
 
 /** The two lists of codecs.json as questions; and what this program encodes decodes to what it says it sent. */
 function* codecQuestions({ valid, invalid }) {
-  for (const { name, n, payload, values, indices } of valid) {
+  for (const { name, n, payload, values, indices, shapes } of valid) {
     const sent = { indices: indices === undefined ? null : Uint32Array.from(indices), values: floatsFromBytes(unhex(values)) };
     const bytes = new Uint8Array(dense(sent, n).buffer);
-    yield { name, ask: "decode", given: { n, payload }, gives: { values: Buffer.from(bytes).toString("hex") } };
+    yield { name, ask: "decode", given: { n, payload, shapes }, gives: { values: Buffer.from(bytes).toString("hex") } };
   }
   for (const { name, n, payload, reason } of invalid) yield { name, ask: "decode", given: { n, payload }, error: reason };
 }

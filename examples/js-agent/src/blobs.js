@@ -45,10 +45,13 @@ export function addTo(vector, { indices, values }) {
   return flush(vector);
 }
 
+const decodeParameters = (payload, { parameters, parameterShapes }) =>
+  decode(payload, parameters, { shapes: parameterShapes });
+
 /** Change a replica into the next version. */
 export function applyDelta(replica, blob, schema) {
   const [weights, buffers] = split(blob);
-  const change = decode(weights, schema.parameters);
+  const change = decodeParameters(weights, schema);
   const newBuffers = dense(decode(buffers, schema.buffers), schema.buffers);
   addTo(replica.weights.subarray(0, schema.parameters), change);
   replica.buffers.set(newBuffers);
@@ -70,7 +73,7 @@ export function encodeUpdate(wanted, bufferChange, { codec, density }) {
 export function decodeUpdate(blob, schema) {
   const [parameters, buffers] = split(blob);
   return {
-    parameters: decode(parameters, schema.parameters),
+    parameters: decodeParameters(parameters, schema),
     buffers: dense(decode(buffers, schema.buffers), schema.buffers),
   };
 }

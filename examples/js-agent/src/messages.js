@@ -70,6 +70,8 @@ const uploadSettings = struct({
   anneal_updates: [int(0, 10000), 0],
   residual_cap: [float((x) => x > 0), 10],
   coders: [array(NAME, 0, 64), []],
+  code_ms: [int(0, 60000), 20],
+  rounding: [oneOf("nearest", "stochastic"), "nearest"],
 });
 
 const evaluation = struct({

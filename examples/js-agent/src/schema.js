@@ -15,6 +15,7 @@ export class Schema {
     this.parameters = count("parameter");
     this.frozen = count("frozen");
     this.buffers = count("buffer");
+    this.parameterShapes = entries.filter(({ role }) => role === "parameter").map(({ shape }) => shape);
     const listed = entries.map(({ name, shape, dtype, role, tied_to: tiedTo }) => [name, shape, dtype, role, tiedTo]);
     this.hash = hex(sha256(pack(listed)));
   }

@@ -3,6 +3,7 @@
 import { addTo, applyDelta, decodeSnapshot, decodeUpdate, encodeUpdate, firstChainHash, rebase } from "../src/blobs.js";
 import { concat, hex, unhex, utf8 } from "../src/bytes.js";
 import { Pieces, split } from "../src/chunks.js";
+import { decodeGrid, E, G } from "../src/codecs/grid.js";
 import { decode, dense } from "../src/codecs/decode.js";
 import { check } from "../src/errors.js";
 import { subtractSent } from "../src/feedback.js";
@@ -92,7 +93,9 @@ const ANSWERS = {
     for (const hash of hashes) chain.push(sha256(concat(chain.at(-1) ?? new Uint8Array(32), unhex(hash))));
     return { chain: chain.map(hex) };
   },
-  decode: ({ n, payload }) => ({ values: fromFloats(dense(decode(unhex(payload), n), n)) }),
+  decode: ({ n, payload, shapes }) => ({ values: fromFloats(dense(decode(unhex(payload), n, { shapes }), n)) }),
+  indices: ({ shapes, k, section }) => ({ indices: [...decodeGrid(unhex(section), k, shapes)] }),
+  grid_tables: () => ({ G: [...G], E: [...E] }),
   snapshot: ({ entries, snapshot }) => {
     const blob = unhex(snapshot);
     const replica = decodeSnapshot(blob, new Schema(entries));

@@ -2,6 +2,7 @@
 
 import { readU32 } from "../bytes.js";
 import { check } from "../errors.js";
+import { decodeGrid } from "./grid.js";
 import { decodeIndices, longest } from "./rice.js";
 import { DENSE, SPARSE } from "./values.js";
 import { unpack } from "./zstd.js";
@@ -22,16 +23,23 @@ function readBody(payload, at, length) {
   return unpack(rest, length);
 }
 
+/** By the upper half of the tag. */
+const CODERS = {
+  1: (section, k, n) => decodeIndices(section, k, n),
+  2: (section, k, n, shapes) => decodeGrid(section, k, shapes),
+};
+
 /**
  * Decode `payload` for a vector of `n` elements.
  *
- * Returns `{ indices, values }`: Uint32Array or null for all, Float32Array. At most `largestK` elements of a
- * sparse payload are taken. Throws a ProtocolError with the document's reason.
+ * Returns `{ indices, values }`: Uint32Array or null for all, Float32Array. At most `largestK` elements of a sparse
+ * payload are taken; `shapes` are those of the tensors that make up the vector. Throws a ProtocolError with the
+ * document's reason.
  */
-export function decode(payload, n, largestK = n) {
+export function decode(payload, n, { largestK = n, shapes = [[n]] } = {}) {
   check(payload.length >= 1, "malformed", "empty");
   const form = payload[0] >> 4;
-  const code = (form === 0 ? DENSE : form === 1 ? SPARSE : {})[payload[0] & 15];
+  const code = (form === 0 ? DENSE : form in CODERS ? SPARSE : {})[payload[0] & 15];
   check(code !== undefined, "unknown-codec", `tag ${payload[0]}`);
   if (form === 0) check(payload.length <= HEAD + 1 + code.length(n), "too-large", "payload");
   check(payload.length >= HEAD, "malformed", "no head");
@@ -47,7 +55,7 @@ export function decode(payload, n, largestK = n) {
   const start = HEAD + 8;
   check(payload.length >= start + s, "malformed", "indices end early");
   const values = readBody(payload, start + s, code.length(k));
-  const indices = decodeIndices(payload.subarray(start, start + s), k, n);
+  const indices = CODERS[form](payload.subarray(start, start + s), k, n, shapes);
   return { indices, values: code.decode(values, k) };
 }
 

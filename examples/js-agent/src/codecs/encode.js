@@ -2,13 +2,15 @@
 
 import { concat, writeU32 } from "../bytes.js";
 import { allFinite, bytesFromFloats } from "../float32.js";
-import { quantizeBlocks, quantizeInt8, quantizeLog4, quantizeSign } from "./quantize.js";
+import { quantizeBlocks, quantizeInt8, quantizeLog4, quantizeSign, quantizeSparseBlocks } from "./quantize.js";
 import { encodeIndices } from "./rice.js";
 
 const SPARSE = {
   "topk-log4": { tag: 0x14, quantize: quantizeLog4 },
   "topk-sign": { tag: 0x15, quantize: quantizeSign },
   "topk-int8": { tag: 0x16, quantize: quantizeInt8 },
+  "topk-block8": { tag: 0x17, quantize: (values) => quantizeSparseBlocks(values, 8) },
+  "topk-block4": { tag: 0x18, quantize: (values) => quantizeSparseBlocks(values, 4) },
 };
 const DENSE = {
   int8: { tag: 0x02, body: (values) => quantizeBlocks(values, 8) },
@@ -16,7 +18,7 @@ const DENSE = {
   float32: { tag: 0x01, body: bytesFromFloats },
 };
 
-/** The codecs that `encode` knows, all of which every decoder knows too. */
+/** The codecs that `encode` knows, as `decode` does. */
 export const CODECS = [...Object.keys(SPARSE), ...Object.keys(DENSE)];
 
 /** max(1, ceil(density n)), the density taken as the decimal that it is written as. */

@@ -61,6 +61,18 @@ export function quantizeInt8(values) {
   return { keep, body: keep.length === 0 ? new Uint8Array(0) : concat(upperBytes(upper), Uint8Array.from(levels)) };
 }
 
+/** Blocks of the kept values, without those whose level would be zero at first. */
+export function quantizeSparseBlocks(values, bitsEach) {
+  const top = 2 ** (bitsEach - 1) - 1;
+  const keep = [];
+  for (let block = 0; block < values.length; block += BLOCK) {
+    const part = values.subarray(block, block + BLOCK);
+    const [, scale] = linearScale(largestOf(part), top);
+    part.forEach((value, i) => { if (linearLevel(value, scale, top) !== 0) keep.push(block + i); });
+  }
+  return { keep, body: quantizeBlocks(Float32Array.from(keep, (at) => values[at]), bitsEach) };
+}
+
 /** Magnitudes in ascending order. */
 function sortedMagnitudes(values) {
   return values.map(Math.abs).sort();

@@ -112,6 +112,9 @@ const float32 = {
   },
 };
 
-/** By the lower half of the tag: `dense` codes stand for all n values, `sparse` ones for k. */
-export const DENSE = { 1: float32, 2: blockwise(8, LARGEST_INT8_SCALE), 3: blockwise(4, LARGEST_INT4_SCALE) };
-export const SPARSE = { 4: log4, 5: sign, 6: sparseInt8 };
+const int8 = blockwise(8, LARGEST_INT8_SCALE);
+const int4 = blockwise(4, LARGEST_INT4_SCALE);
+
+/** By the lower half of the tag: dense codes stand for all n values, sparse ones for k. */
+export const DENSE = { 1: float32, 2: int8, 3: int4 };
+export const SPARSE = { 4: log4, 5: sign, 6: sparseInt8, 7: int8, 8: int4 };
