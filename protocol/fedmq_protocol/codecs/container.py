@@ -14,22 +14,20 @@ rounding either. One bit is not kept: -0 is read as +0.
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import BinaryIO, Final, TypeAlias
 
 import numpy as np
 
-from fedmq_protocol.codecs import body, dense
-from fedmq_protocol.codecs.choice import smallest
+from fedmq_protocol.codecs import dense, masked, sparse
+from fedmq_protocol.codecs.budget import check_budget
 from fedmq_protocol.codecs.decoded import Decoded, Dense, Float32Array, Sparse, frozen
 from fedmq_protocol.codecs.dense import Coded
 from fedmq_protocol.codecs.grid_model import Shapes
-from fedmq_protocol.codecs.registry import CODECS, DENSE_VALUES, INDEX_CODES, KEPT_VALUES, CodecSpec
+from fedmq_protocol.codecs.registry import CODECS, DENSE_VALUES, INDEX_CODES, KEPT_VALUES, MASK, CodecSpec
 from fedmq_protocol.codecs.rounding import Stochastic
 from fedmq_protocol.codecs.slices import Source, parts
-from fedmq_protocol.codecs.topk import select
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.limits import MAX_PARAMETERS
 
@@ -41,7 +39,6 @@ Sent: TypeAlias = Sparse | Coded
 
 _DENSE_FROM: Final = Fraction(1, 4)  # from this density on, a sparse codec also tries dense int4
 _NEGATIVE_ZERO: Final = np.uint32(0x8000_0000)
-_SPARSE_HEAD: Final = struct.Struct("<BIII")  # tag, n, k, bytes of indices
 
 
 def codec_name(data: bytes | memoryview) -> str:
@@ -53,7 +50,10 @@ def codec_name(data: bytes | memoryview) -> str:
     tag = memoryview(data).cast("B")[0] if len(data) else 0
     indices, values = tag >> 4, tag & 15
     for name, codec in CODECS.items():
-        if codec.values == values and (indices in INDEX_CODES if codec.sparse else indices == 0):
+        fits = indices == (MASK if codec.masked else 0) or (
+            codec.sparse and not codec.masked and indices in INDEX_CODES
+        )
+        if codec.values == values and fits:
             return name
     raise CodecError(f"unknown codec tag {tag:#04x}", reason="unknown-codec")
 
@@ -90,13 +90,19 @@ def encode_to(
     """
     _check_source(source)
     n, rounding = len(source), _rounding(spec, rng)
+    if spec.codec.masked:
+        payload, sent = masked.encode(source, spec, rounding)
+        out.write(payload)
+        return sent
     if not spec.sparse or 0 < n <= TINY:
         values = CODECS["int8"].values if spec.sparse else spec.codec.values
+        check_budget(spec, dense.payload_bytes(values, n))
         coded = dense.measured(source, values, rounding)
         coded.write(out)
         return coded
-    payload, sparse = _encode_sparse(source, spec, rounding, shapes)
-    if Fraction(spec.density) >= _DENSE_FROM:
+    payload, sent = sparse.encode(source, spec, rounding, shapes)
+    share = spec.share if spec.max_bytes is None else Fraction(sent.nnz, max(1, n))
+    if share >= _DENSE_FROM:
         coded = dense.measured(source, CODECS["int4"].values, rounding)
         alternative = io.BytesIO()
         coded.write(alternative)
@@ -104,7 +110,7 @@ def encode_to(
             out.write(alternative.getbuffer())
             return coded
     out.write(payload)
-    return sparse
+    return sent
 
 
 def encode(
@@ -239,8 +245,8 @@ def decode(
     view, most = memoryview(data).cast("B"), n if max_kept is None else min(n, max_kept)
     tag = _checked_head(view, n)
     if tag not in DENSE_VALUES:
-        k = _kept_in(view, n, most)
-        return _decode_sparse(view, (n, k), (tag >> 4, tag & 15), shapes)
+        k = sparse.kept_in(view, n, most)
+        return masked.decode(view, n, k) if _is_masked(tag) else sparse.decode(view, n, k, shapes)
     if not _may_be_dense(n, most):
         raise CodecError(f"all of {n} elements, at most {most} may come", reason="too-large")
     values = np.empty(n, np.float32)
@@ -294,11 +300,15 @@ def max_encoded_bytes(n: int, spec: CodecSpec | None = None) -> int:
     """
     if spec is None:
         return max_accepted_bytes(n, n)
-    if not spec.sparse or 0 < n <= TINY:
-        return dense.payload_bytes(CODECS["int8"].values if spec.sparse else spec.codec.values, n)
-    k = spec.kept(n)
-    index_bytes = next(iter(spec.index_codes().values())).max_bytes(n, k)
-    return _SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + KEPT_VALUES[spec.codec.values].body_bytes(k)
+    if not spec.sparse:
+        return dense.payload_bytes(spec.codec.values, n)
+    if spec.codec.masked:
+        longest = masked.payload_bytes(spec.codec.values, spec.kept(n))
+    elif 0 < n <= TINY:
+        return dense.payload_bytes(CODECS["int8"].values, n)
+    else:
+        longest = sparse.longest(n, spec)
+    return longest if spec.max_bytes is None else min(longest, spec.max_bytes)
 
 
 def max_accepted_bytes(n: int, max_kept: int) -> int:
@@ -308,13 +318,18 @@ def max_accepted_bytes(n: int, max_kept: int) -> int:
         n: length of the vector.
         max_kept: the most elements that it may hold; n for a dense codec.
     """
+    return max(_longest_unmasked(n, max_kept), masked.longest(max_kept))
+
+
+def _longest_unmasked(n: int, max_kept: int) -> int:
     longest = [dense.payload_bytes(key, n) for key in DENSE_VALUES] if _may_be_dense(n, max_kept) else []
     if not 0 < n <= TINY:
-        index_bytes = max(code.max_bytes(n, max_kept) for code in INDEX_CODES.values())
-        index_bytes += max_kept // 8 + 1  # for fewer elements the bound may be higher, by a bit for each
-        values = max(code.body_bytes(max_kept) for code in KEPT_VALUES.values())
-        longest.append(_SPARSE_HEAD.size + index_bytes + body.FLAG_BYTES + values)
+        longest.append(sparse.longest_of_all(n, max_kept))
     return max(longest)
+
+
+def _is_masked(tag: int) -> bool:
+    return tag >> 4 == MASK and tag & 15 in DENSE_VALUES
 
 
 def _may_be_dense(n: int, max_kept: int) -> bool:
@@ -337,61 +352,18 @@ def _as_decoded(sent: Sent, n: int) -> Decoded:
     return Dense(values)
 
 
-def _encode_sparse(
-    source: Source, spec: CodecSpec, rounding: Stochastic | None, shapes: Shapes | None
-) -> tuple[bytes, Sparse]:
-    n, values = len(source), spec.codec.values
-    candidates = select(source, spec.kept(n))
-    picked = source[candidates]
-    if not np.isfinite(picked).all():  # an infinity is among the largest, and a NaN was refused
-        raise ValueError("the vector is not finite")
-    kept, coded, sent = KEPT_VALUES[values].quantise(picked, rounding)
-    indices = candidates[kept].astype(np.uint32)
-    coder, section = smallest(indices, n, spec.index_codes(), shapes=shapes, code_ms=spec.code_ms)
-    head = _SPARSE_HEAD.pack(coder << 4 | values, n, len(indices), len(section))
-    frozen(indices)
-    frozen(sent)
-    return head + section + body.wrap(coded), Sparse(n, indices, sent)
-
-
-def _kept_in(view: memoryview, n: int, max_kept: int) -> int:
-    """How many elements a sparse payload says that it has."""
-    if len(view) < _SPARSE_HEAD.size:
-        raise CodecError("the payload ends within its head")
-    k: int = _SPARSE_HEAD.unpack_from(view)[2]
-    if k > max_kept:
-        raise CodecError(
-            f"{k} elements, at most {max_kept} may come", reason="malformed" if k > n else "too-large"
-        )
-    return k
-
-
-def _decode_sparse(
-    view: memoryview, size: tuple[int, int], tag: tuple[int, int], shapes: Shapes | None
-) -> Sparse:
-    index_code, code = INDEX_CODES[tag[0]], KEPT_VALUES[tag[1]]
-    n, k = size
-    index_bytes = _SPARSE_HEAD.unpack_from(view)[3]
-    rest = view[_SPARSE_HEAD.size :]
-    if index_bytes > len(rest):
-        raise CodecError("the payload ends within its indices")
-    indices = index_code.decode(rest[:index_bytes], n, k, shapes)
-    values = code.dequantise(body.unwrap(rest[index_bytes:], code.body_bytes(k)), k)
-    frozen(indices)
-    frozen(values)
-    return Sparse(n, indices, values)
-
-
 def _checked_head(view: memoryview, n: int) -> int:
     """The tag of a payload that is not too long, of a known codec, and for a vector of n."""
     if not 0 <= n <= MAX_PARAMETERS:
         raise ValueError(f"n={n} is outside 0..{MAX_PARAMETERS}")
-    if len(view) > max_encoded_bytes(n):
+    longest = masked.longest(n) if len(view) and _is_masked(view[0]) else _longest_unmasked(n, n)
+    if len(view) > longest:
         raise CodecError(f"{len(view)} bytes for {n} parameters", reason="too-large")
     if len(view) < dense.HEAD.size:
         raise CodecError("the payload ends within its head")
     tag, stated = dense.HEAD.unpack_from(view)
-    if tag not in DENSE_VALUES and not (tag >> 4 in INDEX_CODES and tag & 15 in KEPT_VALUES):
+    is_sparse = tag >> 4 in INDEX_CODES and tag & 15 in KEPT_VALUES
+    if tag not in DENSE_VALUES and not is_sparse and not _is_masked(tag):
         raise CodecError(f"unknown codec tag {tag:#04x}", reason="unknown-codec")
     if stated != n:
         raise CodecError(f"a vector of {stated}, expected {n}", reason="wrong-size")

@@ -17,6 +17,7 @@ Applying a delta is normative to the bit: one float32 addition an element, subno
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import struct
@@ -53,6 +54,7 @@ from fedmq_protocol.schema import TensorSchema
 Vector = NDArray[np.float32]
 
 _FLOAT32: Final = CodecSpec("float32")
+_LEAST_DENSITY: Final = 1e-12  # one element of each tensor
 _ARRAY_OF_TWO: Final = b"\x92"
 _BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}  # msgpack's byte strings: the length takes so many bytes
 _BIN32_CODE: Final = 0xC6
@@ -242,21 +244,36 @@ def encode_update_inplace(
             it was.
         buffers: float32[num_buffers], the buffers' change.
         schema: the model's.
-        spec: codec and density.
+        spec: codec and density; a budget of bytes is that of the blob.
         rng: the stream of chance, where the spec asks for it.
 
     Returns:
         The blob. Beside it and `total` about 100 bytes are taken for each element sent, and a few megabytes.
 
     Raises:
-        ValueError: a vector has another length, or is not finite.
+        ValueError: a vector has another length, or is not finite; or the budget is too small for any update.
     """
     if (total.shape, buffers.shape) != ((schema.num_parameters,), (schema.num_buffers,)):
         raise ValueError(f"{total.shape} and {buffers.shape} are not this schema's parameters and buffers")
+    if spec.max_bytes is not None:
+        spec = dataclasses.replace(spec, max_bytes=max(1, spec.max_bytes - _beside_weights(buffers)))
     total, out = np.asarray(total), io.BytesIO()
     sent = _write_blob(out, total, spec, buffers, shapes=schema.shapes, rng=rng)
     leave(total, sent)
     return out.getvalue()
+
+
+def least_update_bytes(schema: TensorSchema, spec: CodecSpec) -> int:
+    """A budget of bytes that is enough for some update, whatever it holds.
+
+    Args:
+        schema: the model's.
+        spec: the codec; its density and budget do not matter.
+    """
+    sparse = dataclasses.replace(spec, density=_LEAST_DENSITY, max_bytes=None)
+    weights = max_encoded_bytes(schema.num_parameters, sparse)
+    buffers = max_encoded_bytes(schema.num_buffers, _FLOAT32)
+    return weights + buffers + len(_ARRAY_OF_TWO) + 2 * _BIN32.size
 
 
 def decode_update(
@@ -318,6 +335,12 @@ def _dense_tag(name: str) -> int:
         msg = f"a snapshot cannot be in {name}"
         raise CodecError(msg, reason="unknown-codec")
     return spec.codec.values
+
+
+def _beside_weights(buffers: Vector) -> int:
+    """How many bytes of a blob are not the weights' payload, at most."""
+    coded = encode(np.ascontiguousarray(buffers), _FLOAT32)[0]
+    return len(_ARRAY_OF_TWO) + _BIN32.size + len(msgpack.packb(coded))
 
 
 def _write_blob(

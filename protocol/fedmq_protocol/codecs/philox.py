@@ -32,6 +32,7 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # the golden ratio and sqrt(3) - 1, which ste
 _WORD: Final = 0xFFFF_FFFF
 _LOW: Final = np.uint64(_WORD)
 _SHIFT: Final = np.uint64(32)
+_SLICE: Final = 1 << 14  # blocks that are made at once
 
 
 def philox(counters: UInt32Array, key: tuple[int, int]) -> UInt32Array:
@@ -76,10 +77,14 @@ def words(seed: int, purpose: int, part: int, first: int, count: int) -> UInt32A
     """
     if not (0 <= seed <= MAX_SEED and 0 <= first <= first + count <= _WORD + 1):
         raise ValueError(f"seed {seed} or blocks {first} + {count} are out of range")
-    counters = np.zeros((count, 4), np.uint32)
-    counters[:, 0] = np.arange(first, first + count, dtype=np.uint64)
-    counters[:, 1], counters[:, 2] = part, purpose
-    return philox(counters, (seed & _WORD, seed >> 32)).reshape(-1)
+    key = (seed & _WORD, seed >> 32)
+    made = np.empty((count, 4), np.uint32)
+    for start in range(0, count, _SLICE):
+        numbers = np.arange(first + start, first + min(start + _SLICE, count), dtype=np.uint64)
+        counters = np.zeros((len(numbers), 4), np.uint32)
+        counters[:, 0], counters[:, 1], counters[:, 2] = numbers, part, purpose
+        made[start : start + _SLICE] = philox(counters, key)
+    return made.reshape(-1)
 
 
 def block_bytes(blocks: UInt32Array) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, isfinite
+from math import isfinite
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ from fedmq_protocol.codecs.float32 import FLOAT32
 from fedmq_protocol.codecs.grid_model import Shapes
 from fedmq_protocol.codecs.keptblocks import KEPT4, KEPT8
 from fedmq_protocol.codecs.rounding import Stochastic
+from fedmq_protocol.codecs.shares import counts
 from fedmq_protocol.codecs.slices import Source
 from fedmq_protocol.errors import CodecError
 
@@ -127,6 +128,9 @@ INDEX_CODES: Final[dict[int, IndexCode]] = {
 """By the upper half of the tag. The first serves whenever no other one is smaller."""
 
 DENSE_VALUES: Final[dict[int, DenseValues]] = {_FLOAT32: FLOAT32, _INT8: INT8, _INT4: INT4}
+MASK: Final = 15
+"""The upper half of the tag of a payload whose indices a seed stands for."""
+
 KEPT_VALUES: Final[dict[int, KeptValues]] = {
     _LOG4: KeptValues(log4.body_bytes, lambda x, _: log4.quantise(x), log4.dequantise),
     _SIGN: KeptValues(sign1.body_bytes, lambda x, _: sign1.quantise(x), sign1.dequantise),
@@ -142,18 +146,22 @@ class Codec:
 
     Attributes:
         sparse: whether a share of the elements is kept.
-        values: the key in `KEPT_VALUES`, or in `DENSE_VALUES` for a dense codec.
+        values: the key in `KEPT_VALUES`, or in `DENSE_VALUES` for a dense codec or a masked one.
         baseline: whether everybody has it.
+        masked: whether a seed says which are kept.
     """
 
     sparse: bool
     values: int
     baseline: bool = True
+    masked: bool = False
 
     @property
     def rounds(self) -> bool:
         """Whether it has a use for chance."""
-        return KEPT_VALUES[self.values].rounds if self.sparse else self.values != _FLOAT32
+        if self.sparse and not self.masked:
+            return KEPT_VALUES[self.values].rounds
+        return self.values != _FLOAT32
 
 
 CODECS: Final[dict[str, Codec]] = {
@@ -162,6 +170,9 @@ CODECS: Final[dict[str, Codec]] = {
     "topk-int8": Codec(sparse=True, values=_LINEAR8),
     "topk-block8": Codec(sparse=True, values=_BLOCK8, baseline=False),
     "topk-block4": Codec(sparse=True, values=_BLOCK4, baseline=False),
+    "randk-int8": Codec(sparse=True, values=_INT8, baseline=False, masked=True),
+    "randk-int4": Codec(sparse=True, values=_INT4, baseline=False, masked=True),
+    "randk-float32": Codec(sparse=True, values=_FLOAT32, baseline=False, masked=True),
     "int8": Codec(sparse=False, values=_INT8),
     "int4": Codec(sparse=False, values=_INT4),
     "float32": Codec(sparse=False, values=_FLOAT32),
@@ -181,10 +192,13 @@ class CodecSpec:
         coders: names of the coders that may be used besides the baseline; those that are not had here are ignored.
         rounding: of the linear codes; `stochastic` needs a stream of chance to encode with.
         code_ms: about how long sender and receiver may each take to code indices better than with Rice codes.
+        tensors: lengths of the tensors that the vector is made of, if the share is to be kept of each by itself.
+        max_bytes: if the density follows from it: the payload may not be longer.
+        seed: what a masked codec's indices are drawn from; only needed to encode.
 
     Raises:
-        CodecError: the name is unknown, the density is out of range, or the codec does not round by chance; all may
-            come from outside.
+        CodecError: the name is unknown, the density or the budget is out of range, or the codec does not round by
+            chance, or has no use for a budget; all may come from outside.
     """
 
     name: str
@@ -192,6 +206,9 @@ class CodecSpec:
     coders: tuple[str, ...] = ()
     rounding: Rounding = "nearest"
     code_ms: float = 20.0
+    tensors: tuple[int, ...] = ()
+    max_bytes: int | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if unversioned(self.name) not in CODECS:
@@ -202,6 +219,10 @@ class CodecSpec:
         if self.rounding == "stochastic" and not self.codec.rounds:
             rounding = ", ".join(name for name, codec in CODECS.items() if codec.rounds)
             raise CodecError(f"{self.name} does not round by chance; those that do are {rounding}")
+        if self.max_bytes is not None and not self.sparse:
+            raise CodecError(f"{self.name} sends every element: a budget of bytes needs a sparse codec")
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise CodecError(f"a budget of {self.max_bytes} bytes")
 
     @property
     def codec(self) -> Codec:
@@ -214,10 +235,20 @@ class CodecSpec:
         return self.codec.sparse
 
     def kept(self, n: int) -> int:
-        """How many of n elements are kept: max(1, ceil(density n)), with the density as it is written in decimal."""
+        """The most of n elements that are kept: max(1, ceil(density n)), of the whole or of each tensor.
+
+        With a budget of bytes it is 16 for each byte.
+        """
         if not self.sparse or n == 0:
             return n
-        return min(n, max(1, ceil(Fraction(repr(self.density)) * n)))
+        if self.max_bytes is not None:
+            return min(n, 16 * self.max_bytes)
+        return sum(counts(n, self.tensors, self.share))
+
+    @property
+    def share(self) -> Fraction:
+        """The density as it is written in decimal."""
+        return Fraction(repr(self.density))
 
     def index_codes(self) -> dict[int, IndexCode]:
         """The index coders that may be used: the baseline first."""

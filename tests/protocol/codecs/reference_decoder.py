@@ -13,6 +13,7 @@ from fractions import Fraction
 import zstandard
 
 from tests.protocol.codecs import reference_grid
+from tests.protocol.codecs.reference_random import mask
 
 Element = tuple[int, Fraction]
 _NUMERATORS = (256, 245, 235, 225, 215, 206, 197, 189, 181, 173, 166, 159, 152, 146, 140, 134)
@@ -50,6 +51,9 @@ def decode(payload: bytes, shapes: Sequence[Sequence[int]] | None = None) -> tup
         return n, list(enumerate(_dense(tag, _body(payload[5:]), n)))
     _, _, k, index_bytes = struct.unpack_from("<BIII", payload)
     section = payload[13 : 13 + index_bytes]
+    if tag >> 4 == 15:
+        values = _dense(tag & 15, _body(payload[13 + index_bytes :]), k)
+        return n, list(zip(mask(int.from_bytes(section, "little"), n, k), values, strict=True))
     places = indices(section, k) if tag >> 4 == 1 else reference_grid.indices(section, k, shapes or [(n,)])
     return n, list(zip(places, _kept(tag & 15, _body(payload[13 + index_bytes :]), k), strict=True))
 

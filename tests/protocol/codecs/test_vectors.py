@@ -58,7 +58,9 @@ def test_invalid_payloads_are_refused_for_the_stated_reason(entry: dict[str, Any
 
 def test_the_vectors_show_every_codec_raw_and_compressed() -> None:
     payloads = [bytes.fromhex(entry["payload"]) for entry in VECTORS["valid"]]
-    assert {codec_name(payload) for payload in payloads} == set(CODECS)
+    assert {codec_name(payload) for payload in payloads} == {
+        name for name, codec in CODECS.items() if not codec.masked
+    }, "masked ones have a file of their own"
     assert {zstd_flag(payload) for payload in payloads} == {0, 1}
     assert {payload[0] >> 4 for payload in payloads} == {0, *INDEX_CODES}
 

@@ -19,13 +19,16 @@ from fedmq_protocol.chunks import NO_HASH, Assembly, blob_ref, chain_hash, split
 from fedmq_protocol.codecs import (
     CodecSpec,
     DecodedUpdate,
+    Sparse,
     apply_delta,
     decode,
     decode_snapshot,
     decode_update,
     encode_update,
+    randk,
     replica_sha256,
     requantise,
+    seeded,
 )
 from fedmq_protocol.codecs.grid_model import LOGS, POWERS
 from fedmq_protocol.envelope import COORDINATOR, Envelope, open_envelope
@@ -166,6 +169,25 @@ def _decode(given: Plain) -> Plain:
     return {"values": floats(decoded.to_dense())}
 
 
+def _recipe(given: Plain) -> Plain:
+    recipe = seeded.decode(bytes.fromhex(given["payload"]), given["n"])
+    weights = np.empty(recipe.n, np.float32)
+    seeded.generate(recipe, weights)
+    return {"values": floats(weights), "rebase": recipe.rebase}
+
+
+def _mask(given: Plain) -> Plain:
+    seed = given.get("seed")
+    drawn = randk.shared_seed(given["run_seed"], given["version"]) if seed is None else int(seed)
+    return {"seed": str(drawn), "indices": randk.indices(drawn, given["n"], given["k"]).tolist()}
+
+
+def _masked(given: Plain) -> Plain:
+    decoded = decode(bytes.fromhex(given["payload"]), given["n"])
+    assert isinstance(decoded, Sparse)
+    return {"indices": decoded.indices.tolist(), "values": floats(decoded.values)}
+
+
 def _snapshot(given: Plain) -> Plain:
     snapshot = bytes.fromhex(given["snapshot"])
     replica = decode_snapshot(snapshot, _schema(given))
@@ -229,6 +251,9 @@ QUESTIONS: Final[dict[str, Callable[[Plain], Plain]]] = {
     "decode": _decode,
     "indices": indices,
     "grid_tables": lambda _: {"G": LOGS, "E": POWERS},
+    "recipe": _recipe,
+    "mask": _mask,
+    "masked": _masked,
     "snapshot": _snapshot,
     "delta": _delta,
     "update": _update,

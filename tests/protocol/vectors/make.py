@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from tests.protocol.vectors import grid_cases, model_cases, wire_cases
+from tests.protocol.vectors import grid_cases, model_cases, random_cases, wire_cases
 from tests.protocol.vectors.conversation import conversation_cases
 from tests.protocol.vectors.form import FOLDER, Case, text_of
 
@@ -23,6 +23,10 @@ FILES: Final[dict[str, tuple[str, Callable[[], list[Case]]]]] = {
     "chunks.json": ("Blobs cut into chunks and put together.", model_cases.chunk_cases),
     "chain.json": ("Chained hashes of versions.", model_cases.chain_cases),
     "grid.json": ("Index sets in the grid code, and its tables.", grid_cases.grid_cases),
+    "random.json": (
+        "Starts from a seed: recipes for first weights. Masks that a seed stands for, and payloads with them.",
+        random_cases.cases,
+    ),
     "blobs.json": (
         "Snapshots, deltas, rebases, updates, error feedback, restoring.",
         model_cases.blob_cases,
