@@ -3,17 +3,20 @@
 A sender numbers what it seals, and says nothing twice under one number. So whatever comes twice was repeated by a
 broker, in good faith (QoS 1 delivers at least once) or in bad. What is retained comes again with every subscription and
 is judged otherwise: by session, epoch and version.
+
+The window is the one of IPsec (RFC 4303, section 3.4.3): a bit for each of the newest numbers.
 """
 
 from __future__ import annotations
 
-from heapq import heappush, heappushpop
 from typing import Final
 
 from fedmq_protocol.errors import RemoteError
 
-WINDOW: Final = 256
-"""So many sequences are remembered: far more than a broker ever has under way out of order for one receiver."""
+FROM_DEVICE: Final = 1_024
+"""How far back from a device's highest number the coordinator remembers: all of them are for it."""
+FROM_COORDINATOR: Final = 65_536
+"""How far back from the coordinator's highest number a device remembers: most of them are for others."""
 
 
 class ReplayError(RemoteError):
@@ -21,29 +24,27 @@ class ReplayError(RemoteError):
 
 
 class ReplayGuard:
-    """What one receiver remembers of one sender's packets.
+    """What one receiver remembers of one sender's packets: a bit for each number in the window.
 
-    Sequences may come with gaps, since a sender speaks to others too, and out of order. The newest ones of the present
-    epoch are remembered one by one; whatever is older than all of them counts as seen.
+    Sequences may come with gaps and out of order. Whatever is older than the window counts as seen.
 
     Args:
-        epoch: the highest epoch that is known of this sender.
-        window: how many sequences to remember.
+        window: how many numbers to remember, back from the highest.
     """
 
-    def __init__(self, epoch: int = 0, *, window: int = WINDOW) -> None:
-        self.epoch = epoch
+    __slots__ = ("_highest", "_mask", "_seen", "_window", "epoch")
+
+    def __init__(self, window: int) -> None:
+        self.epoch = 0
         self._window = window
-        self._floor = -1
-        self._newest: list[int] = []  # a heap, the lowest first
-        self._seen: set[int] = set()
+        self._mask = (1 << window) - 1
+        self._highest = 0
+        self._seen = 0  # bit i: highest - i
 
     def advance(self, epoch: int) -> None:
         """The sender has begun this epoch: what is of a lower one is over."""
         if epoch > self.epoch:
-            self.epoch, self._floor = epoch, -1
-            self._newest.clear()
-            self._seen.clear()
+            self.epoch, self._highest, self._seen = epoch, 0, 0
 
     def check(self, epoch: int, sequence: int) -> None:
         """Take a packet whose signature has been verified.
@@ -53,12 +54,12 @@ class ReplayGuard:
         """
         if epoch < self.epoch:
             raise ReplayError(f"of epoch {epoch}, and {self.epoch} has begun", reason="old-epoch")
-        if epoch == self.epoch and (sequence <= self._floor or sequence in self._seen):
-            raise ReplayError(f"packet {sequence} of epoch {epoch} has come before", reason="replayed")
         self.advance(epoch)
-        self._seen.add(sequence)
-        if len(self._newest) < self._window:
-            heappush(self._newest, sequence)
-        else:
-            self._floor = heappushpop(self._newest, sequence)
-            self._seen.remove(self._floor)
+        back = self._highest - sequence
+        if back >= self._window or (back >= 0 and self._seen >> back & 1):
+            raise ReplayError(f"packet {sequence} of epoch {epoch} has come before", reason="replayed")
+        if back >= 0:
+            self._seen |= 1 << back
+            return
+        self._seen = 1 if -back >= self._window else (self._seen << -back | 1) & self._mask
+        self._highest = sequence

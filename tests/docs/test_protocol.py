@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
-from fedmq_protocol import limits, messages
+from fedmq_coordinator.core import conversation, dedupe, progress, uploads
+from fedmq_edge_agent.core import contact, download, following, outbox
+from fedmq_protocol import limits, messages, replays
+from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.messages import KINDS
 from tests.docs.message_tables import Row, rows
 
-PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 PARTS: dict[str, type[BaseModel]] = {
     name: model
     for name, model in vars(messages).items()
@@ -80,3 +85,68 @@ def test_every_reason_of_a_report_is_explained() -> None:
         r"`\"([a-z-]+)\"`", next(row for row in table(section("report")) if "code" in row[0])[1]
     )
     assert codes == set(shown)
+
+
+def reasons() -> set[str]:
+    """Every word that a refusal is known by: `reason=` in protocol and cores, and a strategy's `Rejection`."""
+    found: set[str] = set()
+    folders = (
+        "protocol/fedmq_protocol",
+        "coordinator/fedmq_coordinator/core",
+        "edge_agent/fedmq_edge_agent/core",
+    )
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            values = [keyword.value for keyword in node.keywords if keyword.arg == "reason"]
+            if isinstance(node.func, ast.Name) and node.func.id == "Rejection":
+                values += node.args[:1]
+            for value in values:
+                branches = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+                found |= {str(branch.value) for branch in branches if isinstance(branch, ast.Constant)}
+    return found - {""}
+
+
+def test_every_reason_is_explained() -> None:
+    explained = set(re.findall(r"`([a-z-]+)`", section_with_parts("Errors")))
+    assert reasons() <= explained
+
+
+def section_with_parts(title: str) -> str:
+    """A section of the second level with those below it."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_timings_are_the_code_s() -> None:
+    rows_of = {row[0]: " ".join(row[1:]) for row in table(section("Timings"))}
+
+    def row(beginning: str) -> str:
+        return next(text for name, text in rows_of.items() if name.startswith(beginning))
+
+    waits = {
+        "for an announcement": contact.HELLO,
+        "for a chunk, before `get`": download.ANSWER,
+        "for a receipt or a credit": outbox.RESEND,
+    }
+    for beginning, backoff in waits.items():
+        assert f"{backoff.first_s:g} s {backoff.longest_s:g} s" in row(beginning)
+        assert backoff.factor == 2
+    assert f"{contact.SILENCE_S:g} s" in row("for any word")
+    assert f"{download.CHAIN_ATTEMPTS} attempts" in row("for a delta's chunk")
+    assert f"{download.REPORT_ATTEMPTS} attempts" in row("for a chunk, before `report`")
+    again = row("before starting over")
+    assert f"{following.AGAIN.longest_s:g} s, from {following.AGAIN.first_s:g} s on" in again
+    assert f"{BrokerSettings.model_fields['reconnect_min_s'].default:g} s" in row("between attempts")
+
+
+def test_other_figures_of_the_flows_are_the_code_s() -> None:
+    flat = " ".join(PAGE.split())
+    assert f"stands still for {uploads.IDLE_S:g} s" in flat
+    assert f"stays on the broker for {progress._CLEAR_GRACE_S:g} s" in flat
+    assert f"alone for {conversation._PAUSE_S:g} s, doubling to {conversation._PAUSE_MAX_S:g} s" in flat
+    assert f"a device's last {dedupe.WINDOW} in a run" in flat
+    assert f"the coordinator {replays.FROM_DEVICE:,} of them back" in flat
+    assert f"a device {replays.FROM_COORDINATOR:,} back" in flat

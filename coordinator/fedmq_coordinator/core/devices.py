@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fedmq_coordinator.core.traffic import Meter
 from fedmq_protocol.codecs import baseline, versioned
 from fedmq_protocol.messages import Presence, TaskRef
-from fedmq_protocol.replays import ReplayGuard
+from fedmq_protocol.replays import FROM_DEVICE, ReplayGuard
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Device:
     sent: int = 0
     received: int = 0
     """Bytes on its socket, as its agent counted them over all its sessions."""
-    replays: ReplayGuard = field(default_factory=ReplayGuard)
+    replays: ReplayGuard = field(default_factory=lambda: ReplayGuard(FROM_DEVICE))
     """Of what it sealed; the highest session of an accepted update is journaled, the rest comes anew."""
     _ended: int = -1
     """The newest session that is known to be over."""

@@ -13,7 +13,7 @@ from typing import Final
 from fedmq_protocol.envelope import COORDINATOR, Envelope, open_envelope
 from fedmq_protocol.errors import RemoteError, SignatureError
 from fedmq_protocol.messages import Announcement, Body, Credit, Lease, ModelChunk, Notice, Receipt, Status
-from fedmq_protocol.replays import ReplayGuard
+from fedmq_protocol.replays import FROM_COORDINATOR, ReplayGuard
 from fedmq_protocol.signing import key_id
 from fedmq_protocol.topics import Topics
 
@@ -67,7 +67,7 @@ class Inbox:
         self.coordinator_key = coordinator_key
         self.epoch = epoch if coordinator_key in {None, epoch_of} else 0
         self._announced = (self.epoch, announced if self.epoch else 0)  # the newest announcement's place
-        self._replays = ReplayGuard()
+        self._replays = ReplayGuard(FROM_COORDINATOR)
 
     def open(self, topic: str, payload: bytes) -> Heard:
         """Return the message if it is to be believed; pins the key of the first status where none is known.

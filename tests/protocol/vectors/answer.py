@@ -114,7 +114,7 @@ def _open(given: Plain) -> Plain:
 
 
 def _replays(given: Plain) -> Plain:
-    guard = ReplayGuard(window=given["window"])
+    guard = ReplayGuard(given["window"])
 
     def takes(epoch: int, sequence: int) -> bool:
         try:

@@ -332,14 +332,15 @@ def replay_cases() -> list[Case]:
 
     yes, no = True, False
     return [
-        case("once each, with gaps", 256, [(5, 1), (5, 2), (5, 9), (5, 400)], [yes] * 4),
-        case("out of order", 256, [(5, 3), (5, 1), (5, 2)], [yes] * 3),
-        case("twice", 256, [(5, 1), (5, 1), (5, 2), (5, 1), (5, 2)], [yes, no, yes, no, no]),
-        case("a new epoch", 256, [(5, 1), (6, 1), (5, 2), (6, 1), (6, 2)], [yes, yes, no, no, yes]),
+        case("once each, with gaps", 1_024, [(5, 1), (5, 2), (5, 9), (5, 4_000)], [yes] * 4),
+        case("out of order", 1_024, [(5, 3), (5, 1), (5, 2)], [yes] * 3),
+        case("twice", 1_024, [(5, 1), (5, 1), (5, 2), (5, 1), (5, 2)], [yes, no, yes, no, no]),
+        case("a new epoch", 1_024, [(5, 9), (6, 1), (5, 10), (6, 1), (6, 9)], [yes, yes, no, no, yes]),
         case(
-            "older than the window",
-            2,
-            [(1, 10), (1, 20), (1, 30), (1, 5), (1, 10), (1, 15)],
-            [yes] * 3 + [no, no, yes],
+            "the window's edge",
+            8,
+            [(1, 20), (1, 13), (1, 12), (1, 13), (1, 21), (1, 14)],
+            [yes, yes, no, no, yes, yes],
         ),
+        case("a long way ahead", 8, [(1, 1), (1, 2**53 - 1), (1, 2), (1, 2**53 - 2)], [yes, yes, no, yes]),
     ]
