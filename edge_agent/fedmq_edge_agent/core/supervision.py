@@ -28,6 +28,8 @@ from fedmq_edge_agent.core.effects import (
 from fedmq_edge_agent.core.events import TaskOpened
 
 RESTART = Backoff(first_s=1.0, longest_s=300.0)
+SLOWEST_BYTES_A_S = 1_000_000
+"""How much of a snapshot even a slow device takes in a second."""
 LOOP_FAILURES = 3
 """After so many failures in a row the device declares itself unfit until it works again."""
 
@@ -39,7 +41,7 @@ class TimeLimits:
     start_s: float = 60.0
     open_s: float = 300.0
     model_s: float = 120.0
-    """Loading a snapshot, applying a delta, restoring a residual."""
+    """Loading a snapshot, applying a delta, restoring a residual; and for each megabyte of the snapshot one more."""
     first_train_s: float = 600.0
     """A training, while it is not known how long one takes."""
     train_factor: float = 10.0
@@ -76,6 +78,8 @@ class Supervision:
         self.rests = False
         """It failed, and waits."""
         self._deadline: float | None = None
+        self._snapshot_bytes = 0
+        """Of the last snapshot that was loaded: how large the model is."""
 
     @property
     def unfit(self) -> bool:
@@ -135,7 +139,9 @@ class Supervision:
             case OpenTask():
                 return self._limits.open_s
             case LoadSnapshot() | ApplyDelta() | Restore():
-                return self._limits.model_s
+                if isinstance(request, LoadSnapshot):
+                    self._snapshot_bytes = request.ref.size
+                return self._limits.model_s + self._snapshot_bytes / SLOWEST_BYTES_A_S
             case Train():
                 known = self._limits.first_train_s if usual_s is None else self._limits.train_factor * usual_s
                 return max(known, lease_left_s, self._limits.least_train_s)

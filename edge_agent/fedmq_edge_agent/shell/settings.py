@@ -37,7 +37,10 @@ class TrainerSettings(BaseModel):
     open_timeout_s: PositiveS = Field(
         default=300.0, description="Limit for importing PyTorch, the task and its data."
     )
-    model_timeout_s: PositiveS = Field(default=120.0, description="Limit for loading a model version.")
+    model_timeout_s: PositiveS = Field(
+        default=120.0,
+        description="Limit for loading a model version; and for each MB of a snapshot 1 s more.",
+    )
     first_train_timeout_s: PositiveS = Field(
         default=600.0, description="Limit for a training, while it is not known how long one takes."
     )

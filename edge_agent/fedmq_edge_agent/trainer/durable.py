@@ -27,6 +27,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed left of the files that they wrote into `folder`; none writes there now."""
+    for beside in folder.glob(".*.part"):
+        beside.unlink(missing_ok=True)
+
+
 def write_file(path: Path, parts: Iterable[Any]) -> None:
     """Write buffers of bytes to a file beside `path`, flush it to the disk and rename it."""
     with replacing(path) as file:

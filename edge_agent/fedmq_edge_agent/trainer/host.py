@@ -25,7 +25,7 @@ from fedmq_edge_agent.trainer.blame import describe
 from fedmq_edge_agent.trainer.centralised import reference
 from fedmq_edge_agent.trainer.channel import Message
 from fedmq_edge_agent.trainer.dataset import Examples
-from fedmq_edge_agent.trainer.durable import flush_folder, replacing, write_file
+from fedmq_edge_agent.trainer.durable import flush_folder, replacing, sweep, write_file
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_edge_agent.trainer.opened import Opened, Role, central_data, derived_seed, open_task
 from fedmq_edge_agent.trainer.paged import Paged, scratch
@@ -223,6 +223,7 @@ class Host:
             trained = work.train(own_seed)
             after = None if measure is None else _evaluated(opened, measure)
             folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder)
             with new_residual(left_file, opened.schema.num_parameters, owner) as left:
                 update = work.encode(residual, left, updates_done, seed=own_seed)
             write_file(payload_file, [update.payload])

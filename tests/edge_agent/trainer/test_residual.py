@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fedmq_edge_agent.trainer.durable import sweep
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_edge_agent.trainer.paged import SLICE
 from fedmq_edge_agent.trainer.residual import Owner, StoredResidual, new_residual
@@ -101,3 +102,12 @@ def test_one_of_the_first_form_is_read_too(tmp_path: Path) -> None:
     stored = StoredResidual(path, 5, OWNER)
     assert stored.read().tolist() == [0, 1, 2, 3, 4]
     assert stored.owner == OWNER
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    write(tmp_path / "residual-1.bin", np.ones(8, np.float32), OWNER)
+    kept = ["base-7.bin.part", "base-7.bin.part.have", "residual-1.bin"]
+    for name in (*kept[:2], ".residual-2.bin.4711.part"):
+        (tmp_path / name).write_bytes(b"x")
+    sweep(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == kept
