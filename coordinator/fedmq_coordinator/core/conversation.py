@@ -33,6 +33,8 @@ from fedmq_protocol.messages import (
 )
 from fedmq_protocol.replays import ReplayError
 
+_STATUS_EVERY_S: Final = 10.0
+"""All devices hear a status that one has asked for, so that no other need be said for so long."""
 _PAUSE_S: Final = 10.0
 _PAUSE_MAX_S: Final = 600.0
 _UPLOAD_BUDGET_BYTES: Final = 16 * 1024 * 1024
@@ -56,6 +58,7 @@ class Conversation:
         self._strategy = strategy
         self._failures: dict[str, int] = {}
         self._uploads = Uploads()
+        self._status_due_at = 0.0
         self.rejections: dict[str, int] = {}
 
     def forget_uploads(self, *, but_of: str | None) -> None:
@@ -157,7 +160,9 @@ class Conversation:
 
     def _hello(self, device: Device) -> None:
         """Tell a device what a retained message should have told it: whom it can believe, and what is announced."""
-        if self._desk.public_key:
+        now = self._desk.now
+        if self._desk.public_key and now >= self._status_due_at:
+            self._status_due_at = now + _STATUS_EVERY_S
             epoch = self._desk.state.epoch
             status = Status(online=True, session=epoch, public_key=self._desk.public_key)
             self._desk.send(self._desk.topics.coordinator_status, status, retain=True)

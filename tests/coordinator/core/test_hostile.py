@@ -17,6 +17,7 @@ from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs import CodecSpec, encode
 from fedmq_protocol.envelope import Sealer
 from fedmq_protocol.messages import (
+    Announcement,
     Credit,
     Get,
     Hello,
@@ -436,6 +437,23 @@ def test_a_hello_is_answered_with_the_key_and_the_announcement() -> None:
     world.say(world.devices["a"], "hello", Hello())
     assert [(s.online, s.session, s.public_key) for s in world.sent(Status)] == [(True, 3, key.public_key)]
     assert world.announcement().run == "r1"
+
+
+def test_many_hellos_are_not_each_answered_to_all() -> None:
+    world = World()
+    world.tell(e.CoordinatorStarted(epoch=3, public_key=SigningKey(bytes(32)).public_key))
+    for name in "abc":
+        world.join(name)
+    world.start_run(settings(rounds=9))
+    world.effects.clear()
+    for name in "abc":
+        world.say(world.devices[name], "hello", Hello())
+    assert len(world.sent(Status)) == 1, "the status goes to everybody"
+    assert len(world.sent(Announcement)) == 3, "the announcement to each who asks"
+    world.pass_time(11)
+    world.effects.clear()
+    world.say(world.devices["c"], "hello", Hello())
+    assert len(world.sent(Status)) == 1
 
 
 def test_a_late_update_is_held_against_what_was_usual_when_its_version_was_published() -> None:
