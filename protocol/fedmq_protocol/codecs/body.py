@@ -20,6 +20,8 @@ MAX_WINDOW_BYTES: Final = 1 << 23
 
 _RAW: Final = 0
 _ZSTD: Final = 1
+SIGNS: Final = 2
+"""The flag of a sparse body that `signs` wrote; this module leaves it to whoever knows the indices."""
 _LEVEL: Final = 3
 _WORTH_TRYING: Final = 32  # a frame's own header costs about ten bytes
 _AT_ONCE: Final = 1 << 20  # longer bodies stream

@@ -121,6 +121,18 @@ def grids(n: int, shapes: Shapes | None) -> Iterator[Grid]:
             start += size
 
 
+def row_numbers(places: Ints, shapes: Shapes) -> Ints:
+    """For elements of a vector, which row of which tensor, counted through; a tensor of one dimension is one row."""
+    sizes = np.array([prod(shape) for shape in shapes], np.int64)
+    rows = np.array([shape[0] if len(shape) > 1 else 1 for shape in shapes], np.int64)
+    ends = np.cumsum(sizes)
+    tensor = np.searchsorted(ends, places, side="right")
+    widths = sizes // np.maximum(rows, 1)
+    within = (places - (ends - sizes)[tensor]) // widths[tensor]
+    numbers: Ints = (np.cumsum(rows) - rows)[tensor] + within.astype(np.int64)
+    return numbers
+
+
 def log(y: int) -> int:
     """log2(y) in units of 2**-28, for 0 < y < 2**40."""
     whole = y.bit_length() - 1

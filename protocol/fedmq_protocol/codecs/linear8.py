@@ -9,6 +9,8 @@ The body: the scale; then the levels in two's complement, one to a byte, neither
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,7 @@ from fedmq_protocol.codecs import scale
 from fedmq_protocol.codecs.blockwise import INT8
 from fedmq_protocol.codecs.decoded import Float32Array
 from fedmq_protocol.codecs.rounding import Stochastic, to_levels
+from fedmq_protocol.codecs.signs import Symbols
 from fedmq_protocol.errors import CodecError
 
 
@@ -59,3 +62,16 @@ def dequantise(body: memoryview, count: int) -> Float32Array:
     if scales[0] == 0 or not levels.all() or levels.min() < -INT8.largest_level:
         raise CodecError("a scale or a level is out of range")
     return levels * scales
+
+
+def _apart(levels: bytes, count: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    signed = np.frombuffer(levels, np.int8, count).astype(np.int64)
+    return signed < 0, np.abs(signed)
+
+
+def _joined(negative: NDArray[np.bool_], levels: NDArray[np.int64]) -> bytes:
+    return np.where(negative, -levels, levels).astype(np.int8).tobytes()
+
+
+SYMBOLS: Final = Symbols(scale.SCALE_BYTES, 7, _apart, _joined)
+"""The body in signs and levels."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fedmq_protocol.codecs import nibbles, scale
 from fedmq_protocol.codecs.decoded import Float32Array
+from fedmq_protocol.codecs.signs import Symbols
 from fedmq_protocol.errors import CodecError
 
 LEVELS: Final = 8
@@ -87,6 +88,19 @@ def dequantise(body: memoryview, count: int) -> Float32Array:
         raise CodecError("the scale or the step of the levels is out of range")
     codes = nibbles.unpack(body[_HEAD_BYTES:], count)
     return _signed(_levels(scales, np.array([step]))[0])[codes]
+
+
+def _apart(nibble_bytes: bytes, count: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    codes = nibbles.unpack(memoryview(nibble_bytes), count)
+    return codes >= LEVELS, (codes % LEVELS).astype(np.int64)
+
+
+def _joined(negative: NDArray[np.bool_], levels: NDArray[np.int64]) -> bytes:
+    return nibbles.pack((levels + LEVELS * negative).astype(np.uint8))
+
+
+SYMBOLS: Final = Symbols(_HEAD_BYTES, 3, _apart, _joined)
+"""The body in signs and levels."""
 
 
 def _levels(scales: Float32Array, steps: NDArray[np.int64]) -> Float32Array:

@@ -69,6 +69,18 @@ class Decoder:
         if self._x < _LOW:
             self._fill()
 
+    def bit(self, ones: int) -> int:
+        """Read a bit that is 1 in the first `ones` of 2**24 places."""
+        low = self._x & (TOTAL - 1)
+        if low < ones:
+            x, bit = ones * (self._x >> BITS) + low, 1
+        else:
+            x, bit = (TOTAL - ones) * (self._x >> BITS) + low - ones, 0
+        self._x = x
+        if x < _LOW:
+            self._fill()
+        return bit
+
     def uniform(self, count: int) -> int:
         """One of `count` equally likely numbers.
 

@@ -19,7 +19,7 @@ from typing import Final, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_protocol.codecs import grid, linear8, log4, rice, seeded, sign1
+from fedmq_protocol.codecs import grid, linear8, log4, rice, seeded, sign1, signs
 from fedmq_protocol.codecs.blockwise import INT4, INT8
 from fedmq_protocol.codecs.decoded import Float32Array, UInt32Array
 from fedmq_protocol.codecs.float32 import FLOAT32
@@ -27,6 +27,7 @@ from fedmq_protocol.codecs.grid_model import Shapes
 from fedmq_protocol.codecs.keptblocks import KEPT4, KEPT8
 from fedmq_protocol.codecs.rounding import Stochastic
 from fedmq_protocol.codecs.shares import counts
+from fedmq_protocol.codecs.signs import Symbols
 from fedmq_protocol.codecs.slices import Source
 from fedmq_protocol.errors import CodecError
 
@@ -74,12 +75,14 @@ class KeptValues:
         quantise: float32[k] and chance -> which are sent, bool[k]; the body for those; those as they will be decoded.
         dequantise: the body and the count -> float32[count]; raises CodecError.
         rounds: whether it has a use for chance.
+        symbols: how the body falls into signs and levels, if it does.
     """
 
     body_bytes: Callable[[int], int]
     quantise: Callable[[Float32Array, Stochastic | None], tuple[NDArray[np.bool_], bytes, Float32Array]]
     dequantise: Callable[[memoryview, int], Float32Array]
     rounds: bool = False
+    symbols: Symbols | None = None
 
 
 Rounding = Literal["nearest", "stochastic"]
@@ -132,9 +135,13 @@ MASK: Final = 15
 """The upper half of the tag of a payload whose indices a seed stands for."""
 
 KEPT_VALUES: Final[dict[int, KeptValues]] = {
-    _LOG4: KeptValues(log4.body_bytes, lambda x, _: log4.quantise(x), log4.dequantise),
-    _SIGN: KeptValues(sign1.body_bytes, lambda x, _: sign1.quantise(x), sign1.dequantise),
-    _LINEAR8: KeptValues(linear8.body_bytes, linear8.quantise, linear8.dequantise, rounds=True),
+    _LOG4: KeptValues(log4.body_bytes, lambda x, _: log4.quantise(x), log4.dequantise, symbols=log4.SYMBOLS),
+    _SIGN: KeptValues(
+        sign1.body_bytes, lambda x, _: sign1.quantise(x), sign1.dequantise, symbols=sign1.SYMBOLS
+    ),
+    _LINEAR8: KeptValues(
+        linear8.body_bytes, linear8.quantise, linear8.dequantise, rounds=True, symbols=linear8.SYMBOLS
+    ),
     _BLOCK8: KeptValues(KEPT8.body_bytes, KEPT8.quantise, KEPT8.dequantise, rounds=True),
     _BLOCK4: KeptValues(KEPT4.body_bytes, KEPT4.quantise, KEPT4.dequantise, rounds=True),
 }
@@ -191,7 +198,8 @@ class CodecSpec:
         density: share of the elements that a sparse codec keeps, above 0 and at most 1; dense ones ignore it.
         coders: names of the coders that may be used besides the baseline; those that are not had here are ignored.
         rounding: of the linear codes; `stochastic` needs a stream of chance to encode with.
-        code_ms: about how long sender and receiver may each take to code indices better than with Rice codes.
+        code_ms: about how long sender and receiver may each take to code indices better than with Rice codes, and
+            again to code values better than with zstd.
         tensors: lengths of the tensors that the vector is made of, if the share is to be kept of each by itself.
         max_bytes: if the density follows from it: the payload may not be longer.
         seed: what a masked codec's indices are drawn from; only needed to encode.
@@ -250,6 +258,13 @@ class CodecSpec:
         """The density as it is written in decimal."""
         return Fraction(repr(self.density))
 
+    def expects_signs(self, count: int) -> bool:
+        """Whether so many values may be written as `signs` does."""
+        symbols = KEPT_VALUES[self.codec.values].symbols if self.sparse else None
+        if symbols is None or signs.NAME not in map(versioned, self.coders):
+            return False
+        return signs.cost_ns(count, symbols) <= 1e6 * self.code_ms
+
     def index_codes(self) -> dict[int, IndexCode]:
         """The index coders that may be used: the baseline first."""
         allowed = {
@@ -270,7 +285,11 @@ def unversioned(name: str) -> str:
 
 def names() -> tuple[str, ...]:
     """All codecs and coders that this implementation speaks, with their versions, for the birth certificate."""
-    return (*map(versioned, (*CODECS, seeded.NAME)), *(code.name for code in INDEX_CODES.values()))
+    return (
+        *map(versioned, (*CODECS, seeded.NAME)),
+        *(code.name for code in INDEX_CODES.values()),
+        signs.NAME,
+    )
 
 
 def baseline() -> tuple[str, ...]:
@@ -281,7 +300,7 @@ def baseline() -> tuple[str, ...]:
 
 def optional_coders() -> tuple[str, ...]:
     """The coders that not everybody has: for updates, where both sides have them."""
-    return tuple(code.name for code in INDEX_CODES.values() if not code.baseline)
+    return (*(code.name for code in INDEX_CODES.values() if not code.baseline), signs.NAME)
 
 
 def check_coders(coders: Iterable[str]) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fedmq_protocol.codecs import scale
 from fedmq_protocol.codecs.decoded import Float32Array
+from fedmq_protocol.codecs.signs import Symbols
 from fedmq_protocol.errors import CodecError
 
 _REACH: Final = np.float32(2.0**-15)  # the largest magnitude times this is the least that may be sent
@@ -65,6 +66,18 @@ def dequantise(body: memoryview, count: int) -> Float32Array:
     if bits[count:].any():
         raise CodecError("the filling of the last byte is not zero")
     return _signed(bits[:count] == 1, magnitude)
+
+
+def _apart(bits: bytes, count: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=count) == 1, np.zeros(count, np.int64)
+
+
+def _joined(negative: NDArray[np.bool_], _: NDArray[np.int64]) -> bytes:
+    return np.packbits(negative).tobytes()
+
+
+SYMBOLS: Final = Symbols(scale.SCALE_BYTES, 0, _apart, _joined)
+"""The body in signs and levels."""
 
 
 def _signed(negative: NDArray[np.bool_], magnitude: np.float32) -> Float32Array:

@@ -9,12 +9,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_protocol.codecs import body
+from fedmq_protocol.codecs import body, signs
 from fedmq_protocol.codecs.budget import fill
 from fedmq_protocol.codecs.choice import smallest
-from fedmq_protocol.codecs.decoded import Float32Array, Sparse, frozen
+from fedmq_protocol.codecs.decoded import Float32Array, Sparse, UInt32Array, frozen
 from fedmq_protocol.codecs.grid_model import Shapes
-from fedmq_protocol.codecs.registry import INDEX_CODES, KEPT_VALUES, CodecSpec
+from fedmq_protocol.codecs.registry import INDEX_CODES, KEPT_VALUES, CodecSpec, KeptValues
 from fedmq_protocol.codecs.rounding import Stochastic
 from fedmq_protocol.codecs.shares import select_shares
 from fedmq_protocol.codecs.slices import Source
@@ -94,7 +94,8 @@ def decode(view: memoryview, n: int, k: int, shapes: Shapes | None) -> Sparse:
     if index_bytes > len(rest):
         raise CodecError("the payload ends within its indices")
     indices = index_code.decode(rest[:index_bytes], n, k, shapes)
-    values = code.dequantise(body.unwrap(rest[index_bytes:], code.body_bytes(k)), k)
+    content = _unwrapped(rest[index_bytes:], code, indices, shapes or [(n,)])
+    values = code.dequantise(content, k)
     frozen(indices)
     frozen(values)
     return Sparse(n, indices, values)
@@ -140,4 +141,24 @@ def _encode_kept(
     head = HEAD.pack(coder << 4 | values, n, len(indices), len(section))
     frozen(indices)
     frozen(sent)
-    return head + section + body.wrap(coded), Sparse(n, indices, sent)
+    return head + section + _wrapped(coded, indices, spec, shapes or [(n,)]), Sparse(n, indices, sent)
+
+
+def _wrapped(coded: bytes, indices: UInt32Array, spec: CodecSpec, shapes: Shapes) -> bytes:
+    """The values' body, as short as may be."""
+    wrapped, symbols = body.wrap(coded), KEPT_VALUES[spec.codec.values].symbols
+    if symbols is not None and len(indices) and spec.expects_signs(len(indices)):
+        expected = bytes([body.SIGNS]) + signs.encode(coded, symbols, indices, shapes)
+        if len(expected) < len(wrapped):
+            return expected
+    return wrapped
+
+
+def _unwrapped(section: memoryview, code: KeptValues, indices: UInt32Array, shapes: Shapes) -> memoryview:
+    """The body back."""
+    size = code.body_bytes(len(indices))
+    if code.symbols is None or not len(section) or section[0] != body.SIGNS:
+        return body.unwrap(section, size)
+    if len(section) > size:
+        raise CodecError("values that take more bytes than they should")
+    return memoryview(signs.decode(section[body.FLAG_BYTES :], code.symbols, indices, shapes))

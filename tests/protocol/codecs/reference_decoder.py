@@ -1,7 +1,7 @@
 """A second decoder of every format, written from docs/protocol-codecs.md: one bit after another, exact fractions.
 
 It is slow and trusts its input. It shares nothing with the package: no NumPy, no table but the sixteen numerators. The
-grid is in `reference_grid`.
+grid is in `reference_grid`, the optional value coder in `reference_signs`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import zstandard
 
-from tests.protocol.codecs import reference_grid
+from tests.protocol.codecs import reference_grid, reference_signs
 from tests.protocol.codecs.reference_random import mask
 
 Element = tuple[int, Fraction]
@@ -50,12 +50,15 @@ def decode(payload: bytes, shapes: Sequence[Sequence[int]] | None = None) -> tup
     if tag >> 4 == 0:
         return n, list(enumerate(_dense(tag, _body(payload[5:]), n)))
     _, _, k, index_bytes = struct.unpack_from("<BIII", payload)
-    section = payload[13 : 13 + index_bytes]
+    section, rest = payload[13 : 13 + index_bytes], payload[13 + index_bytes :]
     if tag >> 4 == 15:
-        values = _dense(tag & 15, _body(payload[13 + index_bytes :]), k)
+        values = _dense(tag & 15, _body(rest), k)
         return n, list(zip(mask(int.from_bytes(section, "little"), n, k), values, strict=True))
-    places = indices(section, k) if tag >> 4 == 1 else reference_grid.indices(section, k, shapes or [(n,)])
-    return n, list(zip(places, _kept(tag & 15, _body(payload[13 + index_bytes :]), k), strict=True))
+    shapes = shapes or [(n,)]
+    places = indices(section, k) if tag >> 4 == 1 else reference_grid.indices(section, k, shapes)
+    if rest[0] == 2:
+        return n, list(zip(places, _expected(tag & 15, rest[1:], places, shapes), strict=True))
+    return n, list(zip(places, _kept(tag & 15, _body(rest), k), strict=True))
 
 
 def indices(section: bytes, k: int) -> list[int]:
@@ -112,6 +115,18 @@ def _kept(code: int, body: bytes, k: int) -> list[Fraction]:
         signs = _Bits(body[2:])
         return [-scale if signs.one() else scale for _ in range(k)]
     return [_signed(level, 8) * scale for level in body[2:]]
+
+
+def _expected(
+    code: int, content: bytes, places: list[int], shapes: Sequence[Sequence[int]]
+) -> list[Fraction]:
+    """Kept values with flag 2."""
+    head = 3 if code == 4 else 2
+    scale, level_bits = _scale(content[:2]), {4: 3, 5: 0, 6: 7}[code]
+    pairs = reference_signs.values(content[head:], places, level_bits, shapes)
+    if code == 4:
+        return [_log4(level + (8 if sign < 0 else 0), content[2]) * scale for sign, level in pairs]
+    return [sign * (level if code == 6 else 1) * scale for sign, level in pairs]
 
 
 def _log4(nibble: int, step: int) -> Fraction:

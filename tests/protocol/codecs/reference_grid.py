@@ -42,7 +42,9 @@ def power(d: int) -> int:
     return between >> q
 
 
-class _State:
+class State:
+    """The events' state and bytes."""
+
     def __init__(self, data: bytes) -> None:
         self.data, self.x = list(data), 0
         self.fill()
@@ -66,7 +68,7 @@ class _State:
 
 def indices(section: bytes, k: int, shapes: Sequence[Sequence[int]]) -> list[int]:
     """The indices of a section."""
-    state, places, first = _State(section), list[int](), 0
+    state, places, first = State(section), list[int](), 0
     for shape in shapes:
         s = prod(shape)
         if s and len(places) < k:
@@ -78,7 +80,7 @@ def indices(section: bytes, k: int, shapes: Sequence[Sequence[int]]) -> list[int
     return sorted(places)
 
 
-def _tensor(state: _State, shape: Sequence[int], left: int) -> list[int]:
+def _tensor(state: State, shape: Sequence[int], left: int) -> list[int]:
     s = prod(shape)
     rows, columns = (shape[0], s // shape[0]) if len(shape) > 1 else (1, s)
     turned = rows > columns
@@ -105,7 +107,7 @@ def _tensor(state: _State, shape: Sequence[int], left: int) -> list[int]:
 
 
 def _segment(
-    state: _State, h: list[int], part: tuple[int, int], numbers: tuple[int, int], hit: list[int], left: int
+    state: State, h: list[int], part: tuple[int, int], numbers: tuple[int, int], hit: list[int], left: int
 ) -> int:
     (c, e), (y, b) = part, numbers
     while c < e and len(hit) < left:

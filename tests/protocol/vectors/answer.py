@@ -42,6 +42,7 @@ from fedmq_protocol.topics import Topics, check_id
 from tests.protocol.vectors.device import VectorDevice
 from tests.protocol.vectors.form import Plain, floats, plain_body, raised, vector
 from tests.protocol.vectors.grid_cases import indices
+from tests.protocol.vectors.sign_cases import values
 
 
 def _schema(given: Plain) -> TensorSchema:
@@ -250,6 +251,7 @@ QUESTIONS: Final[dict[str, Callable[[Plain], Plain]]] = {
     "chain": _chain,
     "decode": _decode,
     "indices": indices,
+    "values": values,
     "grid_tables": lambda _: {"G": LOGS, "E": POWERS},
     "recipe": _recipe,
     "mask": _mask,

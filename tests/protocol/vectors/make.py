@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from tests.protocol.vectors import grid_cases, model_cases, random_cases, wire_cases
+from tests.protocol.vectors import grid_cases, model_cases, random_cases, sign_cases, wire_cases
 from tests.protocol.vectors.conversation import conversation_cases
 from tests.protocol.vectors.form import FOLDER, Case, text_of
 
@@ -27,6 +27,7 @@ FILES: Final[dict[str, tuple[str, Callable[[], list[Case]]]]] = {
         "Starts from a seed: recipes for first weights. Masks that a seed stands for, and payloads with them.",
         random_cases.cases,
     ),
+    "signs.json": ("Values in the optional coder signs/1.", sign_cases.sign_cases),
     "blobs.json": (
         "Snapshots, deltas, rebases, updates, error feedback, restoring.",
         model_cases.blob_cases,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.protocol.codecs import reference_decoder, reference_grid
+from tests.protocol.codecs import reference_decoder, reference_grid, reference_signs
 from tests.protocol.vectors.form import FOLDER
 from tests.protocol.vectors.second_reading import public_key, unpack, verifies
 
@@ -108,6 +108,22 @@ def test_the_grid_codes_tables_are_logarithms() -> None:
     (tables,) = (case["gives"] for case in cases("grid", "grid_tables"))
     assert [reference_grid.big_g(u) for u in range(257)] == tables["G"]
     assert [reference_grid.big_e(u) for u in range(257)] == tables["E"]
+
+
+@pytest.mark.parametrize("case", cases("signs", "values"), ids=named)
+def test_values_decode_as_the_page_says(case: dict[str, Any]) -> None:
+    given, body = case["given"], bytes.fromhex(case["gives"]["body"])
+    section = bytes.fromhex(given["section"])
+    head, bits = {"topk-log4": (3, 3), "topk-sign": (2, 0), "topk-int8": (2, 7)}[given["codec"]]
+    assert section[: 1 + head] == b"\x02" + body[:head]
+    found = reference_signs.values(section[1 + head :], given["indices"], bits, given["shapes"])
+    digits = "".join(f"{(sign < 0) << bits | level:0{1 + bits}b}" for sign, level in found)
+    if bits == 7:
+        levels = struct.unpack(f"<{len(found)}b", body[head:])
+        assert levels == tuple(sign * level for sign, level in found)
+    else:
+        digits += "0" * (-len(digits) % 8)
+        assert int(digits, 2).to_bytes(len(digits) // 8, "big") == body[head:]
 
 
 @pytest.mark.parametrize("case", cases("sampling", "sample"), ids=named)
