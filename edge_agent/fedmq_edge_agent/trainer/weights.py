@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -9,15 +11,34 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
-from fedmq_edge_agent.trainer.durable import flush_folder, write_file
+from fedmq_edge_agent.trainer.durable import flush_folder, replacing
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.paged import Paged, map_file
+from fedmq_edge_agent.trainer.paged import SLICE, Paged, map_file
 from fedmq_edge_agent.trainer.tensors import pieces
 from fedmq_protocol.schema import TensorSchema
 
 _LISTED = 3  # names that an error shows
+_ALIGNMENT = 8
+_DTYPES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "uint16": "U16",
+    "int16": "I16",
+    "uint32": "U32",
+    "int32": "I32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+    "complex64": "C64",
+}
 
 
 def load_checkpoint(model: torch.nn.Module, path: Path, schema: TensorSchema) -> None:
@@ -48,14 +69,32 @@ def load_checkpoint(model: torch.nn.Module, path: Path, schema: TensorSchema) ->
 
 
 def save_model(model: torch.nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a `.safetensors` file with the state_dict's names, shapes and dtypes; tied entries are written each."""
+    """Write a `.safetensors` file with the state_dict's names, shapes and dtypes; tied entries are written each.
+
+    Written here and not by its own library, which would take two copies of the model for it.
+
+    Raises:
+        TrainerError: `bad-file`; it cannot be written, or has no name for the type of an entry.
+    """
     state = {
-        name: value.detach().clone().contiguous()
-        for name, value in model.state_dict().items()
-        if isinstance(value, torch.Tensor)
+        name: value.detach() for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)
     }
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, value in sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0])):
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in _DTYPES:
+            raise TrainerError("bad-file", f"{path}: a safetensors file has no {dtype}, which {name} is in")
+        start, end = end, end + value.numel() * value.element_size()
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    packed = json.dumps(header).encode()
+    packed += b" " * (-len(packed) % _ALIGNMENT)
     try:
-        write_file(path, [save(state, metadata=dict(metadata))])
+        with replacing(path) as file:
+            file.write(struct.pack("<Q", len(packed)) + packed)
+            for name in list(header)[1:]:
+                for piece in state[name].reshape(-1).split(SLICE):
+                    file.write(piece.clone().view(torch.uint8).numpy().data)
         flush_folder(path.parent)
     except OSError as error:
         raise TrainerError("bad-file", f"cannot write {path}: {error.strerror}") from None
