@@ -20,46 +20,34 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_protocol.codecs import seeded
+from fedmq_protocol.codecs import blob, seeded
 from fedmq_protocol.codecs.container import (
-    Sent,
     codec_name,
     decode,
     decode_into,
     decoded_slices,
-    encode,
-    encode_to,
     is_dense,
     leave,
     max_encoded_bytes,
     replace,
 )
 from fedmq_protocol.codecs.decoded import Decoded, Dense, flushed
-from fedmq_protocol.codecs.grid_model import Shapes
 from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.codecs.seeded import Recipe, Segment
-from fedmq_protocol.codecs.slices import Difference, Source, parts
+from fedmq_protocol.codecs.slices import Difference, parts
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.schema import TensorSchema
 
 Vector = NDArray[np.float32]
 
-_FLOAT32: Final = CodecSpec("float32")
 _LEAST_DENSITY: Final = 1e-12  # one element of each tensor
-_ARRAY_OF_TWO: Final = b"\x92"
-_BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}  # msgpack's byte strings: the length takes so many bytes
-_BIN32_CODE: Final = 0xC6
-_BIN32: Final = struct.Struct(">BI")
-_STREAM_FROM: Final = 1 << 20  # longer parts are written where they belong, with the long form of the length
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,7 @@ def encode_snapshot_to(vector: Vector, schema: TensorSchema, codec: str, out: Bi
     """
     _check_size(vector, schema)
     cut = schema.num_parameters + schema.num_frozen
-    _write_blob(out, vector[:cut], CodecSpec(codec), vector[cut:])
+    blob.write(out, vector[:cut], CodecSpec(codec), vector[cut:])
 
 
 def decode_snapshot(data: bytes | memoryview, schema: TensorSchema) -> Vector:
@@ -123,7 +111,7 @@ def decode_snapshot_into(data: bytes | memoryview, schema: TensorSchema, out: Ve
         CodecError: the blob is damaged or of another schema.
     """
     _check_size(out, schema)
-    weights, buffers = _unpack(data)
+    weights, buffers = blob.read(data)
     cut = schema.num_parameters + schema.num_frozen
     values = _decode_buffers(buffers, schema)
     if seeded.is_seeded(weights):
@@ -154,8 +142,7 @@ def encode_seeded(
     if recipe.n != schema.num_parameters + schema.num_frozen or len(buffers) != schema.num_buffers:
         msg = f"a recipe for {recipe.n} weights and {len(buffers)} elements of buffers is for another model"
         raise ValueError(msg)
-    blob: bytes = msgpack.packb([seeded.encode(recipe), encode(buffers, _FLOAT32)[0]])
-    return blob
+    return blob.write_payload(seeded.encode(recipe), buffers)
 
 
 def requantise(replica: Vector, schema: TensorSchema, codec: str = "int8") -> Vector:
@@ -170,7 +157,7 @@ def requantise_inplace(replica: Vector, schema: TensorSchema, codec: str = "int8
     _check_size(replica, schema)
     cut = schema.num_parameters + schema.num_frozen
     replace(replica[:cut], codec)
-    replace(replica[cut:], _FLOAT32.name)
+    replace(replica[cut:], blob.BUFFERS.name)
 
 
 def encode_delta(target: Vector, replica: Vector, schema: TensorSchema, spec: CodecSpec) -> bytes:
@@ -179,7 +166,7 @@ def encode_delta(target: Vector, replica: Vector, schema: TensorSchema, spec: Co
     _check_size(replica, schema)
     cut, tail = schema.num_parameters, schema.num_parameters + schema.num_frozen
     out = io.BytesIO()
-    _write_blob(out, Difference(target[:cut], replica[:cut]), spec, target[tail:], shapes=schema.shapes)
+    blob.write(out, Difference(target[:cut], replica[:cut]), spec, target[tail:], shapes=schema.shapes)
     return out.getvalue()
 
 
@@ -189,7 +176,7 @@ def apply_delta(replica: Vector, data: bytes | memoryview, schema: TensorSchema)
     Raises:
         CodecError: the blob is damaged or of another schema; the replica is as it was.
     """
-    parameters, buffers = _unpack(data)
+    parameters, buffers = blob.read(data)
     values = _decode_buffers(buffers, schema)
     target = np.asarray(replica)[: schema.num_parameters]
     if is_dense(parameters):
@@ -256,9 +243,9 @@ def encode_update_inplace(
     if (total.shape, buffers.shape) != ((schema.num_parameters,), (schema.num_buffers,)):
         raise ValueError(f"{total.shape} and {buffers.shape} are not this schema's parameters and buffers")
     if spec.max_bytes is not None:
-        spec = dataclasses.replace(spec, max_bytes=max(1, spec.max_bytes - _beside_weights(buffers)))
+        spec = dataclasses.replace(spec, max_bytes=max(1, spec.max_bytes - blob.beside_weights(buffers)))
     total, out = np.asarray(total), io.BytesIO()
-    sent = _write_blob(out, total, spec, buffers, shapes=schema.shapes, rng=rng)
+    sent = blob.write(out, total, spec, buffers, shapes=schema.shapes, rng=rng)
     leave(total, sent)
     return out.getvalue()
 
@@ -272,8 +259,7 @@ def least_update_bytes(schema: TensorSchema, spec: CodecSpec) -> int:
     """
     sparse = dataclasses.replace(spec, density=_LEAST_DENSITY, max_bytes=None)
     weights = max_encoded_bytes(schema.num_parameters, sparse)
-    buffers = max_encoded_bytes(schema.num_buffers, _FLOAT32)
-    return weights + buffers + len(_ARRAY_OF_TWO) + 2 * _BIN32.size
+    return weights + blob.most_beside_weights(schema.num_buffers)
 
 
 def decode_update(
@@ -289,7 +275,7 @@ def decode_update(
     Raises:
         CodecError: the blob is damaged, hostile, or of another schema.
     """
-    parameters, buffers = _unpack(data)
+    parameters, buffers = blob.read(data)
     change = decode(parameters, schema.num_parameters, shapes=schema.shapes, max_kept=max_kept)
     return DecodedUpdate(change, _decode_buffers(buffers, schema))
 
@@ -308,7 +294,7 @@ def snapshot_codec(data: bytes | memoryview) -> str:
     Raises:
         CodecError: no snapshot, or one of an unknown codec.
     """
-    weights, _ = _unpack(data)
+    weights, _ = blob.read(data)
     if seeded.is_seeded(weights):
         return codec_name(bytes([seeded.rebase_tag(weights)]))
     return codec_name(weights)
@@ -320,7 +306,7 @@ def is_seeded(data: bytes | memoryview) -> bool:
     Raises:
         CodecError: no snapshot.
     """
-    return seeded.is_seeded(_unpack(data)[0])
+    return seeded.is_seeded(blob.read(data)[0])
 
 
 def _recipe(weights: memoryview, n: int) -> Recipe:
@@ -337,69 +323,12 @@ def _dense_tag(name: str) -> int:
     return spec.codec.values
 
 
-def _beside_weights(buffers: Vector) -> int:
-    """How many bytes of a blob are not the weights' payload, at most."""
-    coded = encode(np.ascontiguousarray(buffers), _FLOAT32)[0]
-    return len(_ARRAY_OF_TWO) + _BIN32.size + len(msgpack.packb(coded))
-
-
-def _write_blob(
-    out: BinaryIO,
-    weights: Source,
-    spec: CodecSpec,
-    buffers: Vector,
-    *,
-    shapes: Shapes | None = None,
-    rng: np.random.Generator | None = None,
-) -> Sent:
-    """Write a blob; its first part is as long as it turns out to be, so its length is written last."""
-    bound, start = max_encoded_bytes(len(weights), spec), out.tell()
-    head = _ARRAY_OF_TWO + _BIN32.pack(_BIN32_CODE, 0)
-    if bound < _STREAM_FROM:
-        part = io.BytesIO()
-        sent = encode_to(weights, spec, part, shapes=shapes, rng=rng)
-        out.write(_ARRAY_OF_TWO + msgpack.packb(part.getvalue()))
-    else:
-        out.write(head)
-        sent = encode_to(weights, spec, out, shapes=shapes, rng=rng)
-        end = out.tell()
-        out.seek(start + len(_ARRAY_OF_TWO))
-        out.write(_BIN32.pack(_BIN32_CODE, end - start - len(head)))
-        out.seek(end)
-    out.write(msgpack.packb(encode(np.ascontiguousarray(buffers), _FLOAT32)[0]))
-    return sent
-
-
 def _decode_buffers(data: memoryview, schema: TensorSchema) -> Vector:
     values = decode(data, schema.num_buffers)
     if not isinstance(values, Dense):
         msg = "buffers must be dense"
         raise CodecError(msg)
     return values.values
-
-
-def _unpack(data: bytes | memoryview) -> tuple[memoryview, memoryview]:
-    """Both parts of a blob, as views of it."""
-    view = memoryview(data).cast("B")
-    if bytes(view[:1]) != _ARRAY_OF_TWO:
-        raise CodecError("a model's blob is a msgpack array of two byte strings")
-    weights, rest = _byte_string(view[1:])
-    buffers, rest = _byte_string(rest)
-    if len(rest):
-        raise CodecError("bytes follow a model's blob")
-    return weights, buffers
-
-
-def _byte_string(view: memoryview) -> tuple[memoryview, memoryview]:
-    """The msgpack byte string that a view begins with, and what follows it."""
-    width = _BIN_WIDTHS.get(view[0] if len(view) else 0)
-    if width is None:
-        raise CodecError("a model's blob is a msgpack array of two byte strings")
-    start = 1 + width
-    end = start + int.from_bytes(view[1:start], "big")
-    if end > len(view) or len(view) < start:
-        raise CodecError("a model's blob ends within a byte string")
-    return view[start:end], view[end:]
 
 
 def _check_size(vector: Vector, schema: TensorSchema) -> None:
