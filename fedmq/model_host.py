@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_coordinator.shell.model_host import TaskDescription
+from fedmq_coordinator.core.settings import Start
+from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
 from fedmq_edge_agent.trainer.client import TrainerClient
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_protocol.errors import FedmqError, UsageError
@@ -63,8 +64,16 @@ class TrainerModelHost:
         async with self._turn:
             return await self._open(task)
 
-    async def initial(self, task: str, *, seed: int, checkpoint: Path | None) -> NDArray[np.float32]:
-        """A run's first weights, float32[schema.size].
+    async def initial(
+        self,
+        task: str,
+        *,
+        seed: int,
+        checkpoint: Path | None,
+        start: Start = "snapshot",
+        snapshot: str = "int8",
+    ) -> Beginning:
+        """What a run begins with: weights, float32[schema.size], or a recipe for them.
 
         Raises:
             UsageError: the task or the checkpoint cannot be used.
@@ -73,8 +82,11 @@ class TrainerModelHost:
         async with self._turn:
             description = await self._open(task)
             source = None if checkpoint is None else _absolute(checkpoint)
-            answer = await self._call("init", seed=seed, checkpoint=source)
-            return await asyncio.to_thread(_take_vector, Path(answer["file"]), description.schema.size)
+            answer = await self._call("init", seed=seed, checkpoint=source, start=start, rebase=snapshot)
+            if "snapshot" in answer:
+                return Beginning(recipe=answer["snapshot"])
+            weights = await asyncio.to_thread(_take_vector, Path(answer["file"]), description.schema.size)
+            return Beginning(weights=weights, why=answer["why"])
 
     async def evaluate(self, task: str, vector: NDArray[np.float32]) -> tuple[float, int, dict[str, float]]:
         """Loss, number of examples and metrics of `vector`, float32[schema.size], on the central data.

@@ -67,6 +67,11 @@ def client_of(config_path: Path | None, state_dir: Path | None) -> Client:
     help="First weights: a .safetensors, or a state_dict in a .pt.",
 )
 @click.option(
+    "--start",
+    type=click.Choice(["auto", "seed", "snapshot"]),
+    help="How the first weights come to the devices: drawn there from the seed, or sent.",
+)
+@click.option(
     "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting of a run: --set train.lr=0.1"
 )
 @click.option("--watch", is_flag=True, help="Stay, print a line a round, and end when the run does.")
@@ -81,6 +86,7 @@ def start(  # noqa: PLR0913, PLR0917 - one argument an option
     target: float | None,
     seed: int | None,
     checkpoint: Path | None,
+    start: str | None,
     pairs: tuple[str, ...],
     watch: bool,  # noqa: FBT001 - click's signature
 ) -> None:
@@ -100,6 +106,7 @@ def start(  # noqa: PLR0913, PLR0917 - one argument an option
             "run.compression.density": ("--density", density),
             "run.target": ("--target", target),
             "run.seed": ("--seed", seed),
+            "run.compression.start": ("--start", start),
         },
         sets=parse_sets(pairs, table="run"),
     )
@@ -286,6 +293,7 @@ def _lines(view: RunView) -> list[str]:
         ("run", view.run),
         ("state", view.state + (f": {view.end_reason}" if view.end_reason else "")),
         ("task", f"{view.task.name} {view.task.version}, {view.num_parameters:,} parameters"),
+        ("begins", view.start),
         ("progress", _progress(view)),
         (
             "updates",

@@ -31,6 +31,7 @@ _DENSE: Final = {
     "up": "float32",
     "down": "float32",
     "snapshot": "float32",
+    "start": "snapshot",
     "density": 1.0,
     "down_density": 1.0,
 }

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from fedmq.model_host import TrainerModelHost
 from fedmq.tasks import iris
+from fedmq_protocol.codecs import decode_snapshot, snapshot_codec
 from fedmq_protocol.errors import FedmqError, UsageError
 
 TASK = "fedmq.tasks.iris"
@@ -29,7 +30,8 @@ async def test_weights_go_through_the_host_and_come_back_the_same(
 ) -> None:
     description = await host.describe(TASK)
     assert (description.name, description.has_central_data) == ("iris", True)
-    vector = await host.initial(TASK, seed=3, checkpoint=None)
+    vector = (await host.initial(TASK, seed=3, checkpoint=None)).weights
+    assert vector is not None
     torch.manual_seed(3)
     model = iris.model()
     expected = np.concatenate([tensor.detach().numpy().ravel() for tensor in model.state_dict().values()])
@@ -49,8 +51,21 @@ async def test_weights_go_through_the_host_and_come_back_the_same(
     await host.export(TASK, vector, out)
     for name, tensor in load_file(out).items():
         np.testing.assert_array_equal(tensor, model.state_dict()[name].numpy())
-    again = await host.initial(TASK, seed=99, checkpoint=out)
-    np.testing.assert_array_equal(again, vector)
+    again = await host.initial(TASK, seed=99, checkpoint=out, start="auto")
+    assert again.weights is not None
+    np.testing.assert_array_equal(again.weights, vector)
+    assert "checkpoint" in again.why
+
+
+async def test_a_recipe_for_the_first_weights_comes_in_place_of_them(host: TrainerModelHost) -> None:
+    schema = (await host.describe(TASK)).schema
+    beginning = await host.initial(TASK, seed=3, checkpoint=None, start="auto", snapshot="int4")
+    assert beginning.weights is None
+    assert beginning.recipe is not None
+    assert len(beginning.recipe) < 100
+    assert snapshot_codec(beginning.recipe) == "int4"
+    loss, _, _ = await host.evaluate(TASK, decode_snapshot(beginning.recipe, schema))
+    assert 0.5 < loss < 2.5, "weights as a model begins with"
 
 
 async def test_a_task_that_cannot_be_loaded_is_the_user_s_to_mend(

@@ -303,7 +303,7 @@ class Conversation:
 def check_fit(desk: Desk, device: Device, run: Run) -> None:
     """Tell a device, and the operator, why it cannot take part: another task of this name, or codecs that it lacks."""
     other = device.mismatch(run.task)
-    lacking = device.lacks(run.settings.compression.needed_codecs) if device.offers(run.task) else []
+    lacking = device.lacks(run.needed_codecs) if device.offers(run.task) else []
     if other is not None:
         what = "version" if other.version != run.task.version else "tensor schema"
         code, detail = (

@@ -47,14 +47,20 @@ class PacketArrived:
 
 @dataclass(frozen=True)
 class RunRequested:
-    """Somebody wants a run; its first weights are `initial`, float32[schema.size] or what `pack_vector` made of it."""
+    """Somebody wants a run.
+
+    Its first weights are `initial`, float32[schema.size] or what `pack_vector` made of it; or, where that is None, what
+    `recipe` makes, the bytes of a first snapshot. `why_no_recipe` is for the operator.
+    """
 
     run: str
     settings: RunSettings
     task: TaskRef
     schema: TensorSchema
-    initial: NDArray[np.float32] | Blob
+    initial: NDArray[np.float32] | Blob | None
     has_central_data: bool = False
+    recipe: bytes | None = None
+    why_no_recipe: str = ""
 
 
 @dataclass(frozen=True)

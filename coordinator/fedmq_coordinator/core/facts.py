@@ -55,13 +55,19 @@ class RunFact(Fact):
 
 
 class RunCreated(RunFact):
-    """A run stands in the queue. `initial` is float32[size], little-endian, as the `float32` codec encodes it."""
+    """A run stands in the queue.
+
+    `initial` is float32[size], little-endian, as the `float32` codec encodes it. Where there is a `recipe`, the bytes
+    of a first snapshot that says how weights are drawn, the run starts with what it makes, and `initial` is empty.
+    """
 
     settings: RunSettings
     task: TaskRef
     tensor_schema: TensorSchema
     initial: Bulk
     has_central_data: bool
+    recipe: Annotated[bytes | None, Field(repr=False)] = None
+    why_no_recipe: str = ""
 
 
 class RunActivated(RunFact):

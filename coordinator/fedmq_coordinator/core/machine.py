@@ -18,7 +18,7 @@ from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core import showing, views
-from fedmq_coordinator.core.blobs import Blob, MemoryShelf, Shelf
+from fedmq_coordinator.core.blobs import EMPTY, Blob, MemoryShelf, Shelf
 from fedmq_coordinator.core.conversation import Conversation
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.packing import pack_vector
@@ -176,9 +176,12 @@ class Coordinator:
         if event.run in self.runs:
             self._desk.note("warning", f"there is a run {event.run} already", run=event.run)
             return
-        initial = event.initial
+        initial = EMPTY if event.initial is None else event.initial
         if not isinstance(initial, Blob):
             initial = pack_vector(initial, self._desk.shelf)
+        if event.why_no_recipe:
+            text = f"the first weights of {event.run} travel: {event.why_no_recipe}"
+            self._desk.note("info", text, run=event.run)
         self._desk.record(
             f.RunCreated(
                 at=self._desk.now,
@@ -188,6 +191,8 @@ class Coordinator:
                 tensor_schema=event.schema,
                 initial=initial,
                 has_central_data=event.has_central_data,
+                recipe=event.recipe,
+                why_no_recipe=event.why_no_recipe,
             )
         )
 

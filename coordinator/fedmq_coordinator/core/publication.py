@@ -27,6 +27,7 @@ from fedmq_protocol.codecs import (
     encode_delta,
     encode_snapshot_to,
     flushed,
+    max_encoded_bytes,
     replica_sha256,
     requantise_inplace,
 )
@@ -51,13 +52,17 @@ class PublishedModel:
         schema: the model's.
         settings: how it is published.
         initial: the first weights, as `pack_vector` writes them.
+        recipe: the first snapshot, where it says how the first weights are drawn; then `initial` is not looked at.
     """
 
-    def __init__(self, schema: TensorSchema, settings: CompressionSettings, initial: Blob) -> None:
+    def __init__(
+        self, schema: TensorSchema, settings: CompressionSettings, initial: Blob, recipe: bytes | None = None
+    ) -> None:
         self.schema = schema
         self._settings = settings
         self._down = CodecSpec(settings.down, settings.down_density, code_ms=settings.code_ms)
         self._initial = initial
+        self._recipe = recipe
         self._weights: Vector | None = None
         self.replica: Vector = np.zeros(0, dtype=np.float32)
         """float32[size], what every holder of `version` has."""
@@ -83,7 +88,9 @@ class PublishedModel:
 
     @property
     def weights(self) -> Vector:
-        """float32[size], what steps are added to; read, and added to, when it is asked for."""
+        """float32[size], what steps are added to; read or made, and added to, when it is asked for."""
+        if self._weights is None and self._recipe is not None:
+            self._weights = decode_snapshot(self._recipe, self.schema)
         if self._weights is None:
             weights = np.empty(self.schema.size, dtype=np.float32)
             unpack_vector(self._initial, weights)
@@ -103,6 +110,17 @@ class PublishedModel:
     def chain_bytes(self) -> int:
         return sum(blob.ref.size for version, blob in self.deltas.items() if version > self.base)
 
+    @property
+    def _longest_chain(self) -> int:
+        """Bytes that deltas may have together: those of a snapshot; after a recipe, of what it stands for."""
+        if self.base > 0 or self._recipe is None:
+            return self.snapshot.ref.size
+        schema = self.schema
+        weights = max_encoded_bytes(
+            schema.num_parameters + schema.num_frozen, CodecSpec(self._settings.snapshot)
+        )
+        return weights + max_encoded_bytes(schema.num_buffers, CodecSpec("float32"))
+
     def next_version(self, shelf: Shelf, *, run: str, at: float) -> VersionPublished:
         """Decide the bytes of the next version, and move the arrays to it; names move when the fact is applied.
 
@@ -118,7 +136,10 @@ class PublishedModel:
             delta = _put(shelf, [encode_delta(self.weights, self.replica, self.schema, self._down)])
             apply_delta(self.replica, delta.data, self.schema)
         snapshot: Blob | None = None
-        if delta is None or self.chain_bytes + delta.ref.size >= self.snapshot.ref.size:
+        private: Blob | None = None
+        if delta is None and self._recipe is not None:
+            snapshot = _put(shelf, [self._recipe])
+        elif delta is None or self.chain_bytes + delta.ref.size >= self._longest_chain:
             codec = self._settings.snapshot
             with shelf.scratch() as file:
                 encode_snapshot_to(self.replica, self.schema, codec, file)
@@ -126,6 +147,7 @@ class PublishedModel:
                 snapshot = _put(shelf, iter(lambda: file.read(PIECE_BYTES), b""))
             requantise_inplace(self.replica, self.schema, codec)
             _flush(self.weights)  # as they will be read back
+            private = pack_vector(self.weights, shelf)
         self._arrays_at = self.version + 1
         self.norm = Dense(self.weights).norm()
         content = snapshot if delta is None else delta
@@ -136,7 +158,7 @@ class PublishedModel:
             version=self.version + 1,
             delta=delta,
             snapshot=snapshot,
-            private=None if snapshot is None else pack_vector(self.weights, shelf),
+            private=private,
             chain_hash=chain_hash(self.chain_hash, content.ref.sha256),
             replica_hash=None if snapshot is None else replica_sha256(self.replica),
         )

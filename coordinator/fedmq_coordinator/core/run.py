@@ -9,11 +9,12 @@ from typing import Final, Literal
 
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.aggregation import Accumulator
-from fedmq_coordinator.core.blobs import EMPTY, Blob
+from fedmq_coordinator.core.blobs import EMPTY
 from fedmq_coordinator.core.dedupe import Outcome, SettledUpdates
 from fedmq_coordinator.core.publication import PublishedModel
 from fedmq_coordinator.core.traffic import Moved
-from fedmq_protocol.codecs import DecodedUpdate, decode_update
+from fedmq_protocol.codecs import DecodedUpdate, decode_update, versioned
+from fedmq_protocol.codecs.seeded import NAME as SEEDED
 from fedmq_protocol.limits import MAX_METRICS
 from fedmq_protocol.messages import Cohort, Evaluation
 from fedmq_protocol.sampling import in_cohort
@@ -100,7 +101,11 @@ class Run:
         self.best_version: int | None = None
         self._skip_steps = skip_steps
         self.num_steps = 0
-        self._initial: Blob = created.initial
+        self._initial, self.recipe, self.why_no_recipe = (
+            created.initial,
+            created.recipe,
+            created.why_no_recipe,
+        )
         self._model: PublishedModel | None = None
         self._last_version = -1
         self._accumulator: Accumulator | None = None
@@ -143,7 +148,8 @@ class Run:
     def model(self) -> PublishedModel:
         """The run's model; made when it is first asked for, gone once the run is over."""
         if self._model is None:
-            self._model = PublishedModel(self.schema, self.settings.compression, self._initial)
+            compression = self.settings.compression
+            self._model = PublishedModel(self.schema, compression, self._initial, self.recipe)
         return self._model
 
     @property
@@ -156,6 +162,12 @@ class Run:
     def version(self) -> int:
         """The newest published version; -1 before the first."""
         return self._last_version if self._model is None else self._model.version
+
+    @property
+    def needed_codecs(self) -> tuple[str, ...]:
+        """What a device must speak to take part, with versions."""
+        needed = self.settings.compression.needed_codecs
+        return needed if self.recipe is None else (*needed, versioned(SEEDED))
 
     @property
     def holds_model(self) -> bool:

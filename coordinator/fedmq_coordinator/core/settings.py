@@ -78,6 +78,9 @@ class StrategySettings(BaseModel):
     """
 
 
+Start = Literal["auto", "seed", "snapshot"]
+
+
 class CompressionSettings(BaseModel):
     """What travels. `none` is float32 both ways."""
 
@@ -95,6 +98,11 @@ class CompressionSettings(BaseModel):
     down_density: Fraction = 0.03
     """Share of the parameters in a published delta."""
     snapshot: str = "int8"
+    """Codec of whole models: of the first, unless the run starts from a seed, and of those that a rebase makes."""
+    start: Start = "auto"
+    """seed: devices draw the first weights from the run's seed themselves, so that they need not travel; refused if the
+    model's own are not drawn in a way that a recipe can tell. snapshot: the first weights travel. auto: seed if it can
+    be, else snapshot."""
     rounding: Rounding = "nearest"
     """Of updates in linear levels: to the nearest, or by chance, which is right in expectation."""
     coders: tuple[str, ...] | None = None

@@ -82,6 +82,13 @@ def federated(run: Run) -> list[VersionView]:
     ]
 
 
+def start(run: Run) -> str:
+    """How the first weights come to the devices."""
+    if run.recipe is not None:
+        return f"from a seed: the first weights travel as a recipe of {len(run.recipe)} bytes"
+    return "the first weights travel" + (f": {run.why_no_recipe}" if run.why_no_recipe else "")
+
+
 def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> RunView:
     """One run."""
     match run.state:
@@ -133,5 +140,6 @@ def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> R
         federated=federated(run),
         chain_bytes=run.model.chain_bytes if published else 0,
         snapshot_bytes=run.model.snapshot.ref.size if published else 0,
+        start=start(run),
         moved=run.moved.by_device,
     )

@@ -66,6 +66,8 @@ class RunView(BaseModel):
     federated: list[VersionView]
     chain_bytes: int
     snapshot_bytes: int
+    start: str = ""
+    """How the first weights come to the devices: in how many bytes, and why they travel where they need not."""
     moved: dict[str, tuple[int, int]] = {}
     """Device -> bytes sent and received on its socket while this run was under way, as its agent told."""
 

@@ -11,6 +11,7 @@ import hmac
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -22,6 +23,7 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fedmq_coordinator.core.blobs import Blob, Shelf
 from fedmq_coordinator.core.events import RunRequested, StopRequested
 from fedmq_coordinator.core.facts import VersionPublished
 from fedmq_coordinator.core.packing import pack_vector
@@ -30,7 +32,7 @@ from fedmq_coordinator.core.report import RunReport, make_report
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_coordinator.core.showing import scores
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView
-from fedmq_coordinator.shell.model_host import ModelHost
+from fedmq_coordinator.shell.model_host import Beginning, ModelHost
 from fedmq_coordinator.shell.service import Service, StoppingError
 from fedmq_coordinator.shell.store import BULKY_FIELDS
 from fedmq_protocol.errors import FedmqError, UsageError
@@ -123,15 +125,30 @@ def _routes(service: Service, defaults: RunSettings) -> APIRouter:  # one small 
         starting.add(run)
         try:
             checkpoint = None if request.checkpoint is None else Path(request.checkpoint)
-            initial = await service.model_host.initial(
-                request.task, seed=settings.seed, checkpoint=checkpoint
+            beginning = await service.model_host.initial(
+                request.task,
+                seed=settings.seed,
+                checkpoint=checkpoint,
+                start=settings.compression.start,
+                snapshot=settings.compression.snapshot,
             )
             await asyncio.to_thread(service.journal.remember_source, run, request.task)
             service.sources[run] = request.task
             ref = TaskRef(name=task.name, version=task.version, schema_hash=task.schema.hash)
-            packed = await asyncio.to_thread(pack_vector, initial, service.shelf)
-            del initial
-            await service.submit(RunRequested(run, settings, ref, task.schema, packed, task.has_central_data))
+            packed = await asyncio.to_thread(_packed, beginning, service.shelf)
+            beginning = replace(beginning, weights=None)  # they are as large as the model
+            await service.submit(
+                RunRequested(
+                    run,
+                    settings,
+                    ref,
+                    task.schema,
+                    packed,
+                    task.has_central_data,
+                    beginning.recipe,
+                    beginning.why,
+                )
+            )
         finally:
             starting.discard(run)
         return RunStarted(run=run)
@@ -195,6 +212,10 @@ def _overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             _overlaid(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
         )
     return result
+
+
+def _packed(beginning: Beginning, shelf: Shelf) -> Blob | None:
+    return None if beginning.weights is None else pack_vector(beginning.weights, shelf)
 
 
 def _free_name(task: str, service: Service, starting: set[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_coordinator.core.settings import Start
 from fedmq_protocol.schema import TensorSchema
 
 
@@ -26,6 +27,21 @@ class TaskDescription:
     """Whether the coordinator holds data to evaluate on."""
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with: weights that travel, or a recipe that does.
+
+    Attributes:
+        weights: float32[schema.size]; None where there is a recipe.
+        recipe: the bytes of a first snapshot that holds a recipe; None where there are weights.
+        why: why there is no recipe, where one would have been welcome.
+    """
+
+    weights: NDArray[np.float32] | None = None
+    recipe: bytes | None = None
+    why: str = ""
+
+
 class ModelHost(Protocol):
     """Model work that needs the task's own code. One call at a time; each may take as long as the model does.
 
@@ -38,8 +54,24 @@ class ModelHost(Protocol):
 
     async def describe(self, task: str) -> TaskDescription: ...
 
-    async def initial(self, task: str, *, seed: int, checkpoint: Path | None) -> NDArray[np.float32]:
-        """A run's first weights: from `checkpoint`, else drawn from `seed`."""
+    async def initial(
+        self,
+        task: str,
+        *,
+        seed: int,
+        checkpoint: Path | None,
+        start: Start = "snapshot",
+        snapshot: str = "int8",
+    ) -> Beginning:
+        """What a run begins with: from `checkpoint`, else drawn from `seed`.
+
+        Args:
+            task: which.
+            seed: of all that is drawn.
+            checkpoint: a file with weights.
+            start: whether there should be, may be, or must not be a recipe.
+            snapshot: the codec of later snapshots, which a recipe names.
+        """
 
     async def evaluate(self, task: str, vector: NDArray[np.float32]) -> tuple[float, int, dict[str, float]]:
         """Loss, number of examples and metrics on the coordinator's own held-out data."""

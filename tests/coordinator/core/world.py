@@ -50,6 +50,7 @@ class Device:
     sealer: Sealer
     counter: int = 0
     residual: Vector | None = None
+    codecs: Sequence[str] = ()
 
 
 @dataclass
@@ -114,6 +115,7 @@ class World:
         device = self.devices.get(name) or Device(name, Sealer(sender=name, epoch=session, key=key))
         device.sealer.epoch = session
         self.devices[name] = device
+        device.codecs = codecs
         birth = Presence(
             online=True,
             session=session,
@@ -209,7 +211,7 @@ class World:
         self.tell(e.CoordinatorStarted(epoch=self.core.state.epoch + 1))
         self.tell(e.BrokerConnected())
         for device in self.devices.values():
-            self.join(device.id, session=device.sealer.epoch)
+            self.join(device.id, session=device.sealer.epoch, codecs=device.codecs)
 
 
 def assert_same_bits(one: Coordinator, other: Coordinator) -> None:

@@ -21,16 +21,18 @@ from fedmq_coordinator.core.settings import (
     CompressionSettings,
     RunSettings,
     SelectionSettings,
+    Start,
 )
 from fedmq_coordinator.core.views import RunView
 from fedmq_coordinator.shell.client import Client
 from fedmq_coordinator.shell.main import run_coordinator
-from fedmq_coordinator.shell.model_host import TaskDescription
+from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_protocol.aio import Connected, Connection, Message, Will
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.chunks import blob_ref
-from fedmq_protocol.codecs import CodecSpec, apply_delta, decode_snapshot, encode_update
+from fedmq_protocol.codecs import CodecSpec, apply_delta, decode_snapshot, encode_seeded, encode_update
+from fedmq_protocol.codecs.seeded import Segment
 from fedmq_protocol.envelope import Sealer, open_envelope
 from fedmq_protocol.errors import RemoteError, UsageError
 from fedmq_protocol.messages import (
@@ -89,10 +91,23 @@ class FakeModelHost:
             raise UsageError(f"{task}:3: NameError: name 'nm' is not defined")
         return TaskDescription("find", "1", SCHEMA, has_central_data=True)
 
-    async def initial(self, task: str, *, seed: int, checkpoint: Path | None) -> NDArray[np.float32]:
+    async def initial(
+        self,
+        task: str,
+        *,
+        seed: int,
+        checkpoint: Path | None,
+        start: Start = "snapshot",
+        snapshot: str = "int8",
+    ) -> Beginning:
         if checkpoint is not None:
             raise UsageError(f"there is no checkpoint {str(checkpoint)!r}")
-        return np.zeros(SIZE, dtype=np.float32)
+        if start == "seed":
+            zeros = (Segment.constant(SIZE, 0.0),)
+            return Beginning(recipe=encode_seeded(seed, zeros, np.empty(0, np.float32), SCHEMA, snapshot))
+        return Beginning(
+            weights=np.zeros(SIZE, dtype=np.float32), why="" if start == "snapshot" else "for a test"
+        )
 
     async def evaluate(self, task: str, vector: NDArray[np.float32]) -> tuple[float, int, dict[str, float]]:
         await self.may_evaluate.wait()
