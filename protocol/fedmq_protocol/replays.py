@@ -9,6 +9,7 @@ The window is the one of IPsec (RFC 4303, section 3.4.3): a bit for each of the 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from fedmq_protocol.errors import RemoteError
@@ -32,12 +33,11 @@ class ReplayGuard:
         window: how many numbers to remember, back from the highest.
     """
 
-    __slots__ = ("_highest", "_mask", "_seen", "_window", "epoch")
+    __slots__ = ("_highest", "_seen", "_window", "epoch")
 
     def __init__(self, window: int) -> None:
         self.epoch = 0
         self._window = window
-        self._mask = (1 << window) - 1
         self._highest = 0
         self._seen = 0  # bit i: highest - i
 
@@ -61,5 +61,11 @@ class ReplayGuard:
         if back >= 0:
             self._seen |= 1 << back
             return
-        self._seen = 1 if -back >= self._window else (self._seen << -back | 1) & self._mask
+        self._seen = 1 if -back >= self._window else (self._seen << -back | 1) & _mask(self._window)
         self._highest = sequence
+
+
+@cache
+def _mask(window: int) -> int:
+    """So many bits; shared, since a coordinator has a guard for each device."""
+    return (1 << window) - 1
