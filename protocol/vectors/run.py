@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+MAX_SERVED = 200
 SHOWN = 300  # characters of an answer that is wrong
 LENGTHS = {
     "malformed",
@@ -50,12 +51,17 @@ class Unsupported(Exception):  # noqa: N818 - likewise
 
 
 class Program:
-    """The implementation under test, as a child that answers lines."""
+    """The implementation under test, as a child that answers lines.
+
+    Attributes:
+        wanted: topics that the device of the conversation has subscribed to, and has heard nothing on yet.
+    """
 
     def __init__(self, command: Sequence[str], timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - the user's own
         self._next_id = 0
+        self.wanted: list[str] = []
 
     def ask(self, what: str, given: Plain) -> Plain:
         """Its answer.
@@ -147,7 +153,8 @@ def judge(program: Program, case: Plain, *, any_reason: bool) -> None:
         Wrong: it differs.
         Unsupported: the program does not do this.
     """
-    answer = program.ask(case["ask"], case["given"])
+    serving = case["ask"] == "device.serve"
+    answer = _serve(program, case["given"]) if serving else program.ask(case["ask"], case["given"])
     if "error" in case:
         if "error" not in answer:
             raise Wrong(f"expected the error {case['error']}, got {_short(answer)}")
@@ -162,11 +169,38 @@ def judge(program: Program, case: Plain, *, any_reason: bool) -> None:
         _judge_encoding(program, case, gives)
         return
     if case["ask"].startswith("device."):
+        _subscribed(program, case["ask"], gives)
         _judge_device(case["gives"], gives)
         return
     for key, expected in case["gives"].items():
         if not (among if key == "body" else same)(expected, gives.get(key)):
             raise Wrong(f"{key}: expected {_short(expected)}, got {_short(gives.get(key))}")
+
+
+def _subscribed(program: Program, ask: str, gives: Plain) -> None:
+    """Remember what the device wants to hear; a connection that is lost takes its subscriptions with it."""
+    if ask in {"device.begin", "device.lose", "device.restart"}:
+        program.wanted.clear()
+    program.wanted += [topic for topic in gives.get("subscribes") or [] if topic not in program.wanted]
+
+
+def _serve(program: Program, given: Plain) -> Plain:
+    """Be the broker: answer each subscription with what is retained, until none is left; all that came of it."""
+    says: list[Plain] = []
+    trains = None
+    for _ in range(MAX_SERVED):
+        topic = next((topic for topic in program.wanted if topic in given["retained"]), None)
+        if topic is None:
+            return {"gives": {"says": says, "trains": trains}}
+        program.wanted.remove(topic)
+        packet = {"topic": topic, "packet": given["retained"][topic], "retained": True}
+        answer = program.ask("device.hear", packet)
+        if "gives" not in answer:
+            raise Wrong(f"expected an answer, got {_short(answer)}")
+        _subscribed(program, "device.hear", answer["gives"])
+        says += answer["gives"].get("says") or []
+        trains = answer["gives"].get("trains") or trains
+    raise Wrong(f"it subscribes again and again: more than {MAX_SERVED} packets")
 
 
 def _judge_device(expected: Plain, gives: Plain) -> None:

@@ -23,6 +23,7 @@ from fedmq_edge_agent.core.effects import (
     SaveModelIndex,
     Send,
     SendUpdate,
+    SendUploadChunk,
     StartTrainer,
     StoreBlob,
     Subscribe,
@@ -58,7 +59,7 @@ from fedmq_protocol.codecs import (
     replica_sha256,
     requantise,
 )
-from fedmq_protocol.messages import KIND_OF, Body, TaskRef, Update
+from fedmq_protocol.messages import KIND_OF, Body, TaskRef, Update, UploadChunk
 from fedmq_protocol.schema import TensorSchema
 from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
@@ -106,7 +107,7 @@ class VectorDevice:
         will = self._shown(
             self._topics.presence(self._limits.device), self.agent.presence(online=False, session=session)
         )
-        self._tell(Connected(session, 131_072))
+        self._tell(Connected(session, given["max_packet_bytes"]))
         gives = self._reaction()
         filters = self._topics.device_filters(self._limits.device)
         return {**gives, "will": {**will, "retain": True}, "subscribes": [*filters, *gives["subscribes"]]}
@@ -192,6 +193,11 @@ class VectorDevice:
             case SendUpdate(header, file):
                 body = Update(header=header, data=self._files[file])
                 self._said.append(self._shown(self._topics.up(self._limits.device, "update"), body))
+            case SendUploadChunk():
+                start, end = effect.offset, effect.offset + effect.size
+                data = self._files[effect.file][start:end]
+                chunk = UploadChunk(run=effect.run, counter=effect.counter, index=effect.index, data=data)
+                self._said.append(self._shown(self._topics.up(self._limits.device, "chunk"), chunk))
             case Subscribe(topics):
                 self._subscribed += topics
             case Ask(generation, request):

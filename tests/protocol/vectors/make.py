@@ -33,7 +33,7 @@ FILES: Final[dict[str, tuple[str, Callable[[], list[Case]]]]] = {
         model_cases.blob_cases,
     ),
     "conversation.json": (
-        "One device through two rounds, packet by packet, in this order.",
+        "Two conversations with a device, packet by packet, in this order.",
         conversation_cases,
     ),
 }
