@@ -139,6 +139,8 @@ class CompressionSettings(BaseModel):
                 check_coders(value or ())
             elif CodecSpec(value).sparse and info.field_name == "snapshot":
                 raise ValueError(f"a snapshot holds every parameter, which {value} does not")
+            elif CodecSpec(value).codec.masked and info.field_name == "down":
+                raise ValueError(f"{value} is for updates: a version says itself what changed most")
         except CodecError as error:
             raise ValueError(str(error)) from None
         return value

@@ -87,6 +87,7 @@ def test_an_optional_codec_takes_devices_that_name_it() -> None:
         ({"up": "gzip"}, "known are topk-log4"),
         ({"down": "topk-log4/2"}, "known are topk-log4"),
         ({"snapshot": "topk-log4"}, "a snapshot holds every parameter"),
+        ({"down": "randk-int8"}, "randk-int8 is for updates"),
         ({"coders": ["who-knows/7"]}, "known are"),
         ({"rounding": "stochastic"}, "topk-log4 does not round by chance; those that do are topk-int8"),
     ],
