@@ -49,23 +49,11 @@ def two_rounds() -> list[Case]:
     script.connect("it connects and introduces itself", 8)
     announcement = script.announcement(lease=1)
     script.hear("an announcement, before the coordinator's key is known", announcement, retained=True)
-    chunks = script.retained()
-    script.hear(
-        "the status: the key is pinned, the announcement believed, a snapshot wanted",
-        script.status(),
-        retained=True,
-        subscribes=[chunks[0][0]],
-    )
-    script.hear(
-        "the first chunk tells how many there are", chunks[0], retained=True, subscribes=[chunks[1][0]]
-    )
-    script.hear("the first chunk again", chunks[0], retained=True)
-    script.hear(
-        "the last chunk: version 0 is there, and trained on",
-        chunks[1],
-        retained=True,
-        trains=script.trains(),
-    )
+    script.hear("the status: the key is pinned", script.status(), retained=True)
+    by_hand = script.announcement(lease=1, topic=TOPICS.down(DEVICE, "announcement"))
+    script.hear("the announcement again, as the answer to a hello", by_hand)
+    script.serve("the broker has the snapshot: version 0 is there, and trained on", trains=script.trains())
+    script.hear("a chunk again", script.retained()[0], retained=True)
     script.state("before anything is trained", [], np.zeros(n, np.float32))
     script.trained("trained: the first update", first_change, first_update)
     script.state("the update waits for its receipt", [1])

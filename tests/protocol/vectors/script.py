@@ -140,7 +140,9 @@ class Script:
             replica_hash=self._replica_hash,
         )
 
-    def announcement(self, *, lease: int | None = None, **changes: object) -> Message:
+    def announcement(
+        self, *, lease: int | None = None, topic: str = TOPICS.announcement, **changes: object
+    ) -> Message:
         """The state of the run; the device is in the cohort of this lease, if there is one."""
         fields: dict[str, object] = {
             "run": RUN,
@@ -157,7 +159,7 @@ class Script:
             "upload": self._upload,
         }
         self.lease = self.lease if lease is None else lease
-        return self.seal(TOPICS.announcement, Announcement.model_validate(fields | changes))
+        return self.seal(topic, Announcement.model_validate(fields | changes))
 
     def receipt(self, counter: int, *, accepted: bool) -> Message:
         """The final word on an update."""
