@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, BinaryIO, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,7 +25,7 @@ from fedmq_edge_agent.trainer.blame import describe
 from fedmq_edge_agent.trainer.centralised import reference
 from fedmq_edge_agent.trainer.channel import Message
 from fedmq_edge_agent.trainer.dataset import Examples
-from fedmq_edge_agent.trainer.durable import flush_folder, replacing, sweep, write_file
+from fedmq_edge_agent.trainer.durable import flush_folder, replacing, sweep
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_edge_agent.trainer.opened import Opened, Role, central_data, derived_seed, open_task
 from fedmq_edge_agent.trainer.paged import Paged, scratch
@@ -34,11 +34,10 @@ from fedmq_edge_agent.trainer.recipes import MisfitError
 from fedmq_edge_agent.trainer.residual import Owner, StoredResidual, new_residual
 from fedmq_edge_agent.trainer.tensors import is_let_go, write_vector
 from fedmq_edge_agent.trainer.training import Training
-from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs.model import (
+    add_update,
     apply_delta,
     decode_snapshot_into,
-    decode_update,
     encode_snapshot_to,
     requantise_inplace,
     snapshot_codec,
@@ -224,9 +223,12 @@ class Host:
             after = None if measure is None else _evaluated(opened, measure)
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder)
-            with new_residual(left_file, opened.schema.num_parameters, owner) as left:
-                update = work.encode(residual, left, updates_done, seed=own_seed)
-            write_file(payload_file, [update.payload])
+            with (
+                replacing(payload_file) as payload,
+                new_residual(left_file, opened.schema.num_parameters, owner) as left,
+            ):
+                update = work.encode(residual, left, payload, updates_done, seed=own_seed)
+                ref = _ref(payload)
             flush_folder(folder)
         except OSError as error:
             raise TrainerError(
@@ -234,7 +236,6 @@ class Host:
             ) from None
         finally:
             opened.let_go()
-        ref = blob_ref(update.payload)
         return {
             "payload_file": str(payload_file),
             "size": ref.size,
@@ -265,7 +266,7 @@ class Host:
                     values.vector[begin : begin + len(old)] = old
                     values.let_go(begin, begin + len(old))
                 with _mapped(payload_file) as data:
-                    decode_update(data, opened.schema).parameters.add_to(values.vector)
+                    add_update(values.vector, data, opened.schema)
             flush_folder(out.parent)
         except CodecError as error:
             raise TrainerError("bad-file", f"{payload_file} does not decode: {error}") from None
@@ -396,9 +397,14 @@ OPERATIONS: Final[dict[str, Callable[..., Result]]] = {
 def _write_snapshot(values: Paged, opened: Opened, codec: str, path: Path) -> BlobRef:
     with replacing(path) as file:
         encode_snapshot_to(values.vector, opened.schema, codec, file)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
-        return BlobRef(size=file.tell(), sha256=digest)
+        return _ref(file)
+
+
+def _ref(file: BinaryIO) -> BlobRef:
+    """Of a file that was just written."""
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+    return BlobRef(size=file.tell(), sha256=digest)
 
 
 def _evaluated(opened: Opened, on: DataName) -> Result:

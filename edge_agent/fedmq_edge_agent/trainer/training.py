@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from fedmq_edge_agent.trainer.paged import Paged
 from fedmq_edge_agent.trainer.residual import StoredResidual
 from fedmq_edge_agent.trainer.tensors import changes, write_vector
 from fedmq_protocol.codecs.decoded import Dense
-from fedmq_protocol.codecs.model import encode_update_inplace
+from fedmq_protocol.codecs.model import encode_update_to
 from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.messages import TrainSettings, UploadSettings
@@ -41,15 +41,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An update for the wire.
+    """What there is to say of an encoded update.
 
     Attributes:
-        payload: the bytes to send.
         residual_dropped: length of what the residual's bound took away.
         encode_s: seconds.
     """
 
-    payload: bytes
     residual_dropped: float
     encode_s: float
 
@@ -99,18 +97,25 @@ class Training:
         return Trained(num_examples, metrics, time.perf_counter() - started)
 
     def encode(
-        self, residual: StoredResidual | None, left: Paged, updates_done: int, *, seed: int
+        self,
+        residual: StoredResidual | None,
+        left: Paged,
+        payload: BinaryIO,
+        updates_done: int,
+        *,
+        seed: int,
     ) -> Encoded:
         """Encode what training changed, with error feedback. A large model's weights are let go meanwhile.
 
         Args:
             residual: what earlier updates did not send; None: nothing.
             left: float32[num_parameters], where the new residual goes.
+            payload: the file where the update goes.
             updates_done: how many updates of this run the device has made before.
             seed: of the chance by which values are rounded, where the run asks for it.
 
         Raises:
-            TrainerError: `train-failed`; the weights are not finite. `left` is of no use then.
+            TrainerError: `train-failed`; the weights are not finite. `left` and `payload` are of no use then.
         """
         started = time.perf_counter()
         schema = self._opened.schema
@@ -124,10 +129,10 @@ class Training:
                 left.let_go(begin, begin + len(old))
         try:
             spec, rng = _spec(self._upload, updates_done), np.random.default_rng(seed)
-            payload = encode_update_inplace(left.vector, buffers, schema, spec, rng=rng)
+            encode_update_to(left.vector, buffers, schema, spec, payload, rng=rng)
         except ValueError as error:  # delta + residual overflowed
             raise TrainerError("train-failed", f"the update cannot be encoded: {error}") from None
-        return Encoded(payload, dropped, time.perf_counter() - started)
+        return Encoded(dropped, time.perf_counter() - started)
 
     def _take_change(self, delta: Paged) -> tuple[Vector, float]:
         """Put the parameters' change into `delta`; return the buffers' change, and the length of the parameters'."""

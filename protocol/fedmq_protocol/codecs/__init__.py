@@ -21,6 +21,7 @@ from fedmq_protocol.codecs.container import (
 from fedmq_protocol.codecs.decoded import Decoded, Dense, Sparse, flushed
 from fedmq_protocol.codecs.model import (
     DecodedUpdate,
+    add_update,
     apply_delta,
     decode_snapshot,
     decode_snapshot_into,
@@ -31,6 +32,7 @@ from fedmq_protocol.codecs.model import (
     encode_snapshot_to,
     encode_update,
     encode_update_inplace,
+    encode_update_to,
     is_seeded,
     least_update_bytes,
     replica_sha256,
@@ -62,6 +64,7 @@ __all__ = [
     "Rounding",
     "Source",
     "Sparse",
+    "add_update",
     "apply_delta",
     "baseline",
     "check_coders",
@@ -79,6 +82,7 @@ __all__ = [
     "encode_to",
     "encode_update",
     "encode_update_inplace",
+    "encode_update_to",
     "flushed",
     "is_seeded",
     "least_update_bytes",

@@ -240,14 +240,40 @@ def encode_update_inplace(
     Raises:
         ValueError: a vector has another length, or is not finite; or the budget is too small for any update.
     """
+    out = io.BytesIO()
+    encode_update_to(total, buffers, schema, spec, out, rng=rng)
+    return out.getvalue()
+
+
+def encode_update_to(
+    total: Vector,
+    buffers: Vector,
+    schema: TensorSchema,
+    spec: CodecSpec,
+    out: BinaryIO,
+    *,
+    rng: np.random.Generator | None = None,
+) -> None:
+    """`encode_update_inplace`, into a file: an update need not fit into memory, such as a dense one.
+
+    Args:
+        total: as there.
+        buffers: as there.
+        schema: as there.
+        spec: as there.
+        out: a file that can seek, or `io.BytesIO`; the blob goes to its end.
+        rng: as there.
+
+    Raises:
+        ValueError: as there.
+    """
     if (total.shape, buffers.shape) != ((schema.num_parameters,), (schema.num_buffers,)):
         raise ValueError(f"{total.shape} and {buffers.shape} are not this schema's parameters and buffers")
     if spec.max_bytes is not None:
         spec = dataclasses.replace(spec, max_bytes=max(1, spec.max_bytes - blob.beside_weights(buffers)))
-    total, out = np.asarray(total), io.BytesIO()
+    total = np.asarray(total)
     sent = blob.write(out, total, spec, buffers, shapes=schema.shapes, rng=rng)
     leave(total, sent)
-    return out.getvalue()
 
 
 def least_update_bytes(schema: TensorSchema, spec: CodecSpec) -> int:
@@ -278,6 +304,27 @@ def decode_update(
     parameters, buffers = blob.read(data)
     change = decode(parameters, schema.num_parameters, shapes=schema.shapes, max_kept=max_kept)
     return DecodedUpdate(change, _decode_buffers(buffers, schema))
+
+
+def add_update(total: Vector, data: bytes | memoryview, schema: TensorSchema) -> None:
+    """`total` += what an update carries for the parameters, a dense one slice by slice.
+
+    Args:
+        total: float32[num_parameters], writable; may be an `np.memmap`. After an error it holds rubbish.
+        data: the blob; may be a view of a file.
+        schema: the model's.
+
+    Raises:
+        CodecError: the blob is damaged, hostile, or of another schema.
+    """
+    parameters, buffers = blob.read(data)
+    _decode_buffers(buffers, schema)
+    total = np.asarray(total)
+    if is_dense(parameters):
+        for part, values in decoded_slices(parameters, len(total)):
+            total[part] += values
+    else:
+        decode(parameters, len(total), shapes=schema.shapes).add_to(total)
 
 
 def replica_sha256(replica: Vector) -> bytes:

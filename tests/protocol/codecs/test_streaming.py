@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedmq_protocol.codecs import (
     CodecSpec,
     Difference,
+    add_update,
     apply_delta,
     body,
     decode,
@@ -31,6 +32,7 @@ from fedmq_protocol.codecs import (
     encode_to,
     encode_update,
     encode_update_inplace,
+    encode_update_to,
     replica_sha256,
     requantise,
     requantise_inplace,
@@ -155,6 +157,10 @@ def test_updates_in_place_are_updates(spec: CodecSpec) -> None:
     assert total.tobytes() == left.tobytes()
     sent = decode_update(blob, SCHEMA)
     assert np.array_equal(sent.parameters.to_dense() + left, delta[:N] + residual)
+    add_update(left, memoryview(blob), SCHEMA)
+    assert np.array_equal(left, delta[:N] + residual)
+    with pytest.raises(CodecError):
+        add_update(left, blob[:-1], SCHEMA)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -190,6 +196,12 @@ def test_memory_does_not_follow_the_model(codec: str, tmp_path: Path) -> None:
     sparse = CodecSpec("topk-log4", 0.01)
     kept = 160 * sparse.kept(N)
     assert peak_beyond(lambda: encode_delta(other, vector, SCHEMA, sparse)) < kept + slices
+    with (tmp_path / "update").open("w+b") as file:
+        p, dense_spec = vector[:N], CodecSpec(codec)
+        peak = peak_beyond(lambda: encode_update_to(p, other[-5:], SCHEMA, dense_spec, file))
+        assert peak < 0.05 * size + slices
+    update = mapped(tmp_path / "update")
+    assert peak_beyond(lambda: add_update(p, update, SCHEMA)) < 0.05 * size + slices
     p = other[:N]
     assert peak_beyond(lambda: encode_update_inplace(p, other[-5:], SCHEMA, sparse)) < kept + slices
 
