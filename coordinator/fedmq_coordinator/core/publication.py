@@ -22,7 +22,6 @@ from fedmq_protocol.codecs import (
     CodecSpec,
     Dense,
     apply_delta,
-    decode_snapshot,
     decode_snapshot_into,
     encode_delta,
     encode_snapshot_to,
@@ -221,18 +220,28 @@ class PublishedModel:
         )
 
 
-def rebuild(schema: TensorSchema, published: Iterable[VersionPublished], version: int) -> Vector:
+def rebuild(
+    schema: TensorSchema, published: Iterable[VersionPublished], version: int, out: Vector | None = None
+) -> Vector:
     """The replica of any published version, float32[schema.size], out of the journal's facts in their order.
+
+    Args:
+        schema: the model's.
+        published: the facts.
+        version: which.
+        out: float32[schema.size] to be overwritten, which may be an `np.memmap`; else a new one.
 
     Raises:
         KeyError: the version is not among them, or no snapshot at or before it is.
     """
+    out = np.empty(schema.size, dtype=np.float32) if out is None else out
     replica: Vector | None = None
     for fact in published:
         if fact.version > version:
             break
         if fact.snapshot is not None:
-            replica = decode_snapshot(fact.snapshot.data, schema)
+            decode_snapshot_into(fact.snapshot.data, schema, out)
+            replica = out
         elif replica is not None and fact.delta is not None:
             apply_delta(replica, fact.delta.data, schema)
         if fact.version == version and replica is not None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -253,11 +254,13 @@ async def _exported(service: Service, host: ModelHost, run: str, version: int, t
     schema = service.core.runs[run].schema
     published = service.journal.read(run=run, kinds=["VersionPublished"], leave_out=["private"])
     facts = (fact for fact in published if isinstance(fact, VersionPublished))
-    vector = await asyncio.to_thread(rebuild, schema, facts, version)
     with tempfile.NamedTemporaryFile(suffix=".safetensors", delete=False) as file:
         path = Path(file.name)
     try:
-        await host.export(task, vector, path)
+        with tempfile.NamedTemporaryFile(suffix=".f32") as values:  # where the host can read it, too
+            out = np.memmap(values.name, dtype="<f4", mode="w+", shape=(schema.size,))
+            await asyncio.to_thread(rebuild, schema, facts, version, out)
+            await host.export(task, out, path)
     except BaseException:
         await asyncio.to_thread(path.unlink, missing_ok=True)
         raise
