@@ -24,6 +24,8 @@ from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_protocol.errors import FedmqError, UsageError
 from fedmq_protocol.schema import TensorSchema
 
+_LARGE: Final = 1_000_000
+"""Elements of a model that is not kept without a purpose."""
 _GONE: Final = frozenset({"trainer-died", "trainer-timeout"})
 
 
@@ -86,6 +88,8 @@ class TrainerModelHost:
             if "snapshot" in answer:
                 return Beginning(recipe=answer["snapshot"])
             weights = await asyncio.to_thread(_take_vector, Path(answer["file"]), description.schema.size)
+            if description.schema.size >= _LARGE and not description.has_central_data:
+                await self.close()  # there may be no more for it to do, and it holds a model
             return Beginning(weights=weights, why=answer["why"])
 
     async def evaluate(self, task: str, vector: NDArray[np.float32]) -> tuple[float, int, dict[str, float]]:

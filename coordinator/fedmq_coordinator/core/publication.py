@@ -22,6 +22,7 @@ from fedmq_protocol.codecs import (
     CodecSpec,
     Dense,
     apply_delta,
+    decode_snapshot,
     decode_snapshot_into,
     encode_delta,
     encode_snapshot_to,
@@ -196,6 +197,7 @@ class PublishedModel:
             if len(self.replica) != self.schema.size:
                 self.replica = np.empty(self.schema.size, dtype=np.float32)
             decode_snapshot_into(fact.snapshot.data, self.schema, self.replica)
+            self.norm = Dense(self.replica).norm()
             if fact.private is not None:
                 if self._weights is None:
                     self._weights = np.empty(self.schema.size, dtype=np.float32)
