@@ -54,6 +54,7 @@ export class Agent {
     this.training = null; // promise
     this.keptVersion = -1;
     this.toldMismatch = null; // the run of which it was reported
+    this.unbelieved = null; // an announcement that came before the coordinator's key was known
     this.refused = {}; // reason -> count
     this.counts = { accepted: 0, restored: 0, discarded: 0, trained: 0 };
     this.queue = Promise.resolve();
@@ -235,6 +236,7 @@ export class Agent {
 
   async receive(topic, payload) {
     if (payload.length === 0) return;
+    if (topic === this.topics.run && this.trust.publicKey === null) this.unbelieved = payload;
     const message = await this.trust.verify(topic, payload);
     const now = this.now();
     if (message.isNewEpoch && this.link !== null) {
@@ -243,7 +245,7 @@ export class Agent {
     }
     const { body } = message;
     switch (message.kind) {
-      case "status": this.hearStatus(body, message.isNewEpoch, now); break;
+      case "status": await this.hearStatus(body, message.isNewEpoch, now); break;
       case "announcement": await this.hearAnnouncement(message, now); break;
       case "lease": this.hearLease(body, now); break;
       case "chunk": this.hearChunk(body, message.parsed, now); break;
@@ -254,7 +256,7 @@ export class Agent {
     await this.progress(now);
   }
 
-  hearStatus({ online }, isNewEpoch, now) {
+  async hearStatus({ online }, isNewEpoch, now) {
     const isBack = online && this.isCoordinatorAway;
     this.isCoordinatorAway = !online;
     this.delivery.seldom = !online;
@@ -262,6 +264,9 @@ export class Agent {
       this.sayPresence();
       this.startAfresh(now);
     }
+    const early = this.unbelieved;
+    this.unbelieved = null;
+    if (early !== null) await this.receive(this.topics.run, early);
   }
 
   async hearAnnouncement({ epoch, sequence, body }, now) {
@@ -360,6 +365,7 @@ export class Agent {
       this.report("busy", `${OUTBOX_LIMIT} updates wait for a receipt`, lease.lease);
       return;
     }
+    this.trainingLease = lease.lease;
     this.training = this.train(lease, replica, this.announcement, now).finally(() => { this.training = null; });
   }
 

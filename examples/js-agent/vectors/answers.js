@@ -10,24 +10,15 @@ import { subtractSent } from "../src/feedback.js";
 import { bytesFromFloats, floatsFromBytes } from "../src/float32.js";
 import { readFromCoordinator, readFromDevice } from "../src/incoming.js";
 import { keyIdOf, publicKeyOf, sha256, sign } from "../src/keys.js";
-import { Float } from "../src/msgpack.js";
 import { drawOf, isSampled } from "../src/sampling.js";
 import { Schema } from "../src/schema.js";
 import { chunkTopic, isName, parseTopic } from "../src/topics.js";
 import { Replays } from "../src/trust.js";
+import { answerDevice } from "./device.js";
+import { toJson } from "./json.js";
 
 const floats = (text) => floatsFromBytes(unhex(text));
 const fromFloats = (values) => hex(bytesFromFloats(values));
-
-/** A body as JSON: byte strings as `{ hex }`, floats as numbers, nothing for nil. */
-function toJson(value) {
-  if (value instanceof Uint8Array) return { hex: hex(value) };
-  if (value instanceof Float) return value.value;
-  if (Array.isArray(value)) return value.map(toJson);
-  if (value === null || typeof value !== "object") return value;
-  const entries = Object.entries(value).filter(([, item]) => item !== null);
-  return Object.fromEntries(entries.map(([key, item]) => [key, toJson(item)]));
-}
 
 function open({ as, federation, device, keys, topic, packet }) {
   const keyOf = (sender) => (keys[sender] === undefined ? new Uint8Array(32) : unhex(keys[sender]));
@@ -131,7 +122,8 @@ const ANSWERS = {
 };
 
 /** What the vectors expect of `given`; null for a question that this program does not know. Throws a ProtocolError. */
-export function answer(ask, given) {
+export async function answer(ask, given) {
+  if (ask.startsWith("device.")) return answerDevice(ask, given ?? {});
   if (!(ask in ANSWERS)) return null;
   check(given !== null && typeof given === "object", "malformed", "given");
   return ANSWERS[ask](given);
