@@ -5,11 +5,11 @@ import { check } from "./errors.js";
 import { readFromCoordinator } from "./incoming.js";
 import { pack, unpack } from "./msgpack.js";
 
-const REMEMBERED = 256;
+const REMEMBERED = 65536; // how far back; the coordinator's numbers go to other devices, too
 const RECORD = "coordinator";
 const RETAINED = new Set(["status", "announcement", "chunk"]); // these come again, and have rules of their own
 
-/** Each pair of epoch and sequence once. */
+/** Each pair of epoch and sequence once, as far as `window` back from the highest sequence. */
 export class Replays {
   constructor(window = REMEMBERED) {
     this.window = window;
@@ -19,16 +19,13 @@ export class Replays {
   /** Whether a packet is to be taken, which it then is. */
   take(epoch, sequence) {
     if (epoch < this.epoch) return false;
-    if (epoch > this.epoch) {
-      this.epoch = epoch;
-      this.seen = new Set();
-      this.tooOld = -1; // sequences up to this one
-    }
-    if (sequence <= this.tooOld || this.seen.has(sequence)) return false;
+    if (epoch > this.epoch) Object.assign(this, { epoch, highest: -1, seen: new Set() });
+    if (sequence <= this.highest - this.window || this.seen.has(sequence)) return false;
     this.seen.add(sequence);
-    if (this.seen.size > this.window) {
-      this.tooOld = Math.min(...this.seen);
-      this.seen.delete(this.tooOld);
+    this.highest = Math.max(this.highest, sequence);
+    for (const old of this.seen) { // the first ones in are nearly always the lowest
+      if (old > this.highest - this.window) break;
+      this.seen.delete(old);
     }
     return true;
   }

@@ -5,6 +5,7 @@ import { concat, hex, unhex, utf8 } from "../src/bytes.js";
 import { Pieces, split } from "../src/chunks.js";
 import { decodeGrid, E, G } from "../src/codecs/grid.js";
 import { decode, dense } from "../src/codecs/decode.js";
+import { decodeRecipe } from "../src/codecs/seeded.js";
 import { check } from "../src/errors.js";
 import { subtractSent } from "../src/feedback.js";
 import { bytesFromFloats, floatsFromBytes } from "../src/float32.js";
@@ -87,6 +88,10 @@ const ANSWERS = {
   decode: ({ n, payload, shapes }) => ({ values: fromFloats(dense(decode(unhex(payload), n, { shapes }), n)) }),
   indices: ({ shapes, k, section }) => ({ indices: [...decodeGrid(unhex(section), k, shapes)] }),
   grid_tables: () => ({ G: [...G], E: [...E] }),
+  recipe: ({ n, payload }) => {
+    const { values, rebaseTag } = decodeRecipe(unhex(payload), n);
+    return { values: fromFloats(values), rebase: rebaseTag };
+  },
   snapshot: ({ entries, snapshot }) => {
     const blob = unhex(snapshot);
     const replica = decodeSnapshot(blob, new Schema(entries));

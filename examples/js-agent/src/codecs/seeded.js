@@ -66,6 +66,7 @@ function fill(out, { kind, value }, seed, part) {
 
 /** `{ values, rebaseTag }` of a recipe for `n` weights: all of them, and the tag of the run's later snapshots. */
 export function decodeRecipe(payload, n) {
+  check(payload[0] === SEEDED, "unknown-codec", "no recipe");
   check(payload.length >= HEAD, "malformed", "no head");
   check(readU32(payload, 1) === n, "wrong-size", `for ${readU32(payload, 1)} elements, not ${n}`);
   const rebaseTag = payload[5];
