@@ -69,12 +69,39 @@ function sayings(said, expected, maySay) {
   return out;
 }
 
-async function isRight({ ask, given, gives, error }) {
-  const got = await reply(ask, given);
+/** Play the broker: the device hears each chunk that it has subscribed to, until it wants no more of them. */
+async function serve({ retained }) {
+  const says = [];
+  let trains = null;
+  for (let topics = [...subscribed]; topics.length > 0; topics = [...subscribed]) {
+    for (const topic of topics) {
+      subscribed.delete(topic);
+      if (retained[topic] === undefined) continue;
+      const { gives } = await ask("device.hear", { topic, packet: retained[topic], retained: true });
+      says.push(...gives.says);
+      trains = gives.trains ?? trains;
+    }
+  }
+  return { gives: { says, trains } };
+}
+
+const subscribed = new Set(); // what the device has subscribed to and not had yet
+
+async function ask(question, given) {
+  if (question === "device.serve") return serve(given);
+  if (question === "device.begin") subscribed.clear();
+  const got = await reply(question, given);
+  for (const topic of got.gives?.subscribes ?? []) subscribed.add(topic);
+  return got;
+}
+
+async function isRight({ ask: question, given, gives, error }) {
+  const got = await ask(question, given);
   if (got.unsupported) return null;
   if (error !== undefined) return got.error === error || (PAYLOAD_FAULTS.has(error) && PAYLOAD_FAULTS.has(got.error));
-  if (ask === "encode") return isFairUpdate(given, gives.at_most, got.gives);
-  const { may_say: maySay = [], ...wanted } = gives;
+  if (question === "encode") return isFairUpdate(given, gives.at_most, got.gives);
+  const { may_say: maySay = [], subscribes = [], ...wanted } = gives;
+  if (!subscribes.every((topic) => got.gives.subscribes.includes(topic))) return false;
   if (wanted.says !== undefined) {
     for (const item of wanted.says) if (item.kind === "update") item.body = withoutPayload(item.body);
     if (got.gives !== undefined) got.gives.says = sayings(got.gives.says, wanted.says, maySay);

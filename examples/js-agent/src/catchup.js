@@ -30,6 +30,7 @@ export class Catchup {
     this.notBefore = -Infinity;
     this.wantsSnapshot = false;
     this.isUnreachable = false;
+    this.hasStartedOver = false;
   }
 
   get isComplete() {
@@ -161,7 +162,10 @@ export class Catchup {
       this.assemblies.clear();
       this.wantsSnapshot = false;
     } catch (error) {
-      if (error instanceof ProtocolError) this.startOver(now);
+      if (error instanceof ProtocolError) {
+        this.startOver(now);
+        this.proceed(now);
+      }
       throw error;
     }
   }

@@ -65,7 +65,7 @@ class Device {
     this.events = events;
     this.will = this.read(will.topic, will.payload, true);
     return {
-      packetLimit: Infinity,
+      packetLimit: this.packetLimit,
       traffic: [0, 0],
       subscribe: async (topics) => { this.subscribes.push(...topics); },
       unsubscribe: async () => {},
@@ -105,6 +105,7 @@ class Device {
     switch (ask) {
       case "device.connect":
         this.agent.identity.session = given.session - 1;
+        this.packetLimit = given.max_packet_bytes ?? Infinity;
         this.now += LONG_S;
         this.agent.tick(this.now);
         break;
