@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_signatures_verify(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", cases("blobs", "update"), ids=named)
 def test_updates_decode_as_the_page_says(case: dict[str, Any]) -> None:
     parameters, buffers = unpack(bytes.fromhex(case["given"]["update"]))
-    assert dense(parameters) == bytes.fromhex(case["gives"]["parameters"])
+    assert dense(parameters, shapes(case["given"])) == bytes.fromhex(case["gives"]["parameters"])
     assert dense(buffers) == bytes.fromhex(case["gives"]["buffers"])
 
 
@@ -88,9 +89,14 @@ def test_snapshots_decode_as_the_page_says(case: dict[str, Any]) -> None:
     assert first.hexdigest() == case["gives"]["chain_hash"]
 
 
-def dense(payload: bytes) -> bytes:
-    """All values of codec bytes as little-endian float32."""
-    n, values = reference_decoder.decode(payload)
+def shapes(given: dict[str, Any]) -> list[list[int]]:
+    """Of the parameters, which index coders know."""
+    return [entry["shape"] for entry in given["entries"] if entry["role"] == "parameter"]
+
+
+def dense(payload: bytes, of: list[list[int]] | None = None) -> bytes:
+    """All values of codec bytes as little-endian float32; sparse ones are of tensors of these shapes."""
+    n, values = reference_decoder.decode(payload, of)
     whole = [0.0] * n
     for index, value in values:
         whole[index] = float(value)
@@ -134,3 +140,68 @@ def test_sampling_follows_from_sha256(case: dict[str, Any]) -> None:
     )
     fraction = struct.unpack(">Q", hashed.digest()[:8])[0] / 2**64
     assert case["gives"] == {"fraction": fraction, "member": fraction < given["rate"]}
+
+
+def test_the_verifier_knows_the_first_example_of_rfc_8032() -> None:
+    private = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+    signature = bytes.fromhex(
+        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46b"
+        "d25bf5f0595bbe24655141438e7a100b"
+    )
+    key = public_key(private)
+    assert key.hex() == "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+    assert verifies(key, signature, b"")
+    assert not verifies(key, signature, b"\0")
+
+
+# ----------------------------------------------------------------- deltas and rebases, one number at a time
+
+
+def float32(value: float) -> float:
+    """The nearest float32; for sums and quotients of two float32 the way over float64 does no harm."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+def flushed(value: float) -> float:
+    return 0.0 if abs(value) < 2.0**-126 else value
+
+
+def unpacked(text: str) -> list[float]:
+    data = bytes.fromhex(text)
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
+
+
+def requantised(block: list[float], levels: int) -> list[float]:
+    """What a block of 64 becomes at a rebase: docs/protocol-codecs.md, Encoding, 3."""
+    quotient = float32(max(map(abs, block)) / levels)
+    (bits,) = struct.unpack("<I", struct.pack("<f", quotient))
+    bits = min(bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000, 0x7F7F0000)
+    (scale,) = struct.unpack("<f", struct.pack("<I", bits))
+    if scale < 2.0**-90:
+        return [0.0] * len(block)
+    return [round(float32(value / scale)) * scale + 0.0 for value in block]
+
+
+@pytest.mark.parametrize("case", cases("blobs", "delta"), ids=named)
+def test_deltas_and_rebases_follow_from_the_pages(case: dict[str, Any]) -> None:
+    given, gives = case["given"], case["gives"]
+    counts = {
+        role: sum(math.prod(entry["shape"]) for entry in given["entries"] if entry["role"] == role)
+        for role in ("parameter", "frozen", "buffer")
+    }
+    parameters, buffers = unpack(bytes.fromhex(given["delta"]))
+    n, values = reference_decoder.decode(parameters, shapes(given))
+    assert n == counts["parameter"]
+    replica = unpacked(given["replica"])
+    for index, value in values:
+        replica[index] = flushed(float32(replica[index] + float(value)))
+    cut = counts["parameter"] + counts["frozen"]
+    weights, kept = replica[:cut], unpacked(dense(buffers).hex())
+    if "rebase" in given:
+        levels = {"int8": 127, "int4": 7}[given["rebase"]]
+        weights = [
+            value for start in range(0, cut, 64) for value in requantised(weights[start : start + 64], levels)
+        ]
+    whole = struct.pack(f"<{cut + len(kept)}f", *weights, *kept)
+    assert whole.hex() == gives["replica"]
+    assert hashlib.sha256(whole).hexdigest() == gives["replica_hash"]
