@@ -15,7 +15,15 @@ import zstandard
 
 from fedmq_coordinator.core.facts import KINDS as FACTS
 from fedmq_edge_agent.core.state import AgentState, ModelIndex, RunState, dump_index, dump_state
-from fedmq_protocol.codecs import CODECS, CodecSpec, encode, encode_delta, encode_snapshot, encode_update
+from fedmq_protocol.codecs import (
+    CODECS,
+    CodecSpec,
+    encode,
+    encode_delta,
+    encode_snapshot,
+    encode_update,
+    optional_coders,
+)
 from fedmq_protocol.messages import (
     KINDS,
     Body,
@@ -69,7 +77,7 @@ def payloads() -> Iterator[bytes]:
     for place, n in enumerate(LENGTHS[:7]):
         vector = rng.standard_normal(n).astype(np.float32)
         for name in CODECS:
-            yield bytes([place | 0x40]) + encode(vector, CodecSpec(name, density=0.05))[0]
+            yield bytes([place | 0x40]) + encode(vector, CodecSpec(name, density=0.05, seed=1))[0]
     n = LENGTHS[7]
     vector = (rng.standard_normal(n) * (rng.random(n) < 0.002)).astype(np.float32)  # few
     for name in ("topk-log4", "topk-sign", "topk-int8"):
@@ -88,7 +96,7 @@ def blobs() -> Iterator[bytes]:
     vector = rng.standard_normal(SCHEMA.size).astype(np.float32)
     yield b"\x00" + encode_snapshot(vector, SCHEMA)[0]
     for name in CODECS:
-        spec = CodecSpec(name, density=0.1)
+        spec = CodecSpec(name, density=0.1, coders=optional_coders(), seed=1)
         yield b"\x00" + encode_delta(vector, np.zeros(SCHEMA.size, np.float32), SCHEMA, spec)
         yield b"\x00" + encode_update(vector, None, SCHEMA, spec)[0]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedmq_protocol.codecs import (
     CodecSpec,
     apply_delta,
+    blob,
     decode_snapshot,
     decode_update,
     encode_delta,
@@ -191,6 +192,39 @@ def test_arbitrary_bytes_raise_only_the_protocols_error(data: bytes) -> None:
         with pytest.raises(CodecError):
             decode()
     assert hashlib.sha256(replica.tobytes()).digest() == before, "a bad delta leaves the replica as it was"
+
+
+def test_a_blob_is_read_in_each_form_that_its_lengths_may_have() -> None:
+    data, replica = encode_snapshot(vector(9), SCHEMA)
+    weights, buffers = blob.read(data)
+    for head, width in ((b"\xc4", 1), (b"\xc5", 2), (b"\xc6", 4)):
+        if len(weights) < 1 << 8 * width:
+            tail = b"\xc4" + bytes([len(buffers)]) + bytes(buffers)
+            other = b"\x92" + head + len(weights).to_bytes(width, "big") + bytes(weights) + tail
+            assert decode_snapshot(other, SCHEMA).tobytes() == replica.tobytes()
+    assert msgpack.unpackb(data) == [bytes(weights), bytes(buffers)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x92",
+        b"\x92\xc4",
+        b"\x92\xc6\xff\xff",
+        b"\x92\xc6\xff\xff\xff\xff" + bytes(40),
+        b"\x92\xc4\x00",
+        b"\x92\xc4\x01\x00\xc4\x01\x00\x00",
+        b"\x91\xc4\x00",
+        b"\x93\xc4\x00\xc4\x00\xc4\x00",
+        b"\xdc\x00\x02\xc4\x00\xc4\x00",
+        b"\x92\xa0\xa0",
+        b"\x92\x91\xc4\x00\xc4\x00",
+    ],
+)
+def test_what_is_no_blob_is_refused(data: bytes) -> None:
+    with pytest.raises(CodecError):
+        blob.read(data)
 
 
 def test_another_schema_is_noticed() -> None:
