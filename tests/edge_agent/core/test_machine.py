@@ -58,6 +58,7 @@ from fedmq_protocol.chunks import Assembly, blob_ref
 from fedmq_protocol.messages import (
     Cohort,
     Credit,
+    Get,
     Hello,
     ModelChunk,
     Offer,
@@ -824,6 +825,26 @@ def test_a_chunk_on_the_wrong_topic_or_with_a_lie_in_it_is_refused(device: Devic
     assert device.agent.conversation.rejected["model", "bad-chunk"] == 4
     assert device.agent.conversation.rejected["model", "bad-chain"] == 1
     assert len(of(device.hear(device.coordinator.seal(topic, chunk)), WriteBlobPart)) == 1
+
+
+def test_a_chunk_that_somebody_else_put_on_the_broker_is_asked_of_the_coordinator_at_once(
+    device: Device,
+) -> None:
+    device.start()
+    device.connect()
+    device.hear(device.coordinator.status())
+    device.hear(device.coordinator.announcement())
+    topic = TOPICS.chunk("r1", 0, "snapshot", 0)
+    packet = bytearray(device.coordinator.retained()[topic])
+    packet[len(packet) // 2] ^= 1
+    effects = device.hear((topic, bytes(packet)))
+    assert bodies(effects, Get) == [Get(run="r1", version=0, blob="snapshot", index=0)]
+    [report] = bodies(effects, Report)
+    assert report.code == "bad-message"
+    assert not bodies(device.hear((topic, bytes(packet))), Get)
+    chunk = device.coordinator.chunks("snapshot", 0)[0]
+    effects = device.hear(device.coordinator.seal(TOPICS.down("dev-1", "chunk"), chunk))
+    assert of(effects, WriteBlobPart) == [WriteBlobPart("r1", part_head(chunk), 0, chunk.data)]
 
 
 # ------------------------------------------------------------------------------------------------- runs and tasks

@@ -65,6 +65,10 @@ async def test_killed_in_mid_download_it_fetches_only_what_it_lacks(
         await on_air.connection.publish(topic, packet, retain=True)
     start_process(settings)
     update = await on_air.receive("dev-1")
+    files = await asyncio.to_thread(
+        lambda: {file.name for file in (settings.state_dir / "runs" / "r1").iterdir()}
+    )
+    assert files == {"model.idx", "base-0.bin", "update-1.bin", "residual-1.bin"}
     assert 20 * CHUNK_BYTES < received_bytes(update) + 1_000 < 20 * PACKET_BYTES + SLACK_BYTES
 
 
