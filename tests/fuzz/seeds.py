@@ -24,6 +24,8 @@ from fedmq_protocol.codecs import (
     encode_update,
     optional_coders,
 )
+from fedmq_protocol.codecs.model import encode_seeded
+from fedmq_protocol.codecs.seeded import Segment
 from fedmq_protocol.messages import (
     KINDS,
     Body,
@@ -43,7 +45,7 @@ from fedmq_protocol.messages import (
 from tests.coordinator.core.world import World, settings
 from tests.edge_agent.core.test_state import HEADER
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
-from tests.fuzz.targets import LENGTHS, SCHEMA, TOPICS
+from tests.fuzz.targets import LENGTHS, SCHEMA, TOPICS, shapes_of
 
 VECTORS: Final = Path(__file__).parents[2] / "protocol" / "vectors" / "codecs.json"
 
@@ -76,18 +78,23 @@ def payloads() -> Iterator[bytes]:
     rng = np.random.default_rng(0)
     for place, n in enumerate(LENGTHS[:7]):
         vector = rng.standard_normal(n).astype(np.float32)
-        for name in CODECS:
-            yield bytes([place | 0x40]) + encode(vector, CodecSpec(name, density=0.05, seed=1))[0]
+        for name, codec in CODECS.items():
+            spec = CodecSpec(name, density=0.05, seed=7 if codec.masked else None)
+            yield bytes([place, 0]) + encode(vector, spec)[0]
     n = LENGTHS[7]
     vector = (rng.standard_normal(n) * (rng.random(n) < 0.002)).astype(np.float32)  # few
     for name in ("topk-log4", "topk-sign", "topk-int8"):
-        yield bytes([7 | 0x40]) + encode(vector, CodecSpec(name, density=0.001))[0]
+        for coders in ((), ("signs/1",)):
+            spec = CodecSpec(name, density=0.001, coders=coders)
+            yield bytes([7, 0]) + encode(vector, spec)[0]
+            yield bytes([7, 2]) + encode(vector, spec, shapes=shapes_of(n))[0]
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 24))
     for tag in (1, 2, 3):
-        yield bytes([8]) + struct.pack("<BI", tag, LENGTHS[8]) + b"\x01" + bomb
-    yield bytes([5]) + struct.pack("<BIII", 0x14, 400, 0xFFFFFFFF, 0xFFFFFFFF)
-    yield bytes([5]) + struct.pack("<BI", 1, 400) + b"\x00" + np.full(400, np.nan, "<f4").tobytes()
-    yield bytes([5]) + struct.pack("<BI", 1, 400) + b"\x00" + np.full(400, 1e-40, "<f4").tobytes()
+        yield bytes([8, 0]) + struct.pack("<BI", tag, LENGTHS[8]) + b"\x01" + bomb
+    for tag in (0x14, 0x24, 0xF2):
+        yield bytes([5, 2]) + struct.pack("<BIII", tag, 400, 0xFFFFFFFF, 0xFFFFFFFF)
+    yield bytes([5, 0]) + struct.pack("<BI", 1, 400) + b"\x00" + np.full(400, np.nan, "<f4").tobytes()
+    yield bytes([5, 0]) + struct.pack("<BI", 1, 400) + b"\x00" + np.full(400, 1e-40, "<f4").tobytes()
 
 
 def blobs() -> Iterator[bytes]:
@@ -95,8 +102,11 @@ def blobs() -> Iterator[bytes]:
     rng = np.random.default_rng(1)
     vector = rng.standard_normal(SCHEMA.size).astype(np.float32)
     yield b"\x00" + encode_snapshot(vector, SCHEMA)[0]
-    for name in CODECS:
-        spec = CodecSpec(name, density=0.1, coders=optional_coders(), seed=1)
+    weights = SCHEMA.num_parameters + SCHEMA.num_frozen
+    recipe = [Segment.uniform(100, 0.1), Segment.normal(weights - 105, 0.1), Segment.constant(5, 1.0)]
+    yield b"\x00" + encode_seeded(3, recipe, vector[weights:], SCHEMA)
+    for name, codec in CODECS.items():
+        spec = CodecSpec(name, density=0.1, coders=optional_coders(), seed=7 if codec.masked else None)
         yield b"\x00" + encode_delta(vector, np.zeros(SCHEMA.size, np.float32), SCHEMA, spec)
         yield b"\x00" + encode_update(vector, None, SCHEMA, spec)[0]
 
@@ -180,7 +190,7 @@ def _from_vectors(vectors: object) -> Iterator[bytes]:
             for key, value in vectors.items():
                 if isinstance(value, str) and key in {"payload", "bytes", "hex", "data"}:
                     try:
-                        yield bytes([4 | 0x40]) + bytes.fromhex(value)
+                        yield bytes([4, 0]) + bytes.fromhex(value)
                     except ValueError:
                         continue
                 else:

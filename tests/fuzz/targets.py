@@ -86,16 +86,26 @@ def topic(data: bytes) -> None:
                 continue
 
 
+def shapes_of(n: int) -> tuple[tuple[int, ...], ...]:
+    """Tensors that make up a vector of n: a matrix, a bias, and a stack of kernels where there is room."""
+    side = int(n**0.5)
+    matrix = side // 2, side
+    rest = n - matrix[0] * matrix[1]
+    kernels = rest // 18, 2, 3, 3
+    return tuple(shape for shape in (matrix, kernels, (rest - kernels[0] * 18,)) if 0 not in shape)
+
+
 def payload(data: bytes) -> None:
-    """A codec's payload, for a vector of some length."""
-    if len(data) < 2:  # a length and a tag
+    """A codec's payload, for a vector of some length, in tensors of some shapes."""
+    if len(data) < 3:  # a length, flags and a tag
         return
     n = LENGTHS[data[0] % len(LENGTHS)]
-    content = data[1:]
-    if data[0] & 0x80 and len(content) > 5:  # tag and n
+    content = data[2:]
+    if data[1] & 1 and len(content) > 5:  # tag and n
         content = content[:1] + struct.pack("<I", n) + content[5:]  # past the first check
+    shapes = shapes_of(n) if data[1] & 2 else None
     try:
-        decoded = decode(content, n, max_kept=n if data[0] & 0x40 else n // 16)
+        decoded = decode(content, n, shapes=shapes, max_kept=n // 16 if data[1] & 4 else n)
     except CodecError:
         return
     values = decoded.values
@@ -105,9 +115,10 @@ def payload(data: bytes) -> None:
         assert len(decoded.indices) == len(values)
         assert len(values) == 0 or int(decoded.indices[-1]) < n
         assert (np.diff(decoded.indices.astype(np.int64)) > 0).all()
-    acc = np.zeros(n, np.float32)
-    decoded.add_to(acc, 0.5)
-    decoded.apply_to(acc)
+    for fold in (lambda acc: decoded.add_to(acc, 0.5), decoded.apply_to):
+        acc = np.zeros(n, np.float32)
+        fold(acc)
+        assert np.isfinite(acc).all()
 
 
 def blob(data: bytes) -> None:
