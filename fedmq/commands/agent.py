@@ -98,22 +98,13 @@ def try_(task: str, config_path: Path | None, pairs: tuple[str, ...], sets: tupl
     require("torch", "trainer")
     from fedmq_coordinator.core.settings import RunSettings
     from fedmq_edge_agent.trainer.trial import try_task
-    from fedmq_protocol.messages import UploadSettings
 
     configuration = read(
         config_path, sets={**parse_sets(pairs, table="device.data"), **parse_sets(sets, table="run")}
     )
     run = configuration.table("run", RunSettings)
     data = configuration.table("device", DeviceTable).data
-    compression = run.compression
-    upload = UploadSettings(
-        codec=compression.up,
-        density=compression.density,
-        first_density=compression.first_density or compression.density,
-        anneal_updates=compression.anneal_updates,
-        residual_cap=compression.residual_cap,
-    )
-    trial = try_task(task_place(task), data, run.train, upload, seed=run.seed)
+    trial = try_task(task_place(task), data, run.train, run.compression.upload, seed=run.seed)
     for name, text in _described(trial):
         click.echo(f"{name:<14} {text}")
 

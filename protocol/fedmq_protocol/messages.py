@@ -82,6 +82,10 @@ class UploadSettings(Body):
     """About how long each side may take to code indices better than with Rice codes; a device may take less."""
     rounding: Literal["nearest", "stochastic"] = "nearest"
     """Of values in linear levels."""
+    per_tensor: bool = False
+    """The share is kept of each parameter by itself, at least one element of it."""
+    update_bytes: Annotated[int, Field(ge=1, le=MAX_BLOB_BYTES)] | None = None
+    """In place of the densities: the update, as a blob, is as long as this allows, and no longer."""
 
 
 class Cohort(Body):

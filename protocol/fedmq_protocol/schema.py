@@ -71,6 +71,11 @@ class TensorSchema(BaseModel):
         """Elements of frozen tensors: the second part of the flat vector."""
         return self._size("frozen")
 
+    @cached_property
+    def parameter_sizes(self) -> tuple[int, ...]:
+        """Elements of each trainable parameter, in the order of the flat vector."""
+        return tuple(entry.size for entry in self.entries if entry.role == "parameter")
+
     @property
     def size(self) -> int:
         """Elements of the whole flat vector."""

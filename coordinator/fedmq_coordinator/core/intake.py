@@ -10,7 +10,7 @@ from typing import Final
 from fedmq_coordinator.core.facts import UpdateAccepted, UpdateRejected
 from fedmq_coordinator.core.run import NORMS_NEEDED, Run
 from fedmq_coordinator.core.strategies import Rejection, Strategy, Submission
-from fedmq_protocol.codecs import CodecSpec, decode_update
+from fedmq_protocol.codecs import decode_update
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import Evaluation, UpdateHeader
 
@@ -71,9 +71,7 @@ def _norm_limit(run: Run, base_version: int) -> float:
 
 def max_kept(run: Run) -> int:
     """The most parameters that an update of this run may hold: as many as its densest setting asks for."""
-    compression = run.settings.compression
-    density = max(compression.density, compression.first_density or 0.0)
-    return CodecSpec(compression.up, density).kept(run.schema.num_parameters)
+    return run.settings.compression.up_spec(run.schema).kept(run.schema.num_parameters)
 
 
 def _accept(

@@ -103,7 +103,9 @@ class Progress:
                 check_fit(self._desk, device, run)
 
     def strategy(self, run: Run) -> Strategy:
-        return make_strategy(run.settings, in_flight=aim(run, max(1, len(self._desk.available(run)))))
+        return make_strategy(
+            run.expected_settings, in_flight=aim(run, max(1, len(self._desk.available(run))))
+        )
 
     def _expire(self, run: Run) -> None:
         for device, held in list(run.leases.items()):

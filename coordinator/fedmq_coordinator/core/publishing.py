@@ -11,7 +11,7 @@ from fedmq_coordinator.core.effects import SendChunk
 from fedmq_coordinator.core.run import Run, RunState
 from fedmq_protocol.chunks import chunk_count
 from fedmq_protocol.limits import MAX_INLINE_DELTA_BYTES, MAX_PACKET_BYTES, PACKET_OVERHEAD_BYTES
-from fedmq_protocol.messages import Announcement, Cohort, ModelChunk, UploadSettings
+from fedmq_protocol.messages import Announcement, Cohort, ModelChunk
 from fedmq_protocol.topics import BlobKind, Topics
 
 _ANNOUNCED: Final[dict[RunState, Literal["running", "finished", "stopped"]]] = {
@@ -39,7 +39,6 @@ class Publisher:
         model, settings = run.model, run.settings
         delta = model.deltas.get(model.version)
         small = delta is not None and delta.ref.size <= min(MAX_INLINE_DELTA_BYTES, self._chunk_bytes)
-        compression = settings.compression
         return Announcement(
             run=run.id,
             state=_ANNOUNCED[run.state],
@@ -52,16 +51,7 @@ class Publisher:
             lease=run.cohort_lease,
             lease_s=lease_s,
             train=settings.train,
-            upload=UploadSettings(
-                codec=compression.up,
-                density=compression.density,
-                first_density=compression.first_density or compression.density,
-                anneal_updates=compression.anneal_updates,
-                residual_cap=compression.residual_cap,
-                coders=list(compression.offered_coders),
-                code_ms=compression.code_ms,
-                rounding=compression.rounding,
-            ),
+            upload=settings.compression.upload,
             evaluate=settings.federated_evaluation,
             seed=settings.seed,
         )

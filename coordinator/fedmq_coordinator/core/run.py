@@ -12,6 +12,7 @@ from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.blobs import EMPTY
 from fedmq_coordinator.core.dedupe import Outcome, SettledUpdates
 from fedmq_coordinator.core.publication import PublishedModel
+from fedmq_coordinator.core.settings import RunSettings
 from fedmq_coordinator.core.traffic import Moved
 from fedmq_protocol.codecs import DecodedUpdate, decode_update, versioned
 from fedmq_protocol.codecs.seeded import NAME as SEEDED
@@ -162,6 +163,16 @@ class Run:
     def version(self) -> int:
         """The newest published version; -1 before the first."""
         return self._last_version if self._model is None else self._model.version
+
+    @property
+    def expected_settings(self) -> RunSettings:
+        """The settings with the density that updates will have, where a budget of bytes decides it."""
+        compression = self.settings.compression
+        if compression.update_bytes is None:
+            return self.settings
+        density = compression.expected_density(self.schema.num_parameters)
+        updated = compression.model_copy(update={"density": density})
+        return self.settings.model_copy(update={"compression": updated})
 
     @property
     def needed_codecs(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,8 +16,9 @@ from pydantic import (
 
 from fedmq_protocol.codecs import CodecSpec, Rounding, check_coders, optional_coders, versioned
 from fedmq_protocol.errors import CodecError
-from fedmq_protocol.limits import MAX_CODE_MS
-from fedmq_protocol.messages import Mode, TrainSettings
+from fedmq_protocol.limits import MAX_BLOB_BYTES, MAX_CODE_MS
+from fedmq_protocol.messages import Mode, TrainSettings, UploadSettings
+from fedmq_protocol.schema import TensorSchema
 
 Fraction = Annotated[FiniteFloat, Field(gt=0, le=1)]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -78,6 +79,8 @@ class StrategySettings(BaseModel):
     """
 
 
+_BITS_AN_ELEMENT: Final = 9  # of an update, more or less; only a default depends on it
+
 Start = Literal["auto", "seed", "snapshot"]
 
 
@@ -93,6 +96,10 @@ class CompressionSettings(BaseModel):
     """Density of a device's first update; None: as `density`."""
     anneal_updates: Annotated[int, Field(ge=0)] = 0
     """Over how many updates `first_density` falls to `density`."""
+    per_tensor: bool = False
+    """Keep the share of each parameter by itself, at least one element of it, and not of the model as a whole."""
+    update_bytes: Annotated[int, Field(ge=1, le=MAX_BLOB_BYTES)] | None = None
+    """In place of the densities: an update carries as much as fits into so many bytes, its envelope aside."""
     residual_cap: Annotated[FiniteFloat, Field(gt=0)] = 10.0
     down: str = "topk-log4"
     down_density: Fraction = 0.03
@@ -121,10 +128,41 @@ class CompressionSettings(BaseModel):
         """What a device must speak to take part."""
         return tuple(dict.fromkeys(map(versioned, (self.up, self.down, self.snapshot))))
 
+    @property
+    def upload(self) -> UploadSettings:
+        """What devices are told of this."""
+        return UploadSettings(
+            codec=self.up,
+            density=self.density,
+            first_density=self.first_density or self.density,
+            anneal_updates=self.anneal_updates,
+            residual_cap=self.residual_cap,
+            coders=list(self.offered_coders),
+            code_ms=self.code_ms,
+            rounding=self.rounding,
+            per_tensor=self.per_tensor,
+            update_bytes=self.update_bytes,
+        )
+
+    def up_spec(self, schema: TensorSchema) -> CodecSpec:
+        """How the densest update of a model is encoded."""
+        return CodecSpec(
+            self.up,
+            max(self.density, self.first_density or 0.0),
+            tensors=schema.parameter_sizes if self.per_tensor else (),
+            max_bytes=self.update_bytes,
+        )
+
+    def expected_density(self, num_parameters: int) -> float:
+        """About what share of the parameters an update will carry."""
+        if self.update_bytes is None:
+            return self.density
+        return min(1.0, 8 * self.update_bytes / (_BITS_AN_ELEMENT * max(1, num_parameters)))
+
     @model_validator(mode="after")
-    def _has_a_use_for_chance(self) -> CompressionSettings:
+    def _is_something_that_the_codec_can_do(self) -> CompressionSettings:
         try:
-            CodecSpec(self.up, rounding=self.rounding)
+            CodecSpec(self.up, rounding=self.rounding, max_bytes=self.update_bytes)
         except CodecError as error:
             raise ValueError(str(error)) from None
         return self

@@ -75,7 +75,7 @@ def _sync(run: Run, devices: Mapping[str, Device], online: set[str], *, now: flo
 def _async(
     run: Run, devices: Mapping[str, Device], available: list[str], online: set[str], *, now: float
 ) -> str:
-    strategy = make_strategy(run.settings, in_flight=aim(run, max(1, len(available))))
+    strategy = make_strategy(run.expected_settings, in_flight=aim(run, max(1, len(available))))
     size = getattr(strategy, "buffer_size", 1)
     at_work = sorted(run.leases, key=lambda device: run.leases[device].granted_at)
     parts = [f"{run.accumulator.num_updates} of {size} updates for the next step"]

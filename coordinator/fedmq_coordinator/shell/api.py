@@ -36,8 +36,10 @@ from fedmq_coordinator.core.views import DeviceView, FederationView, RunView
 from fedmq_coordinator.shell.model_host import Beginning, ModelHost
 from fedmq_coordinator.shell.service import Service, StoppingError
 from fedmq_coordinator.shell.store import BULKY_FIELDS
+from fedmq_protocol.codecs import least_update_bytes
 from fedmq_protocol.errors import FedmqError, UsageError
 from fedmq_protocol.messages import TaskRef
+from fedmq_protocol.schema import TensorSchema
 from fedmq_protocol.topics import check_id
 
 PREFIX: Final = "/api/v1"
@@ -119,6 +121,7 @@ def _routes(service: Service, defaults: RunSettings) -> APIRouter:  # one small 
         """Queue a run."""
         settings = merged(defaults, request.settings)
         task = await service.model_host.describe(request.task)
+        _check_budget(settings, task.schema)
         run = _free_name(task.name, service, starting) if request.name is None else request.name
         check_id(run, what="run")
         if run in service.core.runs or run in starting:
@@ -136,8 +139,7 @@ def _routes(service: Service, defaults: RunSettings) -> APIRouter:  # one small 
             await asyncio.to_thread(service.journal.remember_source, run, request.task)
             service.sources[run] = request.task
             ref = TaskRef(name=task.name, version=task.version, schema_hash=task.schema.hash)
-            packed = await asyncio.to_thread(_packed, beginning, service.shelf)
-            beginning = replace(beginning, weights=None)  # they are as large as the model
+            packed, beginning = await asyncio.to_thread(_packed, beginning, service.shelf)
             await service.submit(
                 RunRequested(
                     run,
@@ -215,8 +217,21 @@ def _overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _packed(beginning: Beginning, shelf: Shelf) -> Blob | None:
-    return None if beginning.weights is None else pack_vector(beginning.weights, shelf)
+def _check_budget(settings: RunSettings, schema: TensorSchema) -> None:
+    """Refuse a budget that no update of this model may fit into, before any device finds out."""
+    compression = settings.compression
+    if compression.update_bytes is None:
+        return
+    least = least_update_bytes(schema, compression.up_spec(schema))
+    if compression.update_bytes < least:
+        asked = f"compression.update_bytes is {compression.update_bytes}"
+        raise UsageError(f"{asked}, and the least that this model's updates need is {least}")
+
+
+def _packed(beginning: Beginning, shelf: Shelf) -> tuple[Blob | None, Beginning]:
+    """The weights on the shelf, and what is left without them: they are as large as the model."""
+    packed = None if beginning.weights is None else pack_vector(beginning.weights, shelf)
+    return packed, replace(beginning, weights=None)
 
 
 def _free_name(task: str, service: Service, starting: set[str]) -> str:

@@ -42,6 +42,7 @@ from fedmq_protocol.codecs.model import (
     requantise_inplace,
     snapshot_codec,
 )
+from fedmq_protocol.codecs.randk import shared_seed
 from fedmq_protocol.codecs.registry import names
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.messages import BlobRef, TrainSettings, UploadSettings
@@ -216,7 +217,8 @@ class Host:
         folder = Path(run_dir)
         payload_file, left_file = folder / f"update-{counter}.bin", folder / f"residual-{counter}.bin"
         try:
-            work = Training(opened, replica.values, settings, uploading)
+            mask_seed = shared_seed(seed, base_version)
+            work = Training(opened, replica.values, settings, uploading, mask_seed=mask_seed)
             evaluation, warning = work.evaluate(base_version) if evaluate else (None, None)
             own_seed = derived_seed(seed, device, lease)
             trained = work.train(own_seed)

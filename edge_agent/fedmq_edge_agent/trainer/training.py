@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,6 +21,7 @@ from fedmq_edge_agent.trainer.opened import Opened
 from fedmq_edge_agent.trainer.paged import Paged
 from fedmq_edge_agent.trainer.residual import StoredResidual
 from fedmq_edge_agent.trainer.tensors import changes, write_vector
+from fedmq_protocol.codecs.budget import TooFewBytesError
 from fedmq_protocol.codecs.decoded import Dense
 from fedmq_protocol.codecs.model import encode_update_to
 from fedmq_protocol.codecs.registry import CodecSpec
@@ -60,15 +61,23 @@ class Training:
         replica: float32[size], the version that training begins with.
         settings: how to train.
         upload: how to encode.
+        mask_seed: what the indices of a masked codec are drawn from.
 
     Raises:
         TrainerError: an unknown codec, before anything is computed.
     """
 
     def __init__(
-        self, opened: Opened, replica: Paged, settings: TrainSettings, upload: UploadSettings
+        self,
+        opened: Opened,
+        replica: Paged,
+        settings: TrainSettings,
+        upload: UploadSettings,
+        *,
+        mask_seed: int = 0,
     ) -> None:
         _spec(upload, 0)
+        self._mask_seed = mask_seed
         self._opened, self._settings, self._upload, self._replica = opened, settings, upload, replica
         write_vector(opened.model, replica, opened.schema)
 
@@ -129,7 +138,11 @@ class Training:
                 left.let_go(begin, begin + len(old))
         try:
             spec, rng = _spec(self._upload, updates_done), np.random.default_rng(seed)
+            tensors = schema.parameter_sizes if self._upload.per_tensor else ()
+            spec = replace(spec, tensors=tensors, seed=self._mask_seed)
             encode_update_to(left.vector, buffers, schema, spec, payload, rng=rng)
+        except TooFewBytesError as error:
+            raise TrainerError("bad-request", f"the run's update_bytes: {error}") from None
         except ValueError as error:  # delta + residual overflowed
             raise TrainerError("train-failed", f"the update cannot be encoded: {error}") from None
         return Encoded(dropped, time.perf_counter() - started)
@@ -163,6 +176,7 @@ def _spec(upload: UploadSettings, updates_done: int) -> CodecSpec:
             tuple(upload.coders),
             rounding=upload.rounding,
             code_ms=upload.code_ms,
+            max_bytes=upload.update_bytes,
         )
     except CodecError as error:
         raise TrainerError("bad-request", str(error)) from None

@@ -16,7 +16,8 @@ from fedmq_edge_agent.trainer import paged
 from fedmq_edge_agent.trainer.opened import derived_seed
 from fedmq_edge_agent.trainer.residual import Owner, StoredResidual
 from fedmq_protocol.chunks import blob_ref
-from fedmq_protocol.codecs import CodecSpec
+from fedmq_protocol.codecs import CodecSpec, randk
+from fedmq_protocol.codecs.decoded import Sparse
 from fedmq_protocol.codecs.model import (
     apply_delta,
     decode_snapshot,
@@ -460,6 +461,63 @@ def test_unknown_codecs_settings_and_versions_are_refused_before_training(
     blocked = tmp_path / "file"
     blocked.touch()
     assert ask.fails("train", **train_arguments(blocked / "run"))[0] == "bad-file"
+
+
+@pytest.mark.parametrize("update_bytes", [120, 200, 300])
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_an_update_keeps_within_the_budget_that_the_run_sets(
+    ask: Ask,
+    plain_task: str,
+    tmp_path: Path,
+    update_bytes: int,
+    per_tensor: bool,  # noqa: FBT001
+) -> None:
+    begun = begin(ask, plain_task, tmp_path)
+    reply = ask("train", **train_arguments(tmp_path / "a", update_bytes=update_bytes, per_tensor=per_tensor))
+    assert 0.5 * min(update_bytes, 140) < reply["size"] <= update_bytes
+    whole = ask("train", **train_arguments(tmp_path / "b", codec="float32"))
+    assert np.array_equal(sent(begun, reply) + residual(begun, reply), sent(begun, whole))
+
+
+def test_a_budget_that_nothing_fits_into_is_the_runs_fault(ask: Ask, plain_task: str, tmp_path: Path) -> None:
+    begin(ask, plain_task, tmp_path)
+    code, detail = ask.fails("train", **train_arguments(tmp_path / "a", update_bytes=9))
+    assert code == "bad-request"
+    assert "update_bytes" in detail
+    code, detail = ask.fails("train", **train_arguments(tmp_path / "a", codec="int8", update_bytes=900))
+    assert "sparse" in detail
+
+
+def test_each_parameter_is_among_the_sent_where_the_run_wants_it(
+    ask: Ask, plain_task: str, tmp_path: Path
+) -> None:
+    begun = begin(ask, plain_task, tmp_path)
+    reply = ask(
+        "train", **train_arguments(tmp_path / "a", codec="topk-block8", density=0.01, per_tensor=True)
+    )
+    start, counts = 0, []
+    for size in begun.schema.parameter_sizes:
+        counts.append(np.count_nonzero(sent(begun, reply)[start : start + size]))
+        start += size
+    assert counts == [1, 1, 1, 1]
+
+
+def test_devices_that_train_on_the_same_version_share_a_mask(
+    ask: Ask, plain_task: str, tmp_path: Path
+) -> None:
+    begun = begin(ask, plain_task, tmp_path)
+    masks = []
+    for counter, device in enumerate(("dev-1", "dev-2")):
+        reply = ask(
+            "train",
+            **train_arguments(tmp_path / device, counter, device=device, codec="randk-float32", density=0.1),
+        )
+        payload = Path(reply["payload_file"]).read_bytes()
+        update = decode_update(payload, begun.schema).parameters
+        assert isinstance(update, Sparse)
+        masks.append(update.indices.tolist())
+    expected = randk.indices(randk.shared_seed(3, 0), begun.schema.num_parameters, 15).tolist()
+    assert masks == [expected, expected]
 
 
 # ---------------------------------------------------------------------------------- the coordinator's side
