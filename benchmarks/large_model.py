@@ -147,7 +147,7 @@ class Federation:
             self.agents[name] = self._start(
                 "agent", "--id", name, "--task", str(TASK), "--state-dir", place, log=name
             )
-            psutil.Process(self.agents[name].pid).nice(_NICE)
+            psutil.Process(self.agents[name].pid).nice(min(19, os.nice(0) + _NICE))
 
     def _start(self, what: str, *arguments: str, log: str | None = None) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "fedmq", what, "start", "--config", str(self._config), *arguments]

@@ -34,13 +34,22 @@ class FederationState:
         over = [run for run in self.runs.values() if run.over and run.holds_model]
         return self.active or max(over, key=lambda run: run.ended_at or 0.0, default=None)
 
-    def replay(self, read: Callable[[], Iterable[f.Fact]]) -> int:
-        """Fold the journal; `read` is called twice. Returns the number of facts.
+    def replay(
+        self, read: Callable[[], Iterable[f.Fact]], outline: Callable[[], Iterable[f.Fact]] | None = None
+    ) -> int:
+        """Fold the journal, after a first look at where its snapshots are.
+
+        Args:
+            read: gives all facts.
+            outline: gives the same for the first look, where payloads need not be there; None: `read`.
+
+        Returns:
+            The number of facts.
 
         Raises:
             StoreError: a fact contradicts those before it.
         """
-        self._skip_steps = steps_before_snapshot(read())
+        self._skip_steps = steps_before_snapshot((outline or read)())
         count = 0
         for fact in read():
             try:

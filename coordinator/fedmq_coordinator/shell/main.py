@@ -51,7 +51,7 @@ async def run_coordinator(
         stack.callback(journal.close)
         shelf = StoreShelf(journal, settings.state_dir)
         core = Coordinator(federation=settings.federation, shelf=shelf)
-        await asyncio.to_thread(core.state.replay, journal.read)
+        await asyncio.to_thread(core.state.replay, journal.read, journal.outline)
         clock = Clock(not_before=journal.last_at or 0.0)
         resumed = _resumed(core, journal, now=clock())
         key = load_or_create_key(settings.key_path)

@@ -243,6 +243,10 @@ class Journal:
                 yield self._fact(row, leave_out)  # its bulk is loaded now, not with the others'
             done = rows[-1].seq if rows else last
 
+    def outline(self) -> Iterator[Fact]:
+        """All facts, without the bytes of updates."""
+        return self.read(leave_out=["payload"])
+
     def sources(self) -> dict[str, str]:
         """Where the task of each run lies on this machine."""
         with self._reporting("read"), self._engine.connect() as connection:
