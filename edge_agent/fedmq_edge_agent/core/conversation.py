@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
-from fedmq_edge_agent.core.desk import Desk
+from fedmq_edge_agent.core.desk import Desk, ReportCode
 from fedmq_edge_agent.core.effects import PinCoordinator
 from fedmq_edge_agent.core.events import TaskOpened
 from fedmq_edge_agent.core.inbox import Heard, Inbox, KeyUnknownError, StaleError
@@ -22,6 +23,8 @@ from fedmq_protocol.messages import (
 )
 from fedmq_protocol.replays import ReplayError
 from fedmq_protocol.sampling import in_cohort
+
+_FIRST_VERSION: Final = "/1"
 
 
 class Conversation:
@@ -173,13 +176,15 @@ class Conversation:
         if announcement.state != "running":
             self._end_run(announcement.run, announcement.state, now=now)
             return
-        self._desk.idle_reason = _difference(announcement, opened)
+        other_task = _difference(announcement, opened)
+        self._desk.idle_reason = other_task or _lacking(announcement, opened)
         if self._desk.idle_reason:
             self._desk.stop_following()
             if announcement.task.name == opened.task.name and self._mismatch_told != announcement.run:
                 self._mismatch_told = announcement.run
                 self._desk.note("warning", self._desk.idle_reason, run=announcement.run)
-                self._desk.report("task-mismatch", self._desk.idle_reason, run=announcement.run)
+                code: ReportCode = "task-mismatch" if other_task else "other"
+                self._desk.report(code, self._desk.idle_reason, run=announcement.run)
             return
         if self._desk.following is None or self._desk.following.run != announcement.run:
             self._follow(announcement.run, now=now)
@@ -266,3 +271,11 @@ def _difference(announcement: Announcement, opened: TaskOpened) -> str:
         f"the run {announcement.run} trains {theirs.name} with {what} {wanted}, and this device has {mine}: "
         "install the run's task here"
     )
+
+
+def _lacking(announcement: Announcement, opened: TaskOpened) -> str:
+    """Why this device cannot code an update of the run; empty when it can. Without a version a name means the first."""
+    wanted = announcement.upload.codec
+    if wanted.removesuffix(_FIRST_VERSION) in {name.removesuffix(_FIRST_VERSION) for name in opened.codecs}:
+        return ""
+    return f"the run {announcement.run} takes updates in {wanted}, which this agent does not speak: update it"

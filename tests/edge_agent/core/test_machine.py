@@ -867,6 +867,26 @@ def test_a_task_of_another_version_is_reported_once_a_run(joined: Device) -> Non
     assert of(effects, Ask) == []
 
 
+def announced_in(coordinator: ScriptedCoordinator, codec: str) -> tuple[str, bytes]:
+    upload = UPLOAD.model_copy(update={"codec": codec})
+    return coordinator.seal(TOPICS.announcement, coordinator.announced(1, EVERYBODY, 9.0, upload=upload))
+
+
+def test_a_codec_that_the_device_lacks_is_reported_once_a_run(joined: Device) -> None:
+    effects = joined.hear(announced_in(joined.coordinator, "topk-log4/2"))
+    effects += joined.hear(announced_in(joined.coordinator, "topk-log4/2"))
+    [report] = bodies(effects, Report)
+    assert report.code == "other"
+    assert "takes updates in topk-log4/2, which this agent does not speak" in report.detail
+    assert of(effects, Ask) == []
+    assert joined.agent.waiting(now=joined.now) == report.detail
+
+
+def test_the_first_version_of_a_codec_goes_without_saying(joined: Device) -> None:
+    joined.hear(announced_in(joined.coordinator, "topk-log4/1"))
+    assert joined.agent.desk.idle_reason == ""
+
+
 def test_a_new_run_starts_without_a_residual_and_keeps_the_old_updates(joined: Device) -> None:
     joined.hear(joined.coordinator.lease("dev-1", 1))
     joined.trained()
