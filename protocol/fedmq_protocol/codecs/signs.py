@@ -26,7 +26,8 @@ from fedmq_protocol.codecs.grid_model import Shapes, row_numbers
 from fedmq_protocol.errors import CodecError
 
 NAME: Final = "signs/1"
-MAX_VALUES: Final = 1 << 16
+MAX_BITS: Final = 1 << 17
+"""Of signs and levels together: what a decoder in Python reads in about a tenth of a second."""
 
 _LEANINGS: Final = 3
 _SIGN_CONTEXTS: Final = 2 * (_LEANINGS + 1)
@@ -56,7 +57,8 @@ class Symbols:
 
 def cost_ns(count: int, symbols: Symbols) -> float:
     """What decoding in Python takes, roughly; infinite beyond this code's bounds."""
-    return inf if count > MAX_VALUES else _BIT_NS * count * (1 + symbols.level_bits)
+    bits = count * (1 + symbols.level_bits)
+    return inf if bits > MAX_BITS else _BIT_NS * bits
 
 
 def encode(body: bytes, symbols: Symbols, indices: NDArray[np.integer], shapes: Shapes) -> bytes:
@@ -88,8 +90,8 @@ def decode(section: memoryview, symbols: Symbols, indices: NDArray[np.integer], 
         CodecError: the section is not what `encode` writes. No more memory is taken than 200 bytes for each value.
     """
     count = len(indices)
-    if count > MAX_VALUES:
-        raise CodecError(f"{count} values, at most {MAX_VALUES} may be written so", reason="too-large")
+    if count * (1 + symbols.level_bits) > MAX_BITS:
+        raise CodecError(f"{count} values are more than may be written so", reason="too-large")
     if len(section) < symbols.head_bytes or not count:
         raise CodecError("the values end within their head")
     source = rans.Decoder(section[symbols.head_bytes :])

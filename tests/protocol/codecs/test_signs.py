@@ -101,7 +101,7 @@ def test_any_bytes_give_a_body_or_a_codec_error(data: bytes, symbols: Symbols, c
         (b"\x80\x3f", 0, "malformed"),
         (b"\x80\x3f\x00\x01", 3, "malformed"),
         (b"\x80\x3f\x01\x02\x03\x04\x05\x06", 3, "malformed"),
-        (b"\x80\x3f\x01", signs.MAX_VALUES + 1, "too-large"),
+        (b"\x80\x3f\x01", signs.MAX_BITS + 1, "too-large"),
     ],
 )
 def test_lies_are_refused(section: bytes, count: int, reason: str) -> None:
