@@ -98,6 +98,11 @@ export const scalar = {
   write: (value) => value,
 };
 
+const isEmpty = (value) => typeof value === "object" && value !== null && Object.keys(value).length === 0;
+
+/** What is at its default need not be said; among objects only empty ones are defaults. */
+const isDefault = (item, fallback) => item === fallback || (isEmpty(fallback) && isEmpty(item));
+
 /** A map with the fields of `fields`: name -> [type, default]. `judge` refuses what does not fit together. */
 export function struct(fields, judge = () => {}) {
   return {
@@ -118,7 +123,8 @@ export function struct(fields, judge = () => {}) {
     write(value) {
       const out = {};
       for (const [name, item] of Object.entries(value)) {
-        if (item !== undefined) out[name] = fields[name][0].write(item);
+        const [type, fallback] = fields[name];
+        if (item !== undefined && !isDefault(item, fallback)) out[name] = type.write(item);
       }
       return out;
     },

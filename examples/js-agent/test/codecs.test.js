@@ -4,6 +4,7 @@ import { test } from "node:test";
 import { concat, unhex } from "../src/bytes.js";
 import { decode, dense } from "../src/codecs/decode.js";
 import { CODECS, countKept, encode, selectLargest } from "../src/codecs/encode.js";
+import { decodeGrid } from "../src/codecs/grid.js";
 import { philox } from "../src/codecs/philox.js";
 import { decodeIndices, encodeIndices, longest } from "../src/codecs/rice.js";
 import { unpack } from "../src/codecs/zstd.js";
@@ -68,6 +69,22 @@ test("arbitrary bytes raise the protocol's own error or decode to finite values"
     }
   }
   assert.ok(refused > 1000);
+});
+
+test("arbitrary bytes are no grid, or strictly increasing indices", () => {
+  const shapes = [[12, 20], [7], [], [0, 3], [40, 5]];
+  const n = 448;
+  for (let i = 0; i < 5000; i += 1) {
+    const k = 1 + Math.floor(6 * random());
+    const section = Uint8Array.from({ length: 1 + Math.floor(9 * random()) }, () => Math.floor(256 * random()));
+    try {
+      const indices = decodeGrid(section, k, shapes);
+      assert.equal(indices.length, k);
+      indices.forEach((index, j) => assert.ok(index < n && (j === 0 || index > indices[j - 1])));
+    } catch (error) {
+      assert.ok(error instanceof ProtocolError, error.stack);
+    }
+  }
 });
 
 test("how many are kept is exact in decimal", () => {
