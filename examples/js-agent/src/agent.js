@@ -50,6 +50,7 @@ export class Agent {
     this.helloAt = Infinity;
     this.isCoordinatorAway = false;
     this.announcement = null; // of the run that is followed
+    this.catchup = null; // from there on
     this.lease = null; // { run, lease, version, until }: to train for
     this.training = null; // promise
     this.keptVersion = -1;
@@ -73,6 +74,7 @@ export class Agent {
 
   follow(replica) {
     const { run } = this.state;
+    this.catchup?.cancel();
     this.keptVersion = replica?.version ?? -1;
     this.catchup = new Catchup({
       run,
@@ -127,26 +129,32 @@ export class Agent {
 
   async openLink() {
     this.isConnecting = true;
-    let mine = null;
+    let link = null;
+    let breakOff;
+    let isGone = false;
+    const gone = new Promise((_, reject) => { breakOff = reject; });
+    gone.catch(() => {}); // after the race below nobody waits for it
     try {
       await this.identity.nextSession();
       const will = { topic: this.topics.presence, payload: this.sealPresence(false, true) };
-      const link = await this.connect(will, {
+      link = await this.connect(will, {
         onMessage: (topic, payload) => this.enqueue(() => this.receive(topic, payload)),
-        onClose: () => this.enqueue(() => this.closed(mine)),
+        onClose: () => {
+          isGone = true;
+          breakOff(new Error("connection lost"));
+          this.enqueue(() => this.closed(link));
+        },
       });
-      mine = link;
-      if (this.isStopping) return link.abort();
-      await link.subscribe([this.topics.status, this.topics.run, this.topics.down]);
-      await this.enqueue(() => this.opened(link));
+      await Promise.race([link.subscribe([this.topics.status, this.topics.run, this.topics.down]), gone]);
+      await this.enqueue(() => { if (!isGone && !this.isStopping) this.opened(link); });
+      if (this.link !== link) throw new Error("connection lost");
     } catch (error) {
-      mine?.abort();
-      this.log("no connection", { error: error.message });
+      link?.abort();
+      if (!this.isStopping) this.log("no connection", { error: error.message });
       this.connectAt = this.now() + this.reconnect.next();
     } finally {
       this.isConnecting = false;
     }
-    return undefined;
   }
 
   opened(link) {
@@ -312,6 +320,7 @@ export class Agent {
   async leave({ run, state }) {
     this.log("run over", { run, state });
     await this.state.follow(null);
+    this.catchup.cancel();
     this.delivery.clear();
     this.announcement = null;
     this.lease = null;

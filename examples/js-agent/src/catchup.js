@@ -174,10 +174,15 @@ export class Catchup {
   startOver(now) {
     this.replica = null;
     this.inline = null;
-    this.assemblies.clear();
-    for (const topic of [...this.underWay.keys()]) this.finish(topic);
+    this.cancel();
     this.notBefore = this.hasStartedOver ? now + this.startOverBackoff.next() : now;
     this.hasStartedOver = true;
+  }
+
+  /** Nothing more is wanted. */
+  cancel() {
+    this.assemblies.clear();
+    for (const topic of [...this.underWay.keys()]) this.finish(topic);
   }
 
   /** After a reconnect nothing is under way any more; what is there is kept. */

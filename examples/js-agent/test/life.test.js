@@ -75,6 +75,33 @@ test("it trains once for a lease, also after a restart", async () => {
   assert.equal(hex(updates.at(-1).body.data), hex(updates[0].body.data));
 });
 
+test("a connection that breaks before it is usable is tried again, with a new session", async () => {
+  const world = new World(new MemoryStorage());
+  world.publishStatus();
+  world.publishRun({ lease: 1 });
+  const { connect } = world;
+  let tries = 0;
+  world.connect = (will, events) => {
+    tries += 1;
+    const link = connect.call(world, will, events);
+    if (tries === 1) return { ...link, subscribe: () => { events.onClose(); return new Promise(() => {}); } };
+    if (tries === 2) return { ...link, subscribe: async () => { events.onClose(); } };
+    return link;
+  };
+  await world.start();
+  for (let i = 0; i < 20; i += 1) await world.tick(0.5);
+  assert.equal(tries, 3);
+  assert.equal(world.said("update")[0].epoch, 1003);
+});
+
+test("a connection that is lost later is made anew, and says all again", async () => {
+  const world = await joined();
+  world.events.onClose();
+  await world.settle();
+  for (let i = 0; i < 4; i += 1) await world.tick(0.5);
+  assert.deepEqual(world.said("update").map(({ epoch }) => epoch), [1001, 1002]);
+});
+
 test("the coordinator's new epoch makes it say all again; an old one is not believed", async () => {
   const world = await joined();
   world.epoch = 2;
