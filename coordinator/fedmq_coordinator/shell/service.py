@@ -135,7 +135,9 @@ class Service:
         self._outbox: Outbox | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._pruner = ThreadPoolExecutor(1, thread_name_prefix="retention")
         self._to_prepare: asyncio.Queue[Prepare] = asyncio.Queue()
+        self._to_prune: asyncio.Queue[VersionPublished] = asyncio.Queue()
         self._handling = asyncio.Lock()
         self._asked: set[asyncio.Future[None]] = set()
         self._witness: tuple[str, asyncio.Future[bytes]] = "", asyncio.Future()
@@ -166,6 +168,7 @@ class Service:
             asyncio.create_task(self._listen(link, sealer, topics), name="listen"),
             asyncio.create_task(self._work(), name="work"),
             asyncio.create_task(self._prepare(), name="prepare"),
+            asyncio.create_task(self._prune(), name="prune"),
             asyncio.create_task(self._evaluator.run(), name="evaluate"),
         ]
         stopped = asyncio.create_task(stop.wait(), name="stop")
@@ -189,6 +192,7 @@ class Service:
             for future in list(self._asked):
                 future.set_exception(StoppingError("the coordinator is stopping"))
             self._maker.shutdown()
+            self._pruner.shutdown()
             self._writer.shutdown()
         if self._halted is not None:
             raise HaltedError(self._halted)
@@ -275,6 +279,13 @@ class Service:
             wanted = await self._to_prepare.get()
             await self._tell(await loop.run_in_executor(self._maker, wanted.work))
 
+    async def _prune(self) -> None:
+        """Retention takes its time, and others write meanwhile."""
+        loop = asyncio.get_running_loop()
+        while True:
+            fact = await self._to_prune.get()
+            await loop.run_in_executor(self._pruner, self.journal.prune, fact.run, fact.version)
+
     async def _work(self) -> None:
         while self._halted is None:
             batch = await self._next_batch()
@@ -319,7 +330,7 @@ class Service:
         await loop.run_in_executor(self._writer, self.journal.append, facts)
         for fact in facts:
             if isinstance(fact, VersionPublished) and fact.private is not None and fact.version > 0:
-                await loop.run_in_executor(self._writer, self.journal.prune, fact.run, fact.version)
+                self._to_prune.put_nowait(fact)
 
     def _perform(self, effect: Effect) -> None:
         match effect:

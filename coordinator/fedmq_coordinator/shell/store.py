@@ -67,7 +67,7 @@ _BUSY_MS: Final = 10_000
 
 
 class Journal:
-    """The journal of one federation. Any thread may read; one at a time may append or prune."""
+    """The journal of one federation. Any thread may read and write ahead; one may append, and one prune."""
 
     def __init__(self, engine: Engine, name: str, lock: FolderLock | None) -> None:
         self._engine = engine
@@ -173,7 +173,8 @@ class Journal:
     def prune(self, run: str, before_version: int) -> int:
         """Drop what no replay of `run` needs any more, now that `before_version` is there with its private weights.
 
-        Older private weights, and payloads that are part of that version's weights, read back as None from now on.
+        Older private weights, and payloads that are part of that version's weights, are gone from now on, and read back
+        as None. It takes a while, in which others write: what is gone goes in transactions of a few pieces.
 
         Returns:
             How many facts lost their bulk.
@@ -185,11 +186,15 @@ class Journal:
         anchor = self._seq_of_private(run, before_version)
         with self._bulk.turn, self._reporting("write to"), self._engine.begin() as connection:
             steps = select(func.max(FACTS.c.seq)).where(FACTS.c.run == run, FACTS.c.kind == "StepTaken")
-            last_step = connection.execute(steps.where(FACTS.c.seq < anchor)).scalar() or 0
             # What came between the last step and the version is in the accumulator, not in the version's weights.
-            return _drop(connection, run, "VersionPublished", anchor) + _drop(
-                connection, run, "UpdateAccepted", last_step
-            )
+            last_step = connection.execute(steps.where(FACTS.c.seq < anchor)).scalar() or 0
+            needless = [
+                each
+                for kind, before in (("VersionPublished", anchor), ("UpdateAccepted", last_step))
+                for each in _drop(connection, run, kind, before)
+            ]
+        self._bulk.remove(needless)
+        return len(needless)
 
     def remember_source(self, run: str, task: str) -> None:
         """Keep where the task of `run` lies on this machine, for the model host after a restart."""
@@ -320,7 +325,7 @@ class Journal:
             data = blob.read(0, size)
             if hashlib.sha256(data).digest() == ref.sha256:
                 return data
-        if not size and DROPPABLE.get(row.kind) == field:
+        if DROPPABLE.get(row.kind) == field:  # and a kill may have come when a part of it had gone
             known = select(PRUNED.c.before_seq).where(PRUNED.c.run == row.run, PRUNED.c.field == field)
             before = connection.execute(known).scalar()
             if before is not None and row.seq < before:
@@ -357,21 +362,22 @@ class _Reporting:
         raise StoreError(f"cannot {self._doing} the journal {self._journal.name}: {cause}") from error
 
 
-def _drop(connection: Connection, run: str, kind: str, before_seq: int) -> int:
-    """Delete the droppable bulk of a run's facts of one kind; return how many facts lost theirs."""
+def _drop(connection: Connection, run: str, kind: str, before_seq: int) -> list[tuple[int, str]]:
+    """Say that the droppable bulk of a run's facts of one kind is not needed; return where it lies."""
     field = DROPPABLE[kind]
     of_kind = (FACTS.c.run == run, FACTS.c.kind == kind, FACTS.c.seq < before_seq)
     which = (BULK.c.field == field, BULK.c.seq.in_(select(FACTS.c.seq).where(*of_kind)))
-    count = connection.execute(select(func.count(BULK.c.seq.distinct())).where(*which)).scalar_one()
-    connection.execute(delete(BULK).where(*which))
+    places = [
+        (seq, field) for seq in connection.execute(select(BULK.c.seq).distinct().where(*which)).scalars()
+    ]
     if kind in _WRITTEN_AHEAD:
         rows = connection.execute(select(FACTS.c.beside).where(*of_kind, FACTS.c.beside.is_not(None)))
         ahead = (BULK.c.field == AHEAD, BULK.c.seq.in_(list(_ahead(rows.scalars(), field))))
-        count += connection.execute(select(func.count(BULK.c.seq.distinct())).where(*ahead)).scalar_one()
-        connection.execute(delete(BULK).where(*ahead))
+        found = connection.execute(select(BULK.c.seq).distinct().where(*ahead)).scalars()
+        places += [(seq, AHEAD) for seq in found]
     connection.execute(delete(PRUNED).where(PRUNED.c.run == run, PRUNED.c.field == field))
     connection.execute(insert(PRUNED).values(run=run, field=field, before_seq=before_seq))
-    return count
+    return places
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:

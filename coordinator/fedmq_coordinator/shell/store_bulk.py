@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select
+from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select
 
 from fedmq_coordinator.core.blobs import PIECE_BYTES, Blob, MemoryBlob
 from fedmq_coordinator.shell.store_schema import BULK
@@ -25,6 +25,9 @@ from fedmq_protocol.messages import BlobRef
 AHEAD: Final = "ahead"
 """The field's name of what was written ahead of its fact."""
 
+_REMOVED_BYTES: Final = 8 * 1024 * 1024
+_REMOVED_ROWS: Final = 256
+"""So much goes in one transaction."""
 _PIECES_KEPT: Final = 2
 """Chunks are cut one after another out of a piece, and devices that ask are mostly at the same place."""
 
@@ -88,6 +91,34 @@ class BulkTable:
         """Write one piece, in a transaction of its own."""
         with self.turn, self._reporting("write to"), self._engine.begin() as connection:
             connection.execute(insert(BULK).values(seq=seq, field=AHEAD, piece=piece, data=data))
+
+    def remove(self, places: Iterable[tuple[int, str]]) -> None:
+        """Delete the bytes of these numbers and fields, a little at a time."""
+        rows: list[dict[str, Any]] = []
+        size = 0
+        for seq, field in places:
+            chosen = select(BULK.c.piece, func.length(BULK.c.data)).where(
+                BULK.c.seq == seq, BULK.c.field == field
+            )
+            with self._reporting("read"), self._engine.connect() as connection:
+                pieces = connection.execute(chosen).all()
+            for piece, length in pieces:
+                rows.append({"of_seq": seq, "of_field": field, "of_piece": piece})
+                size += length
+                if size >= _REMOVED_BYTES or len(rows) >= _REMOVED_ROWS:
+                    self._remove(rows)
+                    rows, size = [], 0
+        if rows:
+            self._remove(rows)
+
+    def _remove(self, rows: list[dict[str, Any]]) -> None:
+        gone = delete(BULK).where(
+            BULK.c.seq == bindparam("of_seq"),
+            BULK.c.field == bindparam("of_field"),
+            BULK.c.piece == bindparam("of_piece"),
+        )
+        with self.turn, self._reporting("write to"), self._engine.begin() as connection:
+            connection.execute(gone, rows)
 
     def size(self, connection: Connection, seq: int, field: str) -> int | None:
         """How many bytes there are; None if there is not even an empty row."""

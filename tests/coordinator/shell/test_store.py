@@ -27,6 +27,7 @@ from fedmq_coordinator.core.facts import (
     VersionPublished,
 )
 from fedmq_coordinator.core.settings import RunSettings
+from fedmq_coordinator.shell import store_bulk
 from fedmq_coordinator.shell.store import BESIDE_BYTES, BULKY_FIELDS, Journal
 from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import Evaluation, TaskRef
@@ -305,6 +306,33 @@ class TestWrittenAhead:
 
         with pytest.raises(StoreError, match=r"journal\.sqlite.*damaged"):
             read()
+
+    def test_retention_that_was_cut_off_is_no_damage_and_goes_on_next_time(
+        self, journal: Journal, tmp_path: Path
+    ) -> None:
+        for version in range(3):
+            private = self.blob(journal, b"private")
+            journal.append([published(version, private=b"").model_copy(update={"private": private})])
+        with pytest.MonkeyPatch.context() as patch:
+
+            def killed(rows: object) -> None:
+                raise KeyboardInterrupt
+
+            original, calls = journal._bulk._remove, []
+
+            def first_alone(rows: list[dict[str, int]]) -> None:
+                calls.append(rows)
+                original(rows) if len(calls) == 1 else killed(rows)
+
+            patch.setattr(store_bulk, "_REMOVED_ROWS", 1)
+            patch.setattr(journal._bulk, "_remove", first_alone)
+            with pytest.raises(KeyboardInterrupt):
+                journal.prune("r", 1)
+        assert self.rows(tmp_path) == 3 * 3 - 1
+        found = [fact.private for fact in journal.read() if isinstance(fact, VersionPublished)]
+        assert [private is None for private in found] == [True, False, False]
+        journal.prune("r", 2)
+        assert self.rows(tmp_path) == 3
 
     def test_others_write_between_two_pieces(self, journal: Journal) -> None:
         writing = journal.begin_blob()
