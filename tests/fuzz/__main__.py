@@ -2,11 +2,13 @@
 
     python -m tests.fuzz run TARGET --runs 1000000      go on from the corpus; new finds are added to --found
     python -m tests.fuzz seeds                          write the first inputs anew, good ones of every kind
+    python -m tests.fuzz replay                         what was found, without instruments: the slowest, the largest
     python -m tests.fuzz all --runs 10000000            share the executions out over all targets, one after the other
 
-An execution fails if anything but the protocol's own errors comes out, if it takes more than a second, or if the
-process passes the target's bound on memory. libFuzzer then writes the input to a file and ends with a trace. A run
-that is cut off goes on from what it has found. atheris is in the extra `fuzz`.
+An execution fails if anything but the protocol's own errors comes out, if it takes more than ten seconds with the
+instruments in the code, or if the process passes the target's bound on memory. libFuzzer then writes the input to a
+file and ends with a trace. Without instruments no input may take a second: `replay` holds what was found to that, and
+the tests the corpus. A run that is cut off goes on from what it has found. atheris is in the extra `fuzz`.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import time
 from pathlib import Path
 
 CORPUS = Path(__file__).parent / "corpus"
-_SECONDS_AN_EXECUTION = 1
+_SECONDS_AN_EXECUTION = 10
 SHARES = {
-    "payload": 30,
+    "payload": 28,
+    "long_payload": 2,
     "body": 15,
     "blob": 13,
     "envelope": 10,
@@ -93,6 +96,23 @@ def fuzz_all(runs: int, found: Path, log: Path) -> int:
     return failed
 
 
+def replay(found: Path) -> int:
+    """Run what was found, and the corpus, without instruments; whether each kept to a second."""
+    from tests.fuzz.targets import TARGETS  # noqa: PLC0415  # not instrumented here
+
+    slow = 0
+    for name, target in TARGETS.items():
+        inputs = [file for folder in (found, CORPUS) for file in sorted((folder / name).glob("*"))]
+        seconds = 0.0
+        for file in inputs:
+            began = time.process_time()
+            target.run(file.read_bytes())
+            seconds = max(seconds, time.process_time() - began)
+        slow += seconds > 1
+        sys.stdout.write(f"{name}: {len(inputs)} inputs, the slowest {1e3 * seconds:.0f} ms\n")
+    return min(1, slow)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n", 1)[0])
@@ -100,8 +120,10 @@ def main() -> int:
     one = verbs.add_parser("run", help="fuzz one target")
     one.add_argument("target", choices=sorted(SHARES))
     every = verbs.add_parser("all", help="fuzz all targets")
+    again = verbs.add_parser("replay", help="run what was found without instruments")
     for verb in (one, every):
         verb.add_argument("--runs", type=int, default=100_000)
+    for verb in (one, every, again):
         verb.add_argument("--found", type=Path, default=Path("build/fuzz"), help="where finds are kept")
     one.add_argument("options", nargs="*", help="libFuzzer's own, after --")
     every.add_argument("--log", type=Path, default=Path("build/fuzz.log"))
@@ -113,6 +135,8 @@ def main() -> int:
         case "all":
             given.log.parent.mkdir(parents=True, exist_ok=True)
             return min(1, fuzz_all(given.runs, given.found, given.log))
+        case "replay":
+            return replay(given.found)
         case _:
             from tests.fuzz.seeds import write  # noqa: PLC0415  # its imports are many
 

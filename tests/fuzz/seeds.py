@@ -45,7 +45,7 @@ from fedmq_protocol.messages import (
 from tests.coordinator.core.world import World, settings
 from tests.edge_agent.core.test_state import HEADER
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
-from tests.fuzz.targets import LENGTHS, SCHEMA, TOPICS, shapes_of
+from tests.fuzz.targets import LENGTHS, LONG_LENGTHS, SCHEMA, TOPICS, shapes_of
 
 VECTORS: Final = Path(__file__).parents[2] / "protocol" / "vectors" / "codecs.json"
 
@@ -76,25 +76,32 @@ def bodies() -> list[Body]:
 def payloads() -> Iterator[bytes]:
     """Payloads of each codec, and bombs."""
     rng = np.random.default_rng(0)
-    for place, n in enumerate(LENGTHS[:7]):
+    for place, n in enumerate(LENGTHS):
         vector = rng.standard_normal(n).astype(np.float32)
         for name, codec in CODECS.items():
             spec = CodecSpec(name, density=0.05, seed=7 if codec.masked else None)
             yield bytes([place, 0]) + encode(vector, spec)[0]
-    n = LENGTHS[7]
-    vector = (rng.standard_normal(n) * (rng.random(n) < 0.002)).astype(np.float32)  # few
-    for name in ("topk-log4", "topk-sign", "topk-int8"):
-        for coders in ((), ("signs/1",)):
-            spec = CodecSpec(name, density=0.001, coders=coders)
-            yield bytes([7, 0]) + encode(vector, spec)[0]
-            yield bytes([7, 2]) + encode(vector, spec, shapes=shapes_of(n))[0]
-    bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 24))
-    for tag in (1, 2, 3):
-        yield bytes([8, 0]) + struct.pack("<BI", tag, LENGTHS[8]) + b"\x01" + bomb
+            spec = CodecSpec(name, density=0.05, coders=optional_coders(), seed=7 if codec.masked else None)
+            yield bytes([place, 2]) + encode(vector, spec, shapes=shapes_of(n))[0]
     for tag in (0x14, 0x24, 0xF2):
         yield bytes([5, 2]) + struct.pack("<BIII", tag, 400, 0xFFFFFFFF, 0xFFFFFFFF)
     yield bytes([5, 0]) + struct.pack("<BI", 1, 400) + b"\x00" + np.full(400, np.nan, "<f4").tobytes()
     yield bytes([5, 0]) + struct.pack("<BI", 1, 400) + b"\x00" + np.full(400, 1e-40, "<f4").tobytes()
+
+
+def long_payloads() -> Iterator[bytes]:
+    """Payloads of longer vectors, and bombs."""
+    rng = np.random.default_rng(2)
+    n = LONG_LENGTHS[0]
+    vector = (rng.standard_normal(n) * (rng.random(n) < 0.002)).astype(np.float32)  # few
+    for name in ("topk-log4", "topk-sign", "topk-int8"):
+        for coders in ((), optional_coders()):
+            spec = CodecSpec(name, density=0.001, coders=coders)
+            yield bytes([0, 0]) + encode(vector, spec)[0]
+            yield bytes([0, 2]) + encode(vector, spec, shapes=shapes_of(n))[0]
+    bomb = zstandard.ZstdCompressor(level=19).compress(bytes(1 << 24))
+    for tag in (1, 2, 3):
+        yield bytes([1, 0]) + struct.pack("<BI", tag, LONG_LENGTHS[1]) + b"\x01" + bomb
 
 
 def blobs() -> Iterator[bytes]:
@@ -161,6 +168,7 @@ def seeds() -> dict[str, list[bytes]]:
             b"////",
         ],
         "payload": [*payloads(), *_from_vectors(vectors)],
+        "long_payload": list(long_payloads()),
         "blob": list(blobs()),
         "chunks": [
             bytes([10, 0, 3]) + bytes(byte for index in range(3) for byte in (index, 1)),

@@ -36,8 +36,10 @@ from tests.edge_agent.core.test_machine import Device
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
 
 TOPICS: Final = Topics("home")
-LENGTHS: Final = (0, 1, 63, 64, 65, 400, 4_096, 70_001, 1 << 20)
+LENGTHS: Final = (0, 1, 63, 64, 65, 400, 4_096)
 """Lengths of vectors that payloads are decoded for."""
+LONG_LENGTHS: Final = (70_001, 1 << 20)
+"""Likewise, where one execution may take long."""
 SCHEMA: Final = TensorSchema(
     entries=(
         TensorEntry(name="w", shape=(40, 10), dtype="float32", role="parameter"),
@@ -97,15 +99,24 @@ def shapes_of(n: int) -> tuple[tuple[int, ...], ...]:
 
 def payload(data: bytes) -> None:
     """A codec's payload, for a vector of some length, in tensors of some shapes."""
+    _payload(data, LENGTHS)
+
+
+def long_payload(data: bytes) -> None:
+    """The same for longer vectors."""
+    _payload(data, LONG_LENGTHS)
+
+
+def _payload(data: bytes, lengths: tuple[int, ...]) -> None:
     if len(data) < 3:  # a length, flags and a tag
         return
-    n = LENGTHS[data[0] % len(LENGTHS)]
+    n = lengths[data[0] % len(lengths)]
     content = data[2:]
     if data[1] & 1 and len(content) > 5:  # tag and n
         content = content[:1] + struct.pack("<I", n) + content[5:]  # past the first check
     shapes = shapes_of(n) if data[1] & 2 else None
     try:
-        decoded = decode(content, n, shapes=shapes, max_kept=n // 16 if data[1] & 4 else n)
+        decoded = decode(content, n, shapes=shapes, max_kept=n if data[1] & 4 else n // 16)
     except CodecError:
         return
     values = decoded.values
@@ -298,6 +309,7 @@ TARGETS: Final[dict[str, Target]] = {
     "body": Target(body, value_at=1),
     "topic": Target(topic, max_bytes=256),
     "payload": Target(payload),
+    "long_payload": Target(long_payload),
     "blob": Target(blob),
     "chunks": Target(chunks, max_bytes=256),
     "stored": Target(stored),
