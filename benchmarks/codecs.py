@@ -33,6 +33,7 @@ from fedmq_protocol.codecs import CodecSpec, decode_update, encode_update, optio
 from fedmq_protocol.codecs.choice import smallest
 from fedmq_protocol.codecs.model import encode_update_inplace
 from fedmq_protocol.envelope import Sealer
+from fedmq_protocol.limits import DEFAULT_CODE_MS
 from fedmq_protocol.messages import Update, UpdateHeader
 from fedmq_protocol.schema import TensorEntry, TensorSchema
 from fedmq_protocol.signing import SigningKey
@@ -63,7 +64,11 @@ def measured(
                     taken = coder(indices, n, delta.shapes) / kept
                     bits[kind].setdefault(name, []).append(taken)
                 default = smallest(
-                    indices, n, CodecSpec("topk-log4").index_codes(), shapes=delta.shapes, code_ms=20.0
+                    indices,
+                    n,
+                    CodecSpec("topk-log4").index_codes(),
+                    shapes=delta.shapes,
+                    code_ms=DEFAULT_CODE_MS,
                 )
                 bits[kind].setdefault("sent by default", []).append(8 * len(default[1]) / kept)
             bounds.append(even(indices, n, delta.shapes) / kept)
@@ -95,7 +100,7 @@ def measured(
 def _weigh(delta: Delta, codec: str, density: float, ratios: dict[str, dict[str, list[float]]]) -> None:
     """How many times smaller than float32 the packet is in which this update travels."""
     schema = _schema(delta.shapes)
-    for hurry, code_ms in (("within code_ms", 20.0), ("unhurried", UNHURRIED_MS)):
+    for hurry, code_ms in (("within code_ms", DEFAULT_CODE_MS), ("unhurried", UNHURRIED_MS)):
         spec = CodecSpec(codec, density, optional_coders(), code_ms=code_ms)
         blob, _ = encode_update(delta.fed_back, None, schema, spec)
         ratios[hurry].setdefault(codec, []).append(4 * len(delta.raw) / _packet_bytes(blob, schema))

@@ -128,7 +128,7 @@ def gaps_adaptive(indices: Indices, n: int, shapes: Shapes) -> float:
 
 def gaps_context(indices: Indices, n: int, shapes: Shapes) -> float:
     """The same, the octave in the context of a running mean of the logarithms of gaps."""
-    return min(_adaptive(indices, n, shapes, rate) for rate in (0.12, 0.25, 0.5))
+    return _adaptive(indices, n, shapes, 0.12)
 
 
 def _adaptive(indices: Indices, n: int, _: Shapes, rate: float) -> float:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from fedmq_protocol.limits import (
+    DEFAULT_CODE_MS,
     MAX_BLOB_BYTES,
     MAX_CHUNKS,
     MAX_CODE_MS,
@@ -78,8 +79,8 @@ class UploadSettings(Body):
     """Bound on |residual| / |delta|; what is above it is scaled away and counted."""
     coders: Annotated[list[Name], Field(max_length=64)] = []
     """Coders with their versions that an update may use besides the baseline; a device passes over those it lacks."""
-    code_ms: Annotated[int, Field(ge=0, le=MAX_CODE_MS)] = 20
-    """About how long each side may take to code indices better than with Rice codes; a device may take less."""
+    code_ms: Annotated[int, Field(ge=0, le=MAX_CODE_MS)] = DEFAULT_CODE_MS
+    """About how long each side may take to code it better than with Rice codes and zstd; a device may take less."""
     rounding: Literal["nearest", "stochastic"] = "nearest"
     """Of values in linear levels."""
     per_tensor: bool = False

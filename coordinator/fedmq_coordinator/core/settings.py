@@ -16,7 +16,7 @@ from pydantic import (
 
 from fedmq_protocol.codecs import CodecSpec, Rounding, check_coders, optional_coders, versioned
 from fedmq_protocol.errors import CodecError
-from fedmq_protocol.limits import MAX_BLOB_BYTES, MAX_CODE_MS
+from fedmq_protocol.limits import DEFAULT_CODE_MS, MAX_BLOB_BYTES, MAX_CODE_MS
 from fedmq_protocol.messages import Mode, TrainSettings, UploadSettings
 from fedmq_protocol.schema import TensorSchema
 
@@ -114,9 +114,9 @@ class CompressionSettings(BaseModel):
     """Of updates in linear levels: to the nearest, or by chance, which is right in expectation."""
     coders: tuple[str, ...] | None = None
     """Names of the optional coders that updates may use besides the mandatory ones; None: all that there are."""
-    code_ms: Annotated[int, Field(ge=0, le=MAX_CODE_MS)] = 20
-    """About how long each side may take over the indices of one update or delta: coded better than with Rice codes they
-    are a quarter shorter, and take about 4 us an element kept and 8 us a row of each tensor. 0: Rice codes."""
+    code_ms: Annotated[int, Field(ge=0, le=MAX_CODE_MS)] = DEFAULT_CODE_MS
+    """About how long each side may take over one update or delta. Indices a quarter shorter than with Rice codes take
+    about 4 us an element kept and 8 us a row of each tensor, values a third shorter than with zstd 2 us. 0: neither."""
 
     @property
     def offered_coders(self) -> tuple[str, ...]:

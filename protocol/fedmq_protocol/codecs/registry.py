@@ -30,6 +30,7 @@ from fedmq_protocol.codecs.shares import counts
 from fedmq_protocol.codecs.signs import Symbols
 from fedmq_protocol.codecs.slices import Source
 from fedmq_protocol.errors import CodecError
+from fedmq_protocol.limits import DEFAULT_CODE_MS
 
 
 class DenseValues(Protocol):
@@ -198,8 +199,8 @@ class CodecSpec:
         density: share of the elements that a sparse codec keeps, above 0 and at most 1; dense ones ignore it.
         coders: names of the coders that may be used besides the baseline; those that are not had here are ignored.
         rounding: of the linear codes; `stochastic` needs a stream of chance to encode with.
-        code_ms: about how long sender and receiver may each take to code indices better than with Rice codes, and
-            again to code values better than with zstd.
+        code_ms: about how long sender and receiver may each take to code indices better than with Rice codes; and, if
+            time is left for it, values better than with zstd.
         tensors: lengths of the tensors that the vector is made of, if the share is to be kept of each by itself.
         max_bytes: if the density follows from it: the payload may not be longer.
         seed: what a masked codec's indices are drawn from; only needed to encode.
@@ -213,7 +214,7 @@ class CodecSpec:
     density: float = 0.01
     coders: tuple[str, ...] = ()
     rounding: Rounding = "nearest"
-    code_ms: float = 20.0
+    code_ms: float = DEFAULT_CODE_MS
     tensors: tuple[int, ...] = ()
     max_bytes: int | None = None
     seed: int | None = None
@@ -258,12 +259,13 @@ class CodecSpec:
         """The density as it is written in decimal."""
         return Fraction(repr(self.density))
 
-    def expects_signs(self, count: int) -> bool:
-        """Whether so many values may be written as `signs` does."""
+    def expects_signs(self, n: int, count: int, shapes: Shapes | None) -> bool:
+        """Whether so many of n values may be written as `signs` does: where there is time for `grid` and that."""
         symbols = KEPT_VALUES[self.codec.values].symbols if self.sparse else None
         if symbols is None or signs.NAME not in map(versioned, self.coders):
             return False
-        return signs.cost_ns(count, symbols) <= 1e6 * self.code_ms
+        cost_ns = grid.cost_ns(n, count, shapes) + signs.cost_ns(count, symbols)
+        return cost_ns <= 1e6 * self.code_ms
 
     def index_codes(self) -> dict[int, IndexCode]:
         """The index coders that may be used: the baseline first."""

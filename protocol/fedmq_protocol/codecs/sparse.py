@@ -141,13 +141,13 @@ def _encode_kept(
     head = HEAD.pack(coder << 4 | values, n, len(indices), len(section))
     frozen(indices)
     frozen(sent)
-    return head + section + _wrapped(coded, indices, spec, shapes or [(n,)]), Sparse(n, indices, sent)
+    return head + section + _wrapped(coded, indices, n, spec, shapes or [(n,)]), Sparse(n, indices, sent)
 
 
-def _wrapped(coded: bytes, indices: UInt32Array, spec: CodecSpec, shapes: Shapes) -> bytes:
+def _wrapped(coded: bytes, indices: UInt32Array, n: int, spec: CodecSpec, shapes: Shapes) -> bytes:
     """The values' body, as short as may be."""
     wrapped, symbols = body.wrap(coded), KEPT_VALUES[spec.codec.values].symbols
-    if symbols is not None and len(indices) and spec.expects_signs(len(indices)):
+    if symbols is not None and len(indices) and spec.expects_signs(n, len(indices), shapes):
         expected = bytes([body.SIGNS]) + signs.encode(coded, symbols, indices, shapes)
         if len(expected) < len(wrapped):
             return expected
