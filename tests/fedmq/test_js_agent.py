@@ -101,6 +101,7 @@ def test_it_agrees_with_every_vector() -> None:
     assert alone.returncode == 0, alone.stdout
 
 
+@pytest.mark.timeout(300)
 def test_it_improves_a_model_over_tcp_and_websockets_and_survives_a_kill(
     fedmq: CommandLine,
     custom_mosquitto: Callable[[str], CustomBroker],
@@ -131,7 +132,7 @@ def test_it_improves_a_model_over_tcp_and_websockets_and_survives_a_kill(
     said["js-0"] += end(first)
     again = start_agent("js-0", 0, url)
 
-    out, err = watching.communicate(timeout=90)
+    out, err = watching.communicate(timeout=200)
     assert watching.returncode == 0, err
     read_until(again, "run over", said["js-0"])
     read_until(second, "run over", said["js-1"])

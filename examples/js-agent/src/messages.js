@@ -72,6 +72,8 @@ const uploadSettings = struct({
   coders: [array(NAME, 0, 64), []],
   code_ms: [int(0, 60000), 20],
   rounding: [oneOf("nearest", "stochastic"), "nearest"],
+  per_tensor: [bool, false],
+  update_bytes: [int(1, 8455716864), ABSENT],
 });
 
 const evaluation = struct({

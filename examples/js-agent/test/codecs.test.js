@@ -9,7 +9,7 @@ import { philox } from "../src/codecs/philox.js";
 import { decodeIndices, encodeIndices, longest } from "../src/codecs/rice.js";
 import { unpack } from "../src/codecs/zstd.js";
 import { ProtocolError } from "../src/errors.js";
-import { subtractSent } from "../src/feedback.js";
+import { makeUpdate, subtractSent } from "../src/feedback.js";
 import { randomNumbers } from "../src/sgd.js";
 
 const random = randomNumbers(11);
@@ -26,7 +26,7 @@ const densities = [0.001, 0.01, 0.1, 0.3, 1];
 
 test("sent + residual is what was wanted, to the bit, for every codec", () => {
   for (const codec of CODECS) {
-    for (const n of [0, 1, 7, 64, 65, 130, 1000, 5000]) {
+    for (const n of [0, 1, 7, 64, 65, 130, 1000]) {
       for (const density of densities) {
         const wanted = wild(n);
         const sent = decode(encode(wanted, codec, density), n);
@@ -54,7 +54,7 @@ test("indices come back, and are never longer than the bound", () => {
 test("arbitrary bytes raise the protocol's own error or decode to finite values", () => {
   const bases = CODECS.map((codec) => encode(wild(200), codec, 0.1));
   let refused = 0;
-  for (let i = 0; i < 20000; i += 1) {
+  for (let i = 0; i < 5000; i += 1) {
     const bytes = bases[i % bases.length].slice();
     for (let flips = 1 + Math.floor(4 * random()); flips > 0; flips -= 1) {
       bytes[Math.floor(bytes.length * random())] = Math.floor(256 * random());
@@ -68,7 +68,7 @@ test("arbitrary bytes raise the protocol's own error or decode to finite values"
       refused += 1;
     }
   }
-  assert.ok(refused > 1000);
+  assert.ok(refused > 250);
 });
 
 test("arbitrary bytes are no grid, or strictly increasing indices", () => {
@@ -83,6 +83,19 @@ test("arbitrary bytes are no grid, or strictly increasing indices", () => {
       indices.forEach((index, j) => assert.ok(index < n && (j === 0 || index > indices[j - 1])));
     } catch (error) {
       assert.ok(error instanceof ProtocolError, error.stack);
+    }
+  }
+});
+
+test("a budget of bytes is kept, and nearly used", () => {
+  const change = wild(5000);
+  for (const codec of ["topk-log4", "topk-sign", "topk-int8"]) {
+    for (const bytes of [100, 700, 3000]) {
+      const upload = { codec, density: 0.5, first_density: 0.5, anneal_updates: 0, residual_cap: 10, update_bytes: bytes };
+      const { blob } = makeUpdate(change, new Float32Array(5000), upload, 0);
+      assert.ok(blob.length <= bytes, `${blob.length} of ${bytes}, ${codec}`);
+      // A budget beyond what is worth sending is not used up.
+      if (codec === "topk-int8" && bytes < 3000) assert.ok(blob.length > 0.8 * bytes, `${blob.length} of ${bytes}`);
     }
   }
 });
