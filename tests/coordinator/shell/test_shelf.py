@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +11,17 @@ import numpy as np
 import pytest
 
 from fedmq.model_host import _vector_file
+from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.blobs import PIECE_BYTES, MemoryBlob
+from fedmq_coordinator.core.facts import VersionPublished
 from fedmq_coordinator.core.packing import pack_vector, unpack_vector
+from fedmq_coordinator.core.publication import PublishedModel
+from fedmq_coordinator.core.settings import CompressionSettings
 from fedmq_coordinator.shell.shelf import StoreShelf
 from fedmq_coordinator.shell.store import Journal
 from fedmq_coordinator.shell.store_bulk import StoredBlob
+from fedmq_protocol.codecs import CodecSpec, decode_update, encode_update
+from fedmq_protocol.schema import TensorEntry, TensorSchema
 
 LARGE = 2_000_003
 
@@ -78,3 +85,46 @@ def test_vectors_are_packed_and_read_back_to_the_bit(shelf: StoreShelf, size: in
     unpack_vector(blob, out)
     vector[0] = 0.0
     assert out.tobytes() == vector.tobytes()
+
+
+def test_versions_and_a_start_take_less_than_three_models(tmp_path: Path) -> None:
+    size = 6_000_000
+    schema = TensorSchema(entries=(TensorEntry(name="w", shape=(size,), dtype="float32", role="parameter"),))
+    settings = CompressionSettings(density=0.01, down_density=0.01)
+    rng = np.random.default_rng(2)
+    initial, change = (rng.standard_normal(size, dtype=np.float32) for _ in range(2))
+    spec = CodecSpec("topk-log4", 0.01)
+    journal = Journal.open(tmp_path, federation="home")
+    shelf = StoreShelf(journal, tmp_path)
+    first = pack_vector(initial, shelf)
+    payloads = [encode_update(np.roll(change, shift), None, schema, spec)[0] for shift in range(10)]
+    del initial, change
+    tracemalloc.start()
+    try:
+        model = PublishedModel(schema, settings, first)
+        for version in range(3):
+            model.apply(model.next_version(shelf, run="r", at=0.0), with_model=True)
+            accumulator = Accumulator(schema)
+            for payload in payloads:
+                accumulator.fold(decode_update(payload, schema), weight=1.0, clip=1.0)
+            model.step(accumulator, 0.1)
+            if version == 2:
+                model.snapshot = model.deltas[1]  # the chain is as long as this: the next one is a rebase
+        rebase = model.next_version(shelf, run="r", at=0.0)
+        _, making = tracemalloc.get_traced_memory()
+        assert rebase.snapshot is not None
+        journal.append([rebase])
+        replica = model.replica.tobytes()
+        del model, accumulator
+        tracemalloc.reset_peak()
+        (found,) = journal.read()
+        assert isinstance(found, VersionPublished)
+        again = PublishedModel(schema, settings, first)
+        again.apply(found.model_copy(update={"version": 0}), with_model=True)
+        _, starting = tracemalloc.get_traced_memory()
+        assert again.replica.tobytes() == replica
+    finally:
+        tracemalloc.stop()
+        journal.close()
+    assert making < 3 * schema.size * 4
+    assert starting < 3 * schema.size * 4 + len(replica)  # the last one to compare with
