@@ -25,7 +25,7 @@ from benchmarks.figures import first_at, machine, spread
 from benchmarks.in_process import DEVICES, Compression, Densities, federate, settings_of
 
 FLOAT32_ROUND: Final = 2 * 4 * 301_066 * DEVICES
-MESSAGE_BYTES: Final = 1_600
+MESSAGE_BYTES: Final = 1_500
 """Of a device and round, not part of a model: announcement, receipt, update's header, PUBACKs (bytes_to_target)."""
 _OURS: Final = ("anneal", "first_up", "first_down", "per_tensor")
 
