@@ -76,21 +76,24 @@ def once(partition: str, seed: int, rounds: int, extra: list[str]) -> dict[str, 
     return result
 
 
-def report_partition(partition: str, runs: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
+def print_run(partition: str, run: dict[str, Any], rounds: int) -> None:
+    """One run in a line."""
+    if run["round"] is None:
+        print(f"{partition} seed {run['seed']}: not within {rounds} rounds", flush=True)
+        return
+    moved = run["bytes_up"] + run["bytes_down"]
+    print(
+        f"{partition} seed {run['seed']}: round {run['round']}, {moved / 1e6:.3f} MB "
+        f"({run['bytes_up'] / 1e6:.3f} up, {run['bytes_down'] / 1e6:.3f} down; "
+        f"{run['snapshot_bytes'] / 1e6:.3f} of them snapshots), "
+        f"1/{run['round'] * FLOAT32_ROUND / moved:.1f} of float32",
+        flush=True,
+    )
+
+
+def summarise(partition: str, runs: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
     """Print what the runs on one partition have in common, and give it back."""
     reached = [run for run in runs if run["round"] is not None]
-    for run in runs:
-        if run["round"] is None:
-            print(f"{partition} seed {run['seed']}: not within {rounds} rounds")
-            continue
-        moved = run["bytes_up"] + run["bytes_down"]
-        print(
-            f"{partition} seed {run['seed']}: round {run['round']}, {moved / 1e6:.3f} MB "
-            f"({run['bytes_up'] / 1e6:.3f} up, {run['bytes_down'] / 1e6:.3f} down; "
-            f"{run['snapshot_bytes'] / 1e6:.3f} of them snapshots), "
-            f"1/{run['round'] * FLOAT32_ROUND / moved:.1f} of float32",
-            flush=True,
-        )
     summary: dict[str, Any] = {"runs": runs, "unreached": len(runs) - len(reached)}
     if reached:
         total = [(run["bytes_up"] + run["bytes_down"]) / 1e6 for run in reached]
@@ -139,8 +142,11 @@ def main() -> None:
     print(f"95 %: the mean of {MEAN_OF} successive rounds")
     result = {}
     for partition in options.partition or ["iid", "dirichlet"]:
-        runs = [once(partition, seed, options.rounds, extra) for seed in range(options.seeds)]
-        result[partition] = report_partition(partition, runs, options.rounds)
+        runs = []
+        for seed in range(options.seeds):
+            runs.append(once(partition, seed, options.rounds, extra))
+            print_run(partition, runs[-1], options.rounds)
+        result[partition] = summarise(partition, runs, options.rounds)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
 

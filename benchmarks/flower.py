@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
-import torch
 
+from benchmarks.in_process import first_weights
 from benchmarks.proxy import CountingProxy
 from fedmq.demo.options import DemoOptions
 from fedmq.tasks import digits
 from fedmq_edge_agent.trainer.context import DeviceContext
+from fedmq_edge_agent.trainer.opened import open_task
 
 VERSION: Final = "1.41.0"
 DEVICES: Final = 10
@@ -89,9 +90,11 @@ def write_work(path: Path, partition: str, seed: int) -> None:
         context = DeviceContext.of(options.data_settings(number))
         (arrays[f"x_{number}"], arrays[f"y_{number}"]), _ = digits.table().for_device(context)
     arrays["test_x"], arrays["test_y"] = digits.table().held_out()
-    torch.manual_seed(seed)
-    for name, value in digits.model().state_dict().items():
-        arrays[f"first_{name}"] = value.numpy()
+    central = open_task(options.task_module, {}, "coordinator")
+    weights, start = first_weights(central, seed), 0
+    for entry in central.schema.vector_entries():
+        arrays[f"first_{entry.name}"] = weights[start : start + entry.size].reshape(entry.shape)
+        start += entry.size
     np.savez(path, **arrays)  # type: ignore[arg-type]  # its stub takes the names for flags
 
 

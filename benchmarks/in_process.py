@@ -1,9 +1,9 @@
 """A synchronous federation in one process, without a broker or time: what travels, and how good the model gets.
 
 What decides either is the project's own: the demo's task, partitions and seeds, the trainer's training and bound on the
-residual, the codecs with error feedback, the coordinator's weights, accumulator and step. First weights are exact,
-as from a seed. Devices answer in their order, so the sum of a round's updates may differ in its last bits from a run
-over a broker. Shared by the benchmarks.
+residual, the codecs with error feedback, the coordinator's weights, accumulator and step. A run starts from a seed.
+Devices answer in their order, so the sum of a round's updates may differ in its last bits from a run over a broker.
+Shared by the benchmarks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fedmq.demo.options import DemoOptions
 from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_coordinator.core.strategies import Rejection, Submission, make_strategy
+from fedmq_edge_agent.trainer.beginning import first_snapshot
 from fedmq_edge_agent.trainer.feedback import cap_factor
 from fedmq_edge_agent.trainer.opened import Opened, derived_seed, open_task
 from fedmq_edge_agent.trainer.paged import Paged
@@ -29,6 +30,7 @@ from fedmq_protocol.codecs import (
     CodecSpec,
     Dense,
     apply_delta,
+    decode_snapshot,
     decode_update,
     encode_delta,
     encode_snapshot,
@@ -102,7 +104,7 @@ def federate(
     ]
     central = open_task(options.task_module, {}, "coordinator")
     schema, compression = central.schema, settings.compression
-    replica = _first_weights(central, options.seed)
+    replica = first_weights(central, options.seed)
     weights = replica.copy()
     accumulator, strategy = Accumulator(schema), make_strategy(settings, in_flight=DEVICES)
     residuals: list[Vector | None] = [None] * len(devices)
@@ -153,10 +155,9 @@ def _send(
     return payload, left + waiting
 
 
-def _first_weights(central: Opened, seed: int) -> Vector:
-    """What the model host makes of a seed."""
-    torch.manual_seed(seed)
-    return read_vector(central.task.model(), central.schema)
+def first_weights(central: Opened, seed: int) -> Vector:
+    """What a run of the demo starts from: float32[size], drawn from a seed by everybody."""
+    return decode_snapshot(first_snapshot(central, seed, "int8"), central.schema)
 
 
 def _accuracy(central: Opened, replica: Vector) -> float:
