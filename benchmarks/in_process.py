@@ -118,7 +118,7 @@ def federate(
             examples, _ = opened.train(settings.train, derived_seed(settings.seed, device, number))
             delta = read_vector(opened.model, schema) - replica
             residual = _capped(residuals[place], delta, compression.residual_cap)
-            payload, residuals[place] = _send(delta, residual, schema, up, per_tensor=now.per_tensor)
+            payload, residuals[place] = send(delta, residual, schema, up, per_tensor=now.per_tensor)
             weight = strategy.accept(Submission(examples, 0))
             assert not isinstance(weight, Rejection)
             accumulator.fold(decode_update(payload, schema), weight=weight, clip=1.0)
@@ -140,7 +140,7 @@ def _capped(residual: Vector | None, delta: Vector, cap: float) -> Vector | None
     return residual if factor == 1 else residual * np.float32(factor)
 
 
-def _send(
+def send(
     delta: Vector, residual: Vector | None, schema: TensorSchema, spec: CodecSpec, *, per_tensor: bool
 ) -> tuple[bytes, Vector]:
     """An update, and what waits; per tensor for models of parameters alone."""
