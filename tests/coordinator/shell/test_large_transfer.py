@@ -50,7 +50,7 @@ import asyncio, logging, sys
 from pathlib import Path
 import numpy as np
 from fedmq_coordinator.shell.main import run_coordinator_forever
-from fedmq_coordinator.shell.model_host import TaskDescription
+from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_protocol.aio import Connection
 from fedmq_protocol.broker_settings import BrokerSettings
@@ -60,8 +60,8 @@ from tests.coordinator.shell.test_large_transfer import PARAMETERS, SCHEMA
 class Host(FakeModelHost):
     async def describe(self, task):
         return TaskDescription("large", "1", SCHEMA, has_central_data=False)
-    async def initial(self, task, *, seed, checkpoint):
-        return np.random.default_rng(seed).standard_normal(PARAMETERS, dtype=np.float32)
+    async def initial(self, task, *, seed, checkpoint, start="snapshot", snapshot="int8"):
+        return Beginning(np.random.default_rng(seed).standard_normal(PARAMETERS, dtype=np.float32))
 
 class SlowConnection(Connection):
     async def publish(self, topic, payload, **options):
