@@ -56,6 +56,7 @@ from fedmq_protocol.codecs import (
     decode_update,
     encode_snapshot,
     encode_update,
+    names,
     replica_sha256,
     requantise,
 )
@@ -254,7 +255,7 @@ class VectorDevice:
         """Answer at once, but for a training, whose outcome is the next question's."""
         match request:
             case OpenTask():
-                return TaskOpened(self._task, ("topk-sign", "int8"), self._num_examples)
+                return TaskOpened(self._task, tuple(names()), self._num_examples)
             case LoadSnapshot():
                 return self._load(request)
             case ApplyDelta():
