@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.limits import MAX_COUNTER, MAX_ENVELOPE_BYTES, MAX_ID_CHARS, MAX_NESTING, PROTOCOL_VERSION
 from fedmq_protocol.messages import KIND_OF, KINDS, Body, to_plain
+from fedmq_protocol.packing import FORM, pack, unpack
 from fedmq_protocol.signing import KEY_ID_BYTES, SIGNATURE_BYTES, SigningKey, verify
 
 COORDINATOR: Final = "coordinator"
@@ -40,6 +41,8 @@ class Envelope:
     body: Body
     content: bytes
     signature: bytes
+    packed: bool = False
+    """It came in the shorter form, so its sender reads that, too."""
 
     def verified(self, public_key: bytes) -> Envelope:
         """Return self if it was signed by the owner of `public_key`.
@@ -64,8 +67,8 @@ class Sealer:
     def public_key(self) -> bytes:
         return self._key.public_key
 
-    def seal(self, topic: str, body: Body) -> bytes:
-        """Return the packet's payload for `body` on `topic`."""
+    def seal(self, topic: str, body: Body, *, packed: bool = False) -> bytes:
+        """Return the packet's payload for `body` on `topic`; `packed`: in the shorter form, where that is shorter."""
         self._sequence += 1
         header = [
             PROTOCOL_VERSION,
@@ -76,7 +79,9 @@ class Sealer:
             self._key.key_id,
         ]
         content: bytes = msgpack.packb([*header, to_plain(body)])
-        packet: bytes = msgpack.packb([content, self._key.sign(_signed(topic, content))])
+        signature = self._key.sign(_signed(topic, content))
+        frame = pack(content) if packed else None
+        packet: bytes = msgpack.packb([content, signature] if frame is None else [FORM, frame, signature])
         return packet
 
 
@@ -135,7 +140,12 @@ def open_envelope(topic: str, payload: bytes) -> Envelope:
         raise RemoteError(msg, reason="too-large")
     match _unpack(payload):
         case [bytes() as content, bytes() as signature] if len(signature) == SIGNATURE_BYTES:
-            pass
+            packed = False
+        case [int() as form, bytes() as frame, bytes() as signature] if len(signature) == SIGNATURE_BYTES:
+            if form != FORM or isinstance(form, bool):
+                msg = f"packed in a form that this side does not know: {form}"
+                raise RemoteError(msg)
+            content, packed = unpack(frame), True
         case _:
             msg = "not an envelope: expected [content, signature]"
             raise RemoteError(msg)
@@ -163,7 +173,9 @@ def open_envelope(topic: str, payload: bytes) -> Envelope:
     if model is None:
         msg = f"unknown kind of message {kind[:40]!r}"
         raise RemoteError(msg, reason="unknown-kind")
-    return Envelope(topic, kind, sender, epoch, sequence, key, _validate(model, plain), content, signature)
+    return Envelope(
+        topic, kind, sender, epoch, sequence, key, _validate(model, plain), content, signature, packed
+    )
 
 
 def _validate(model: type[Body], plain: dict[object, object]) -> Body:

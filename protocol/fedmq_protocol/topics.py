@@ -101,6 +101,12 @@ class Topics:
     def up(self, device: str, kind: UpKind) -> str:
         return f"{self.root}/dev/{device}/up/{kind}"
 
+    def addressed(self, topic: str) -> str | None:
+        """The device whose `down` topic this is; None if it is another kind of topic."""
+        head, _, rest = topic.partition(f"{self.root}/dev/")
+        device, _, where = rest.partition("/")
+        return device if not head and where.startswith("down/") else None
+
     def down(self, device: str, kind: DownKind) -> str:
         return f"{self.root}/dev/{device}/down/{kind}"
 

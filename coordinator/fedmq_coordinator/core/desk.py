@@ -53,7 +53,17 @@ class Desk:
         self._effects.append(do.Record(fact))
 
     def send(self, topic: str, body: Body, *, retain: bool = False, patient: bool = False) -> None:
-        self._effects.append(do.Send(topic, body, retain, patient))
+        self._effects.append(do.Send(topic, body, retain, patient, self._is_read_packed(topic)))
+
+    def _is_read_packed(self, topic: str) -> bool:
+        """Whether all who hear a topic now read packed envelopes; one who comes and does not says hello."""
+        devices = self.state.devices
+        if topic == self.topics.announcement:
+            heard_by = [device for device in devices.values() if device.online]
+        else:
+            addressed = self.topics.addressed(topic)
+            heard_by = [] if addressed is None or addressed not in devices else [devices[addressed]]
+        return bool(heard_by) and all(device.reads_packed for device in heard_by)
 
     def note(self, level: do.Level, text: str, **fields: str | float) -> None:
         self._effects.append(do.Note(level, text, fields))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fedmq_coordinator.core.traffic import Meter
 from fedmq_protocol.codecs import baseline, versioned
 from fedmq_protocol.messages import Presence, TaskRef
+from fedmq_protocol.packing import NAME as PACKED
 from fedmq_protocol.replays import FROM_DEVICE, ReplayGuard
 
 
@@ -67,6 +68,11 @@ class Device:
         if self.presence is None or self.offers(task):
             return None
         return next((other for other in self.presence.tasks if other.name == task.name), None)
+
+    @property
+    def reads_packed(self) -> bool:
+        """Whether the device says that it reads the shorter form of envelopes."""
+        return self.presence is not None and PACKED in self.presence.codecs
 
     def lacks(self, codecs: Iterable[str]) -> list[str]:
         """Those of the codecs, with their versions, that the device does not speak; if it names none, the baseline."""

@@ -33,12 +33,14 @@ class Send:
         body: what.
         retain: for whoever subscribes later, too.
         patient: it goes behind the chunks that were to be sent before it, since it is of no use without them.
+        packed: whoever it is for reads the shorter form of envelopes.
     """
 
     topic: str
     body: Body
     retain: bool = False
     patient: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,10 @@ class Outbox:
     def _seal(self, message: Message) -> bytes | None:
         """The packet's payload, made when its turn has come; None if its bytes cannot be read."""
         try:
-            return b"" if isinstance(message, Clear) else self._sealer.seal(message.topic, message.body)
+            if isinstance(message, Clear):
+                return b""
+            packed = isinstance(message, Send) and message.packed
+            return self._sealer.seal(message.topic, message.body, packed=packed)
         except StoreError as error:
             _log.error("not sent on %s: %s", message.topic, error)  # the text says it all
             return None

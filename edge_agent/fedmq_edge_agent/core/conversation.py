@@ -65,6 +65,7 @@ class Conversation:
                 )
             if not isinstance(heard.body, ModelChunk) and self._is_new(heard.epoch):
                 self._new_epoch(heard.epoch, now=now)
+            self._desk.packs = self._desk.packs or heard.packed
             self._on_message(heard, now=now)
         except KeyUnknownError:
             # Retained messages come in any order; the newest on each topic is heard once the key is known.
@@ -141,6 +142,7 @@ class Conversation:
         """Another start of the coordinator, or another one: what it had not put on disk, it does not know."""
         key = self.inbox.coordinator_key
         assert key is not None
+        self._desk.packs = False
         self._desk.ledger.new_epoch(epoch, key, now=now)
         self._desk.outbox.send_again(now=now)
         self._desk.contact.introduce_again()

@@ -80,6 +80,8 @@ class Desk:
         self.topics = Topics(limits.federation)
         self.chance = chance
         self.effects: list[Effect] = []
+        self.packs = False
+        """Whether the coordinator reads the shorter form of envelopes: it has written so, in this epoch."""
         self.ledger = Ledger(state, clock_s=clock_s)
         self.budget = Budget(limits.daily_bytes, state.spent)
         self.contact = Contact(chance=chance)

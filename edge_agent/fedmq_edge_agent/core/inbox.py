@@ -37,6 +37,8 @@ class Heard:
     sequence: int
     own_topic: bool
     """For chunks: it came on the chunk's own topic, and not from the coordinator's hand."""
+    packed: bool = False
+    """It came in the shorter form of envelopes."""
 
 
 class Inbox:
@@ -95,7 +97,7 @@ class Inbox:
             self._check_place(topic, body, own_topic=own_topic)
         else:
             self._check_age(envelope)
-        return Heard(body, envelope.epoch, envelope.sequence, own_topic)
+        return Heard(body, envelope.epoch, envelope.sequence, own_topic, envelope.packed)
 
     def _expected(self, topic: str) -> tuple[str, bool]:
         if topic == self._topics.coordinator_status:

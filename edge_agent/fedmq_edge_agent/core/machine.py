@@ -36,6 +36,7 @@ from fedmq_edge_agent.core.events import (
 from fedmq_edge_agent.core.state import AgentState, ModelIndex, Part
 from fedmq_edge_agent.core.workshop import Workshop
 from fedmq_protocol.messages import Hello, Presence
+from fedmq_protocol.packing import NAME as PACKED
 
 __all__ = ["Agent", "AgentLimits"]
 
@@ -140,7 +141,7 @@ class Agent:
             public_key=self._public_key,
             agent_version=self.desk.limits.agent_version,
             tasks=[] if opened is None else [opened.task],
-            codecs=[] if opened is None else list(opened.codecs),
+            codecs=[] if opened is None else [*opened.codecs, PACKED],
             num_examples=None if opened is None else opened.num_examples,
             problem=self.workshop.problem or self.desk.budget.problem,
         )

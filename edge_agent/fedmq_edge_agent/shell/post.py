@@ -64,6 +64,7 @@ class Post:
         disk: where payloads are read from.
         payload_lost: told the run, the counter and the file of an update that cannot be sent, because its file is
             not there or not what it was.
+        packs: whether the coordinator reads the shorter form of envelopes, as far as is known.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Post:
         key: SigningKey,
         disk: Disk,
         payload_lost: Callable[[str, int, str], None],
+        packs: Callable[[], bool] = bool,
     ) -> None:
         self._connection = connection
         self._topics = topics
@@ -82,6 +84,7 @@ class Post:
         self._key = key
         self._disk = disk
         self._payload_lost = payload_lost
+        self._packs = packs
         self._whole: tuple[str, str] | None = None
         """The file of which chunks are sent: checked as a whole once an offer."""
         self._sealer = Sealer(sender=device, epoch=0, key=key)
@@ -171,7 +174,9 @@ class Post:
         await self._publish(self._topics.up(self._device, "chunk"), chunk)
 
     async def _publish(self, topic: str, body: Body, *, retain: bool = False) -> None:
-        await self._connection.publish(topic, self.seal(topic, body), retain=retain)
+        packed = self._packs() and not retain  # who comes later may read less
+        packet = self._sealer.seal(topic, body, packed=packed)
+        await self._connection.publish(topic, packet, retain=retain)
 
     async def goodbye(self, presence: Presence) -> None:
         """Publish the last presence, past the queue.

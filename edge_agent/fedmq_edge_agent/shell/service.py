@@ -123,6 +123,7 @@ class AgentService:
             key=key,
             disk=self._disk,
             payload_lost=self._payload_lost,
+            packs=lambda: self.agent.desk.packs,
         )
         self._start_child = starter(settings.trainer) if start_child is None else start_child
         self._calls = TrainerCalls(settings, self._disk)

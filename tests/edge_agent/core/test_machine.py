@@ -55,6 +55,7 @@ from fedmq_edge_agent.core.events import (
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
 from fedmq_edge_agent.core.state import AgentState, Link, ModelIndex, PartHead
 from fedmq_protocol.chunks import Assembly, blob_ref
+from fedmq_protocol.envelope import COORDINATOR, Sealer
 from fedmq_protocol.messages import (
     Cohort,
     Credit,
@@ -63,6 +64,7 @@ from fedmq_protocol.messages import (
     ModelChunk,
     Offer,
     Presence,
+    Receipt,
     Report,
     TrainSettings,
 )
@@ -228,7 +230,7 @@ def test_the_birth_certificate_follows_each_connection_and_each_change(device: D
         session=1,
         public_key=KEY.public_key,
         tasks=[TASK],
-        codecs=["topk-log4"],
+        codecs=["topk-log4", "packed/1"],
         num_examples=143,
     )
     assert quiet(device.answer(OPENED)) == [Send(topic, certificate, retain=True)]
@@ -1101,3 +1103,29 @@ def test_garbage_on_every_topic_is_counted_and_said_once(joined: Device) -> None
     assert joined.agent.conversation.rejected.total() >= 5 * len(topics) - 4
     assert joined.agent.desk.ledger.state == state
     assert of(joined.hear(joined.coordinator.lease("dev-1", 1)), Ask) != []
+
+
+# ------------------------------------------------------------------------------ the shorter form of envelopes
+
+
+def packs_after(device: Device, sealer: Sealer, *, packed: bool) -> bool:
+    """Whether the device packs what it sends, once a receipt has come in that form."""
+    topic = TOPICS.down("dev-1", "receipt")
+    body = Receipt(run="r1", counter=99, outcome="accepted", residual="keep")
+    device.hear((topic, sealer.seal(topic, body, packed=packed)))
+    return device.agent.desk.packs
+
+
+def test_a_device_packs_once_the_coordinator_does_and_until_another_one_starts(joined: Device) -> None:
+    assert not packs_after(joined, joined.coordinator.sealer, packed=False)
+    assert packs_after(joined, joined.coordinator.sealer, packed=True)
+    assert packs_after(joined, joined.coordinator.sealer, packed=False), "that one may be so for others' sake"
+    joined.coordinator.restart()
+    joined.hear(joined.coordinator.status())
+    assert not joined.agent.desk.packs, "it may have been replaced by an older one"
+    assert packs_after(joined, joined.coordinator.sealer, packed=True)
+
+
+def test_a_forged_packet_does_not_make_a_device_pack(joined: Device) -> None:
+    thief = Sealer(sender=COORDINATOR, epoch=joined.coordinator.epoch, key=SigningKey(bytes(range(1, 33))))
+    assert not packs_after(joined, thief, packed=True)
