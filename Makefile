@@ -15,7 +15,7 @@ ARGS ?=
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint format types layers bench fuzz mosquitto clean distclean
+.PHONY: help venv demo test check lint format types layers bench fuzz mosquitto node clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +25,7 @@ venv: $(VENV)/dev.stamp ## an environment in .venv with everything for running a
 demo: $(VENV)/demo.stamp ## train on ten devices over a real broker: make demo ARGS="--rounds 5"
 	@$(BIN)/fedmq demo $(ARGS)
 
-test: $(VENV)/dev.stamp mosquitto ## the tests: make test ARGS="tests/protocol -k chunk"
+test: $(VENV)/dev.stamp mosquitto node ## the tests: make test ARGS="tests/protocol -k chunk"
 	$(BIN)/pytest $(ARGS)
 
 check: lint types layers ## ruff, mypy and import-linter, as CI runs them
@@ -53,6 +53,11 @@ bench: $(VENV)/dev.stamp mosquitto ## one benchmark: make bench BENCH=rounds ARG
 fuzz: $(VENV)/dev.stamp ## fuzz all decoders by coverage: make fuzz RUNS=10000000 (needs atheris: Linux on x86-64)
 	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/pip install --quiet "atheris>=3.0"
 	$(BIN)/python -m tests.fuzz all --runs $(or $(RUNS),200000)
+
+# The agent in JavaScript is tested where Node is; without it, or its packages, those tests say that they are left out.
+node:
+	@if [ ! -d examples/js-agent/node_modules ] && command -v npm >/dev/null; then \
+		npm ci --prefix examples/js-agent --ignore-scripts --no-audit --no-fund --loglevel=error || true; fi
 
 clean: ## remove caches and builds
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
