@@ -154,6 +154,8 @@ def seeds() -> dict[str, list[bytes]]:
     return {
         "envelope": [
             *[script.seal(TOPICS.announcement, body)[1] for body in bodies()],
+            *[script.sealer.seal(TOPICS.announcement, body, packed=True) for body in bodies()],
+            msgpack.packb([1, zstandard.ZstdCompressor(level=19).compress(bytes(1 << 24)), bytes(64)]),
             msgpack.packb([nested(1_000), bytes(64)]),
             nested(500),
             b"\xdd\xff\xff\xff\xff",
