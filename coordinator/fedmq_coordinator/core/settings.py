@@ -116,7 +116,8 @@ class CompressionSettings(BaseModel):
     """Names of the optional coders that updates may use besides the mandatory ones; None: all that there are."""
     code_ms: Annotated[int, Field(ge=0, le=MAX_CODE_MS)] = DEFAULT_CODE_MS
     """About how long each side may take over one update or delta. Indices a quarter shorter than with Rice codes take
-    about 4 us an element kept and 8 us a row of each tensor, values a third shorter than with zstd 2 us. 0: neither."""
+    about 3.5 us an element kept and 8 us a row of each tensor, values a third shorter than with zstd 2 us. 0: neither.
+    """
 
     @property
     def offered_coders(self) -> tuple[str, ...]:

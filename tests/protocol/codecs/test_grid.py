@@ -221,10 +221,14 @@ def test_shapes_of_another_vector_raise() -> None:
         grid.decode(memoryview(b"\x01"), 10, 1, [(3, 3)])
 
 
-def test_the_cost_grows_with_hits_and_rows_and_has_an_end() -> None:
+def test_the_cost_grows_with_hits_rows_and_columns_and_has_an_end() -> None:
     square = [(1000, 1000)]
     assert grid.cost_ns(10**6, 100, square) < grid.cost_ns(10**6, 1000, square)
     assert grid.cost_ns(10**6, 100, [(10**6,)]) < grid.cost_ns(10**6, 100, square)
     assert grid.cost_ns(10**6, grid_model.MAX_HITS + 1, square) == float("inf")
+    # A row of 50,000 columns is read in 13 pieces, each of which costs what a row does, or more.
+    wide = [(50_000, 200)]
+    assert grid.cost_ns(10**7, 10, wide) > 13 * 200 * grid.cost_ns(200, 0, [(200,)])
+    assert grid.cost_ns(10**7, 5000, wide) > 2 * grid.cost_ns(10**6, 5000, square)
     with pytest.raises(ValueError, match="more than this code takes"):
         grid.encode(np.arange(grid_model.MAX_HITS + 1), 10**6)
