@@ -13,7 +13,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +52,8 @@ def write_chunk(folder: Path, head: PartHead, index: int, data: bytes) -> None:
 def finish(folder: Path, blob: BlobKind, version: int, ref: BlobRef) -> tuple[bool, tuple[int, ...]]:
     """Put a fetched file in place if it is what was promised; the list of its chunks stays for the caller to remove.
 
+    It takes a while, and meanwhile the file may be removed, with its run or since something else is wanted.
+
     Returns:
         Whether it is, and otherwise which chunks the disk did not keep. When it kept them all, they are removed.
 
@@ -60,8 +62,9 @@ def finish(folder: Path, blob: BlobKind, version: int, ref: BlobRef) -> tuple[bo
     """
     part, have = folder / part_file(blob, version), folder / have_file(blob, version)
     if matches(part, ref):
-        part.replace(folder / blob_file(blob, version))
-        return True, ()
+        with suppress(FileNotFoundError):
+            part.replace(folder / blob_file(blob, version))
+            return True, ()
     found = read(have, part)
     if found is None:
         return False, (0,)  # with it a new list begins, and tells that the others lack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from fedmq_edge_agent.core.state import Link, Part, PartHead
 from fedmq_edge_agent.shell import parts
 from fedmq_protocol.chunks import blob_ref
+from fedmq_protocol.messages import BlobRef
 
 DATA = random.Random(0).randbytes(10_500)
 CHUNKS = [DATA[at : at + 1_000] for at in range(0, len(DATA), 1_000)]
@@ -107,3 +109,18 @@ def test_a_file_put_in_place_and_never_noted_is_not_fetched_again(tmp_path: Path
     assert parts.finish(tmp_path, "snapshot", 7, HEAD.link.ref)[0]
     digest = hashlib.sha256((tmp_path / "base-7.bin").read_bytes()).digest()
     assert digest == HEAD.link.ref.sha256
+
+
+def test_a_file_that_is_removed_while_it_is_checked_ends_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, *range(11))
+    check = parts.matches
+
+    def check_while_the_run_ends(path: Path, ref: BlobRef) -> bool:
+        whole = check(path, ref)
+        shutil.rmtree(tmp_path)
+        return whole
+
+    monkeypatch.setattr(parts, "matches", check_while_the_run_ends)
+    assert parts.finish(tmp_path, "snapshot", 7, HEAD.link.ref) == (False, (0,))
