@@ -162,9 +162,9 @@ class Pull:
         """Begin a fetch, or go on with it where an earlier start left it."""
         blob, version = key
         if blob == "snapshot":
-            fetch = Fetch(key, manifest.snapshot.size, ref=manifest.snapshot)
+            fetch = Fetch(key, manifest.snapshot.size, pinned=manifest.snapshot)
         elif version == manifest.version and manifest.delta is not None:
-            fetch = Fetch(key, manifest.delta.size, ref=manifest.delta)
+            fetch = Fetch(key, manifest.delta.size, pinned=manifest.delta)
         else:
             fetch = Fetch(key, manifest.chain_bytes)
         self._wanted[key] = fetch

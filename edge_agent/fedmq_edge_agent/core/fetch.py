@@ -1,8 +1,8 @@
 """A blob that is wanted: what is known of it, which of its chunks are there, and whether one more fits.
 
 Each chunk says all about its blob. The manifest, or else the first chunk, is believed; what contradicts it is refused.
-What is left of an earlier start is a first chunk's word too, but the oldest: when the coordinator has cut the same
-blob anew since then, the fetch begins anew with it.
+What is left of an earlier start is a first chunk's word too, but the oldest: when the coordinator has cut the blob
+anew since then, or published another one in its place, the fetch begins anew with that.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Fetch:
     Attributes:
         key: which.
         max_bytes: the most that it may have, by the manifest.
-        ref: from the manifest, or else from the first chunk.
+        pinned: size and hash, where the manifest tells them.
         head: from the first chunk, or from the disk.
         got: the chunks that are there.
         finishing: all are; the shell checks the hash.
@@ -35,11 +35,16 @@ class Fetch:
 
     key: Key
     max_bytes: int
-    ref: BlobRef | None = None
+    pinned: BlobRef | None = None
     head: PartHead | None = None
     got: set[int] = field(default_factory=set)
     finishing: bool = False
     untold: bool = False
+
+    @property
+    def ref(self) -> BlobRef | None:
+        """Size and hash, from the manifest, or else from `head`; None: nothing is known of it."""
+        return self.pinned if self.pinned is not None or self.head is None else self.head.link.ref
 
     @property
     def complete(self) -> bool:
@@ -49,10 +54,11 @@ class Fetch:
     @property
     def missing_bytes(self) -> int | None:
         """About how much is still to come; None: nothing is known of it."""
-        if self.ref is None:
+        ref = self.ref
+        if ref is None:
             return None
         chunk_bytes = 0 if self.head is None else self.head.chunk_bytes
-        return max(0, self.ref.size - len(self.got) * chunk_bytes)
+        return max(0, ref.size - len(self.got) * chunk_bytes)
 
     def missing(self) -> Iterator[int]:
         """The chunks that lack, in order; the first alone while nothing is known."""
@@ -64,11 +70,11 @@ class Fetch:
     def resume(self, part: Part, manifest: Manifest) -> bool:
         """Go on with what is on disk; False if it is of another blob than the one that is wanted."""
         link = part.head.link
-        if (self.ref is not None and link.ref != self.ref) or link.ref.size > self.max_bytes:
+        if (self.pinned is not None and link.ref != self.pinned) or link.ref.size > self.max_bytes:
             return False
         if not _may_be(link, manifest):
             return False
-        self.ref, self.head, self.got, self.untold = link.ref, part.head, set(part.have), True
+        self.head, self.got, self.untold = part.head, set(part.have), True
         return True
 
     def begin_anew(self) -> None:
@@ -85,7 +91,7 @@ class Fetch:
         Raises:
             RemoteError: it contradicts the manifest, another chunk, or the bounds.
         """
-        if self.ref is not None and chunk.ref != self.ref:
+        if self.pinned is not None and chunk.ref != self.pinned:
             raise _wrong(chunk, "its blob is not the one of the manifest")
         if chunk.ref.size > self.max_bytes:
             raise _wrong(chunk, f"a blob of {chunk.ref.size} bytes, above the manifest's {self.max_bytes}")
@@ -102,7 +108,7 @@ class Fetch:
             if chunk.index != 0:
                 return False
         if self.head is None:
-            self.head, self.ref = _first(link, chunk, manifest), link.ref
+            self.head = _first(link, chunk, manifest)
         elif link != self.head.link or chunk.count != self.head.count:
             raise _wrong(chunk, "it contradicts the first one")
         if not _fits(self.head, link, chunk):

@@ -20,7 +20,7 @@ from fedmq_edge_agent.core.effects import (
     WriteBlobPart,
 )
 from fedmq_edge_agent.core.replica import Replica
-from fedmq_edge_agent.core.state import ModelIndex, Part, PartHead, have_file, part_file
+from fedmq_edge_agent.core.state import Link, ModelIndex, Part, PartHead, have_file, part_file
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import Get, ModelChunk
@@ -266,3 +266,25 @@ def test_the_larger_the_chunks_the_fewer_are_under_way(chunk_bytes: int, window:
     fetching.hear(fetching.coordinator.chunks("snapshot", 0)[0])
     assert fetching.asked == list(range(1, 1 + window))
     fetching.settle()
+
+
+def test_what_is_on_disk_of_a_delta_that_was_published_anew_is_of_no_use() -> None:
+    """The manifest does not tell the hashes of deltas in the middle of the chain."""
+    old, new = coordinator_of(), ScriptedCoordinator(chunk_bytes=1_000)
+    new.begin("r1", snapshot_bytes=SIZE)
+    for coordinator, seed in ((old, 100), (new, 0)):
+        for delta_bytes in (3_000 + seed, 3_000, 300):
+            coordinator.publish(delta_bytes=delta_bytes)
+    chunk = old.chunks("delta", 1)[0]
+    link = Link(blob="delta", version=1, ref=chunk.ref, chain_hash=chunk.chain_hash)
+    part = Part(PartHead(link=link, count=chunk.count, chunk_bytes=1_000), frozenset({0, 1}))
+    pull = Pull(
+        Replica("r1", ModelIndex()), topics=new.topics, device="dev-1", chance=lambda: 0.5, parts=[part]
+    )
+    pull.connected()
+    pull.aim(new.manifest, now=0.0)
+    chunks = new.chunks("delta", 1)
+    assert pull.received(chunks[2], retained=True)[1] is None
+    for again in chunks:
+        effects, _ = pull.received(again, retained=True)
+    assert FinishBlob("r1", "delta", 1, chunks[0].ref) in effects
