@@ -183,7 +183,8 @@ class Agent:
         if self.desk.following is not None:
             self.desk.do(*self.desk.following.flush())
         hello_is_due = self.desk.contact.hello_is_due(now=now)
-        sending = self.desk.outbox.poll(fits=self.desk.budget.fits, now=now)
+        budget = self.desk.budget
+        sending = self.desk.outbox.poll(fits=budget.fits, left=budget.left, now=now)
         self._advance_budget(now=now)
         self._greet()  # before all else that is said: the coordinator learns our key from it
         self.desk.do(*sending)

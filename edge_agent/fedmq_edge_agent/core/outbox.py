@@ -41,8 +41,15 @@ class _Entry:
     """Of the offer under way; None: nothing is offered on this connection."""
     sent: set[int] = field(default_factory=set)
     """Chunks sent since the offer."""
+    under_way: bool = False
+    """Sent or offered on this connection, and not known to be lost."""
     restoring: bool = False
     """Refused; its mass goes back into the residual, then it goes."""
+
+    @property
+    def cost(self) -> int:
+        """About how many bytes it takes."""
+        return self.pending.header.payload.size + PACKET_OVERHEAD_BYTES
 
 
 class Outbox:
@@ -96,7 +103,8 @@ class Outbox:
 
     def hold_for_restore(self, run: str, counter: int) -> None:
         """Send it no more: it was refused, and only waits until its mass is back in the residual."""
-        self._entries[run, counter].restoring = True
+        entry = self._entries[run, counter]
+        entry.restoring, entry.under_way = True, False
 
     def is_to_be_sent(self, run: str, counter: int) -> bool:
         """Whether an update waits for its receipt, and for nothing else."""
@@ -120,6 +128,7 @@ class Outbox:
         """Send everything now: the coordinator is new, or the connection is."""
         for entry in self._entries.values():
             entry.attempts, entry.next_send_at, entry.chunk_bytes = 0, now, None
+            entry.under_way = False
 
     def coordinator(self, *, online: bool, now: float) -> None:
         """The coordinator came or went. While it is away, we try seldom."""
@@ -175,27 +184,36 @@ class Outbox:
             (entry.next_send_at for entry in self._entries.values() if not entry.restoring), default=None
         )
 
-    def poll(self, *, fits: Callable[[int, str], bool], now: float) -> list[Effect]:
-        """Send what is due.
+    def poll(self, *, fits: Callable[[int, str], bool], left: int | None = None, now: float) -> list[Effect]:
+        """Send what is due; what does not fit beside what is under way waits until that is settled.
 
         Args:
             fits: whether something that takes so many bytes, and is called so, may be begun.
+            left: bytes that may still be planned with today; None: as many as it takes.
             now: the time.
         """
         if self._max_packet_bytes is None:
             return []
-        return [
-            self._send(entry, self._max_packet_bytes, now=now)
-            for entry in self._entries.values()
-            if entry.next_send_at <= now
-            and not entry.restoring
-            and fits(entry.pending.header.payload.size + PACKET_OVERHEAD_BYTES, "the next update")
-        ]
+        sent: list[Effect] = []
+        due = [entry for entry in self._entries.values() if entry.next_send_at <= now and not entry.restoring]
+        begun = sum(
+            entry.cost for entry in self._entries.values() if entry.under_way and entry.next_send_at > now
+        )
+        for entry in due:
+            if begun and left is not None and begun + entry.cost > left:
+                entry.under_way, entry.next_send_at = False, now + RESEND.first_s
+            elif fits(entry.cost, "the next update"):
+                begun += entry.cost
+                sent.append(self._send(entry, self._max_packet_bytes, now=now))
+            else:
+                break
+        return sent
 
     def _send(self, entry: _Entry, max_packet_bytes: int, *, now: float) -> Effect:
         attempt = entry.attempts if self._coordinator_online else 64
         entry.next_send_at = now + RESEND.wait_s(attempt, self._chance)
         entry.attempts += 1
+        entry.under_way = True
         entry.sent.clear()
         header = entry.pending.header
         room = max_packet_bytes - PACKET_OVERHEAD_BYTES

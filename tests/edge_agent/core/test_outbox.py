@@ -111,3 +111,40 @@ def test_a_bitmap_of_the_wrong_size_is_refused() -> None:
     outbox.poll(fits=anything, now=0.0)
     with pytest.raises(RemoteError, match="bitmap"):
         outbox.credit(Credit(run="r1", counter=3, have=bytes(9), window=1), now=0.1)
+
+
+def test_what_waits_is_not_begun_together_where_only_one_of_it_fits() -> None:
+    outbox, first = make(5_000)
+    header = first.header.model_copy(update={"counter": 4})
+    outbox.add(PendingUpdate(header=header, file="update-4.bin"), now=0.0)
+    left = 2 * outbox_cost(5_000) - 1
+
+    def fits(cost: int, _what: str) -> bool:
+        return cost <= left
+
+    assert counters(outbox.poll(fits=fits, left=left, now=0.0)) == [3]
+    due = outbox.next_deadline()
+    assert due is not None
+    assert due > 0
+    assert counters(outbox.poll(fits=fits, left=left, now=due)) == [
+        3
+    ]  # without an answer; the other waits still
+    outbox.remove("r1", 3)
+    due = outbox.next_deadline()
+    assert due is not None
+    assert counters(outbox.poll(fits=fits, left=left - outbox_cost(5_000), now=due)) == [4]
+
+
+def test_what_fits_together_is_sent_together() -> None:
+    outbox, first = make(5_000)
+    header = first.header.model_copy(update={"counter": 4})
+    outbox.add(PendingUpdate(header=header, file="update-4.bin"), now=0.0)
+    assert counters(outbox.poll(fits=anything, left=2 * outbox_cost(5_000), now=0.0)) == [3, 4]
+
+
+def outbox_cost(size: int) -> int:
+    return size + PACKET_OVERHEAD_BYTES
+
+
+def counters(effects: list[Effect]) -> list[int]:
+    return [effect.header.counter for effect in effects if isinstance(effect, SendUpdate)]
