@@ -30,27 +30,36 @@ Outgoing = Subscribe | Unsubscribe | Send | SendUpdate | SendUploadChunk
 
 
 class _Queue:
-    """First in, first out, and nothing twice."""
+    """First in, first out, and nothing twice.
+
+    On a slow link a packet is under way for longer than the core waits for an answer: what of an update it wants sent
+    again then is not queued behind itself.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[Outgoing] = deque()
         self._filled = asyncio.Event()
+        self._under_way: Outgoing | None = None
 
     def put(self, outgoing: Outgoing) -> None:
-        if outgoing not in self._waiting:
+        again = isinstance(outgoing, SendUpdate | SendUploadChunk) and outgoing == self._under_way
+        if not again and outgoing not in self._waiting:
             self._waiting.append(outgoing)
             self._filled.set()
 
     def keep(self, wanted: Callable[[Outgoing], bool]) -> None:
-        """Drop all others."""
+        """Drop all others; and what is under way is lost."""
         self._waiting = deque(outgoing for outgoing in self._waiting if wanted(outgoing))
+        self._under_way = None
 
     async def take(self) -> Outgoing:
-        """The next, once there is one."""
+        """The next, once there is one; the one before is done with."""
+        self._under_way = None
         while not self._waiting:
             self._filled.clear()
             await self._filled.wait()
-        return self._waiting.popleft()
+        self._under_way = self._waiting.popleft()
+        return self._under_way
 
 
 class Post:

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from fedmq_edge_agent.core.effects import Send, SendUploadChunk, Unsubscribe
+from fedmq_edge_agent.core.effects import Send, SendUpdate, SendUploadChunk, Unsubscribe
 from fedmq_edge_agent.shell.disk import Disk
 from fedmq_edge_agent.shell.post import Post
 from fedmq_protocol.aio import Connection, Traffic
@@ -18,6 +18,7 @@ from fedmq_protocol.envelope import open_envelope
 from fedmq_protocol.messages import Hello, Presence, UploadChunk
 from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
+from tests.edge_agent.core.test_state import HEADER
 
 TOPICS = Topics("home")
 KEY = SigningKey(b"d" * 32)
@@ -124,3 +125,32 @@ async def test_a_lost_connection_drops_what_was_to_be_said_and_keeps_what_was_to
     link.acknowledge.release()
     link.acknowledge.release()
     await link.until("Hello", "chunk 0", "unsubscribe a/b")
+
+
+async def test_what_is_under_way_is_not_queued_behind_itself(post: Post, link: SlowLink) -> None:
+    update = SendUpdate(HEADER.model_copy(update={"payload": blob_ref(PAYLOAD)}), "update-1.bin")
+    post.put(update)
+    post.put(chunk(0))
+    await link.until("Update", "chunk 0")
+    for again in (update, chunk(0), chunk(1), hello()):
+        post.put(again)
+    for _ in range(2):
+        link.acknowledge.release()
+    async with asyncio.timeout(10):
+        while len(link.published) < 4:
+            link.news.clear()
+            await link.news.wait()
+    assert sorted(link.published[2:]) == ["Hello", "chunk 1"]
+    for _ in range(2):
+        link.acknowledge.release()
+    post.put(chunk(0))  # it was not received, and is wanted again
+    await link.until(*link.published[:4], "chunk 0")
+
+
+async def test_what_was_under_way_on_a_lost_connection_may_be_sent_again(post: Post, link: SlowLink) -> None:
+    post.put(chunk(0))
+    await link.until("chunk 0")
+    post.connection_lost()
+    post.put(chunk(0))
+    link.acknowledge.release()
+    await link.until("chunk 0", "chunk 0")
