@@ -70,7 +70,7 @@ const uploadSettings = struct({
   anneal_updates: [int(0, 10000), 0],
   residual_cap: [float((x) => x > 0), 10],
   coders: [array(NAME, 0, 64), []],
-  code_ms: [int(0, 60000), 20],
+  code_ms: [int(0, 60000), 25],
   rounding: [oneOf("nearest", "stochastic"), "nearest"],
   per_tensor: [bool, false],
   update_bytes: [int(1, 8455716864), ABSENT],

@@ -24,8 +24,8 @@ const fromFloats = (values) => hex(bytesFromFloats(values));
 function open({ as, federation, device, keys, topic, packet }) {
   const keyOf = (sender) => (keys[sender] === undefined ? new Uint8Array(32) : unhex(keys[sender]));
   const read = as === "device" ? readFromCoordinator : readFromDevice;
-  const { kind, sender, epoch, sequence, raw } = read({ federation, device, key: keyOf("coordinator"), keyOf }, topic, unhex(packet));
-  return { kind, sender, epoch, sequence, body: toJson(raw) };
+  const { kind, sender, epoch, sequence, body } = read({ federation, device, key: keyOf("coordinator"), keyOf }, topic, unhex(packet));
+  return { kind, sender, epoch, sequence, body: toJson(body) };
 }
 
 const replicaJson = ({ weights, buffers }) => {

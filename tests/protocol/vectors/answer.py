@@ -40,7 +40,7 @@ from fedmq_protocol.schema import TensorSchema
 from fedmq_protocol.signing import SigningKey, key_id
 from fedmq_protocol.topics import Topics, check_id
 from tests.protocol.vectors.device import VectorDevice
-from tests.protocol.vectors.form import Plain, floats, plain_body, raised, vector
+from tests.protocol.vectors.form import Plain, floats, raised, vector, whole_body
 from tests.protocol.vectors.grid_cases import indices
 from tests.protocol.vectors.sign_cases import values
 
@@ -110,7 +110,7 @@ def _open(given: Plain) -> Plain:
         "sender": envelope.sender,
         "epoch": envelope.epoch,
         "sequence": envelope.sequence,
-        "body": plain_body(envelope.body),
+        "body": whole_body(envelope.body),
     }
 
 

@@ -66,6 +66,13 @@ def plain_body(body: Body) -> Plain:
     return shown
 
 
+def whole_body(body: Body) -> Plain:
+    """`plain_body` with the defaults of fields that do not go on the wire, but for those that are absent by default."""
+    shown = _shown(body.model_dump(exclude_none=True))
+    assert isinstance(shown, dict)
+    return shown
+
+
 def _shown(value: object) -> object:
     match value:
         case bytes():

@@ -20,6 +20,7 @@ from tests.protocol.vectors.form import (
     FEDERATION,
     Case,
     plain_body,
+    whole_body,
 )
 
 TOPICS = Topics(FEDERATION)
@@ -158,7 +159,7 @@ def message_cases() -> list[Case]:
             "sender": sealer.sender,
             "epoch": sealer.epoch,
             "sequence": sequence,
-            "body": plain_body(body),
+            "body": whole_body(body),
         }
         cases.append(
             Case(name, "open", _given("coordinator" if by_device else "device", topic, packet), gives)
