@@ -50,10 +50,8 @@ def codec_name(data: bytes | memoryview) -> str:
     tag = memoryview(data).cast("B")[0] if len(data) else 0
     indices, values = tag >> 4, tag & 15
     for name, codec in CODECS.items():
-        fits = indices == (MASK if codec.masked else 0) or (
-            codec.sparse and not codec.masked and indices in INDEX_CODES
-        )
-        if codec.values == values and fits:
+        unmasked = INDEX_CODES if codec.sparse else (0,)
+        if codec.values == values and indices in ((MASK,) if codec.masked else unmasked):
             return name
     raise CodecError(f"unknown codec tag {tag:#04x}", reason="unknown-codec")
 

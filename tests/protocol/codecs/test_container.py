@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -244,6 +245,18 @@ def test_lies_are_refused_before_memory_is_taken(payload: bytes, reason: str) ->
         tracemalloc.stop()
     assert caught.value.reason == reason
     assert peak < 4 * N + 2_000_000  # the one honest frame that is cut short may take its place
+
+
+@pytest.mark.parametrize("tag", range(256))
+def test_only_tags_that_are_decoded_have_a_name(tag: int) -> None:
+    with pytest.raises(CodecError) as caught:
+        decode(bytes([tag]) + bytes(100), N)
+    is_known = caught.value.reason != "unknown-codec"
+    with suppress(CodecError):
+        name = codec_name(bytes([tag]))
+        assert is_known, name
+        return
+    assert not is_known
 
 
 def test_memory_is_bounded_whatever_is_kept() -> None:

