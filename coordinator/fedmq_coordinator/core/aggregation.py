@@ -107,7 +107,8 @@ class Accumulator:
         if self._sum is not None:
             return self._sum[start:stop]
         part = np.zeros(stop - start, dtype=np.float32)
+        edges = np.array([start, stop], dtype=np.uint32)  # of another type, all indices would be converted
         for indices, values in self._sparse:
-            first, last = np.searchsorted(indices, (start, stop))
+            first, last = np.searchsorted(indices, edges)
             part[indices[first:last] - np.uint32(start)] += values[first:last]
         return part

@@ -236,6 +236,7 @@ class Service:
                     await self._tell(BrokerConnected(limit))
                 case aio.Disconnected(reason=reason, retry_in_s=retry_in_s):
                     _log.warning("broker: %s; trying again in %.1f s, and from then on", reason, retry_in_s)
+                    self._hearing.cancel()
                     self._outbox.drop_all()
                     await self._tell(BrokerDisconnected(reason))
                 case _:
@@ -258,8 +259,10 @@ class Service:
                     await link.subscribe([topic])
                     payload = await heard
             outbox.testify(payload)
-            await link.unsubscribe([topic])
         finally:
+            await link.unsubscribe(
+                [topic]
+            )  # of a lost connection, too: it would come again with the next one
             if self._witness[1] is heard:
                 self._witness = "", heard
 

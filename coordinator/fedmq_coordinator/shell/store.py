@@ -56,6 +56,8 @@ DROPPABLE: Final = {"UpdateAccepted": "payload", "VersionPublished": "private"}
 BULKY_FIELDS: Final = frozenset({"payload", "private", "snapshot", "delta", "initial"})
 """What `read(leave_out=...)` may leave out to walk through a journal lightly."""
 
+_HELD: Final = frozenset({"payload", "recipe"})
+"""Fields that are bytes in a fact; the others are blobs, which know where theirs lie."""
 _WRITTEN_AHEAD: Final = ("RunCreated", "VersionPublished")
 """Kinds of facts that may name what was written ahead of them."""
 _ENTRY: Final = 2
@@ -314,13 +316,13 @@ class Journal:
     def _beside(
         self, connection: Connection, row: Row[Any], field: str, entry: Sequence[Any]
     ) -> bytes | Blob | None:
-        """The bytes of a payload; of everything else, where they lie."""
+        """The bytes of what a fact holds as such; of everything else, where they lie."""
         ref = BlobRef(size=entry[0], sha256=entry[1])
         where = (entry[2], AHEAD) if len(entry) > _ENTRY else (row.seq, field)
         size = self._bulk.size(connection, *where)
         if size == ref.size:
             blob = StoredBlob(self._bulk, *where, ref)
-            if field != "payload":
+            if field not in _HELD:
                 return blob
             data = blob.read(0, size)
             if hashlib.sha256(data).digest() == ref.sha256:

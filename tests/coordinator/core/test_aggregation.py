@@ -100,3 +100,16 @@ def test_ten_sparse_updates_take_less_than_half_of_a_dense_sum() -> None:
         tracemalloc.stop()
     assert accumulator.is_sparse
     assert peak < 2 * schema.size  # half of a dense sum; most of it is what a slice of the step takes
+
+
+def test_a_step_of_many_slices_does_not_copy_the_indices_for_each() -> None:
+    schema = model(40 * 2**18)
+    accumulator = Accumulator(schema)
+    accumulator.fold(update(schema, np.random.default_rng(1), "topk-log4", 0.05), weight=1.0, clip=1.0)
+    assert accumulator.is_sparse
+    weights = np.zeros(schema.size, dtype=np.float32)
+    tracemalloc.start()
+    accumulator.step(weights, 1.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 * 2**18, "two slices, and a little"

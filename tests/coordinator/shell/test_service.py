@@ -197,6 +197,29 @@ class Impatient(Coordinator):
         return super().handle(event, now=now)
 
 
+async def test_the_witness_outlives_a_connection_that_is_lost_before_it_speaks(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    lost = aio.Disconnected(reason="lost", retry_in_s=0.0)
+    back = aio.Connected(session_present=False, protocol=5, max_packet_bytes=None)
+
+    def chunks() -> list[tuple[str, bytes]]:
+        return [(topic, payload) for topic, payload in rig.link.handed if "/model/" in topic]
+
+    await rig.service.submit(REQUEST)
+    await rig.looks(lambda: len(chunks()) == 1)
+    ((witness, payload),) = chunks()
+    for event in (lost, back):
+        rig.link.incoming.put_nowait(event)
+    await rig.looks(lambda: rig.link.subscribed == [witness])
+    for event in (lost, back):
+        rig.link.incoming.put_nowait(event)
+    await rig.looks(lambda: rig.link.incoming.empty() and len(rig.link.subscribed) > 0)
+    assert rig.link.subscribed == [witness], "not once more, for good"
+    rig.link.incoming.put_nowait(aio.Message(witness, payload, retained=True))
+    await rig.looks(lambda: rig.link.subscribed == [])
+    assert len(chunks()) == 1, "the broker has it still"
+
+
 async def test_a_deadline_that_stays_in_the_past_does_not_spin(make_rig: MakeRig) -> None:
     core = Impatient(federation="home")
     rig = await make_rig(core)

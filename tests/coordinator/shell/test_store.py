@@ -140,6 +140,15 @@ def test_bulk_larger_than_a_piece_comes_back_whole(journal: Journal, tmp_path: P
     rows.close()
 
 
+def test_the_recipe_of_a_model_of_very_many_tensors_comes_back_as_bytes(journal: Journal) -> None:
+    fact = created(initial=b"").model_copy(update={"recipe": bytes(range(251)) * 100})
+    journal.append([fact])
+    (found,) = journal.read(leave_out=BULKY_FIELDS - {"initial"})
+    assert found == fact
+    assert isinstance(found, RunCreated)
+    assert found.recipe == bytes(range(251)) * 100
+
+
 def test_many_facts_are_read_in_order_and_none_that_come_meanwhile(journal: Journal) -> None:
     journal.append([EpochBegun(at=float(epoch), epoch=epoch) for epoch in range(2_000)])
     seen = []
