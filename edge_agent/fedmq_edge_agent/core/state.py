@@ -67,6 +67,8 @@ class Spent(_Kept):
     sent: Counter = 0
     """Since the state was made."""
     received: Counter = 0
+    ran_s: Counter = 0
+    """How much of a day without a clock was over at the last commit."""
 
 
 class AgentState(_Kept):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmq_edge_agent.core.budget import DAY_S, MAX_RESERVE, Budget
+from fedmq_edge_agent.core.budget import DAY_S, KEEP_S, MAX_RESERVE, Budget
 from fedmq_edge_agent.core.effects import (
     Ask,
     CommitState,
@@ -45,7 +45,16 @@ def test_both_ways_are_counted_and_a_twentieth_is_kept_for_keepalives() -> None:
     budget.count(sent=300_000, received=200_000, clock_s=NOON + 60, now=60.0)
     assert budget.spent == Spent(day=DAY, today=500_000, sent=300_000, received=200_000)
     assert budget.left == 1_000_000 - 500_000 - MAX_RESERVE
-    assert fresh(100_000).left == 95_000
+    assert fresh(400_000).left == 380_000
+
+
+@pytest.mark.parametrize("limit", [20_000, 100_000, 240_000, 5_000_000])
+def test_what_is_kept_is_enough_for_a_days_keepalives(limit: int) -> None:
+    """PINGREQ and PINGRESP have two bytes each (MQTT 5, sections 3.12 and 3.13), and go once in 30 s."""
+    left = fresh(limit).left
+    assert left is not None
+    assert limit - left >= 4 * DAY_S / 30
+    assert left > 0
 
 
 def test_a_restart_goes_on_counting_and_the_next_day_begins_with_nothing() -> None:
@@ -61,11 +70,43 @@ def test_without_a_clock_a_day_is_24_hours_of_running() -> None:
     budget.count(sent=990_000, received=0, clock_s=60.0, now=160.0)
     assert budget.resting
     assert budget.problem.endswith("back in 24.0 h")
-    assert budget.next_deadline() == 100.0 + DAY_S
+    assert budget.next_deadline() == 100.0 + KEEP_S
     budget.count(sent=990_000, received=0, clock_s=86_400.0, now=100.0 + DAY_S - 1)
     assert budget.problem
     budget.count(sent=990_000, received=0, clock_s=86_401.0, now=100.0 + DAY_S)
     assert (budget.problem, budget.spent.today) == ("", 0)
+
+
+def running(spent: Spent, *, hours: float, clock_s: float = 5.0) -> tuple[Budget, Spent]:
+    """A start with nothing but a rest, ended by a kill; what was written down, whenever it was worth it."""
+    budget = Budget(1_000_000, spent)
+    now, kept, end = 50.0, spent, 50.0 + 3_600 * hours
+    while True:
+        budget.count(sent=0, received=0, clock_s=clock_s, now=now)
+        if budget.worth_keeping:
+            kept = budget.keep()
+        due = budget.next_deadline()
+        if due is None or due > end:
+            return budget, kept
+        assert due > now
+        now = due
+
+
+def test_without_a_clock_a_rest_ends_though_the_device_never_runs_for_a_day() -> None:
+    """It is switched off each night: 8 hours at a time."""
+    spent = Spent(today=990_000, sent=990_000)
+    for day in range(4):
+        budget, spent = running(spent, hours=8.2)
+        assert budget.resting == (day < 2)
+    assert spent.today == 0
+
+
+def test_where_a_clock_tells_the_day_a_rest_writes_nothing() -> None:
+    budget, kept = running(Spent(day=DAY, today=990_000), hours=11, clock_s=NOON)
+    assert budget.resting
+    assert kept == Spent(day=DAY, today=990_000)
+    assert budget.keep().ran_s == 0
+    assert budget.problem.endswith("back at 00:00 UTC")
 
 
 def test_a_clock_that_is_set_at_last_does_not_wipe_the_count() -> None:
@@ -167,15 +208,15 @@ def test_a_device_whose_budget_is_used_up_gives_its_lease_back_and_says_so(
 ) -> None:
     device = Thrifty(coordinator, limit=100_000)
     device.join()
-    device.used = 94_000
+    device.used = 87_000
     effects = device.hear(coordinator.announcement(cohort=EVERYBODY, lease=3))
     [report] = bodies(effects, Report)
     assert (report.code, report.lease) == ("busy", 3)
-    assert "94 kB of the daily budget of 100 kB are used, and the next round takes about" in report.detail
+    assert "87 kB of the daily budget of 100 kB are used, and the next round takes about" in report.detail
     assert "back at 00:00 UTC" in report.detail
     assert device.presences(effects) == [report.detail]
     assert Unsubscribe((TOPICS.announcement,)) in effects
-    assert device.agent.waiting(now=device.now).startswith("94 kB of the daily budget")
+    assert device.agent.waiting(now=device.now).startswith("87 kB of the daily budget")
     assert not [ask for ask in of(effects, Ask) if isinstance(ask.request, Train)]
 
 
@@ -201,7 +242,7 @@ def test_an_update_that_does_not_fit_waits_in_the_outbox_and_goes_the_next_day(
     device = Thrifty(coordinator, limit=100_000)
     device.join()
     device.hear(coordinator.announcement(cohort=EVERYBODY, lease=3))
-    device.used = 94_000
+    device.used = 87_000
     effects = device.trained()
     assert of(effects, CommitState)
     assert not of(effects, SendUpdate)
