@@ -23,17 +23,18 @@ NAME: Final = "packed/1"
 
 FORM: Final = 1
 MAX_PACKED_BYTES: Final = 131_072
-"""Longer contents are not packed, and refused, so that a small packet cannot cost much memory."""
+"""Longer contents are refused, so that a small packet cannot cost much memory."""
 
 _LEVEL: Final = 19  # contents are short
+_WORTH_TRYING: Final = 32_768  # what is longer is data, which milliseconds of a board's core make no shorter
 _WORTH_IT: Final = 4  # bytes that the other form of a packet takes
 
 
 def pack(content: bytes) -> bytes | None:
-    """The content as a zstd frame; None if that does not pay."""
+    """The content as a zstd frame; None if that does not pay, or is not expected to."""
     import zstandard  # noqa: PLC0415 - not before it is needed: a device's supervisor is small
 
-    if len(content) > MAX_PACKED_BYTES:
+    if len(content) > _WORTH_TRYING:
         return None
     compressor = zstandard.ZstdCompressor(
         level=_LEVEL,

@@ -48,7 +48,7 @@ def test_a_packed_message_is_the_same_message_with_the_same_signature() -> None:
 
 def test_what_does_not_get_shorter_stays_as_it_is() -> None:
     noise = hashlib.shake_256(b"noise").digest(200_000)
-    for size in (60, 3_000, 200_000):
+    for size in (60, 3_000, 40_000, 200_000):
         body = UploadChunk(run="r", counter=1, index=0, data=noise[:size])
         packed = sealer().seal(TOPIC, body, packed=True)
         assert len(packed) <= len(sealer().seal(TOPIC, body))
@@ -56,6 +56,11 @@ def test_what_does_not_get_shorter_stays_as_it_is() -> None:
         "longer than may be packed"
     )
     assert open_envelope(TOPIC, sealer().seal(TOPIC, Hello(), packed=True)).body == Hello()
+
+
+def test_a_chunk_of_data_is_not_compressed_in_vain() -> None:
+    body = UploadChunk(run="r", counter=1, index=0, data=bytes(40_000))  # nothing would be easier
+    assert not open_envelope(TOPIC, sealer().seal(TOPIC, body, packed=True)).packed
 
 
 @given(st.binary(max_size=5_000))

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-import numpy as np
-
 from fedmq_protocol.codecs import body
 from fedmq_protocol.codecs.decoded import Float32Array
 from fedmq_protocol.codecs.registry import DENSE_VALUES
 from fedmq_protocol.codecs.rounding import Stochastic
-from fedmq_protocol.codecs.slices import Source, parts
+from fedmq_protocol.codecs.slices import Source, check_finite, parts
 
 HEAD: Final = struct.Struct("<BI")  # tag, n
 
@@ -67,9 +65,7 @@ def measured(source: Source, values: int, rounding: Stochastic | None = None) ->
     Raises:
         ValueError: it is not finite.
     """
-    for part in parts(len(source)):
-        if not np.isfinite(source[part]).all():
-            raise ValueError("the vector is not finite")
+    check_finite(source)
     return Coded(source, values, DENSE_VALUES[values].measure(source), rounding)
 
 

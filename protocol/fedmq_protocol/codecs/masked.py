@@ -14,7 +14,7 @@ from fedmq_protocol.codecs.budget import check_budget
 from fedmq_protocol.codecs.decoded import Sparse, frozen
 from fedmq_protocol.codecs.registry import DENSE_VALUES, MASK, CodecSpec, DenseValues
 from fedmq_protocol.codecs.rounding import Stochastic
-from fedmq_protocol.codecs.slices import Source
+from fedmq_protocol.codecs.slices import Source, check_finite
 from fedmq_protocol.codecs.sparse import HEAD
 from fedmq_protocol.errors import CodecError
 
@@ -33,7 +33,7 @@ def encode(source: Source, spec: CodecSpec, rounding: Stochastic | None) -> tupl
     """Write the elements that the spec's seed stands for.
 
     Args:
-        source: float32[n], finite at least there.
+        source: float32[n], finite.
         spec: how, with a seed.
         rounding: chance; None for the nearest level.
 
@@ -48,9 +48,8 @@ def encode(source: Source, spec: CodecSpec, rounding: Stochastic | None) -> tupl
     n, key = len(source), spec.codec.values
     k = _fitting(spec, spec.kept(n))
     indices = randk.indices(spec.seed, n, k)
+    check_finite(source)  # all of it: what stays is the next residual
     picked = source[indices.astype(np.int64)]
-    if not np.isfinite(picked).all():
-        raise ValueError("the vector is not finite")
     code = DENSE_VALUES[key]
     scales = code.measure(picked)
     section, sent = code.write(picked, 0, scales, rounding)

@@ -54,3 +54,14 @@ def parts(n: int) -> Iterator[slice]:
     """0..n cut into slices."""
     for start in range(0, n, SLICE):
         yield slice(start, min(start + SLICE, n))
+
+
+def check_finite(source: Source) -> None:
+    """Refuse infinities and NaN, a slice at a time.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for part in parts(len(source)):
+        if not np.isfinite(source[part]).all():
+            raise ValueError("the vector is not finite")

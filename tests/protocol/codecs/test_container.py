@@ -325,6 +325,15 @@ def test_misuse_raises(p: NDArray[np.float64]) -> None:
         encode(p, CodecSpec("int8"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("place", range(0, 100, 9))
+def test_what_is_not_finite_is_found_wherever_it_is(name: str, place: int) -> None:
+    p = np.ones(100, np.float32)
+    p[place] = np.inf
+    with pytest.raises(ValueError, match="finite"):
+        split(p, CodecSpec(name, 0.01, seed=1))
+
+
 def test_specs_are_validated() -> None:
     assert CodecSpec("topk-log4/1").codec is CodecSpec("topk-log4").codec
     with pytest.raises(CodecError) as caught:
