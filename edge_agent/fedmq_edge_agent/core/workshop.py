@@ -77,8 +77,7 @@ class Workshop:
             return None
         loaded, newest = following.replica.loaded, following.newest
         assert loaded is not None
-        assert newest is not None
-        if loaded < lease.version:
+        if newest is None or loaded < lease.version:  # none: the run's announcement was not believed
             return None
         patient_until = lease.arrived_at + PATIENCE_S if loaded < newest else 0.0
         return max(self._desk.trainer.resume_at, patient_until)

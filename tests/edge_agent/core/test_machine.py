@@ -1129,3 +1129,22 @@ def test_a_device_packs_once_the_coordinator_does_and_until_another_one_starts(j
 def test_a_forged_packet_does_not_make_a_device_pack(joined: Device) -> None:
     thief = Sealer(sender=COORDINATOR, epoch=joined.coordinator.epoch, key=SigningKey(bytes(range(1, 33))))
     assert not packs_after(joined, thief, packed=True)
+
+
+def test_a_lease_in_a_run_whose_announcement_cannot_be_waits_for_a_better_one() -> None:
+    coordinator = ScriptedCoordinator()
+    before = Device(coordinator)
+    before.join()
+    state, following = before.agent.desk.ledger.state, before.agent.desk.following
+    assert following is not None
+    coordinator.publish()
+    device = Device(coordinator, state=state, indexes={"r1": following.replica.index})
+    device.start()
+    device.connect()
+    device.hear(coordinator.status())
+    device.hear(coordinator.announcement(inline_delta=b"another"))
+    device.answer(ModelLoaded("r1", 0))
+    assert not of(device.hear(coordinator.lease("dev-1", 3)), Ask)
+    device.hear(coordinator.announcement())
+    [ask] = of(device.answer(ModelLoaded("r1", 1)), Ask)
+    assert (ask.request.lease, ask.request.base_version) == (3, 1)
