@@ -75,7 +75,7 @@ class Conversation:
             }:
                 self._unverified[topic] = payload
         except RemoteError as error:
-            self._reject(topic, error)
+            self._reject(topic, error, now=now)
         if not knew_key and self.inbox.coordinator_key is not None:
             earlier, self._unverified = self._unverified, {}
             for earlier_topic, earlier_payload in earlier.items():
@@ -113,12 +113,16 @@ class Conversation:
             case Body():
                 raise RemoteError("not a message for a device", reason="wrong-kind")
 
-    def _reject(self, topic: str, error: RemoteError) -> None:
+    def _reject(self, topic: str, error: RemoteError, *, now: float) -> None:
         parts = topic.removeprefix(f"{self._desk.topics.root}/").split("/")
         place = parts[0] if parts[0] == "model" else parts[-1][:32]
         self.rejected[place, error.reason] += 1
         if self._desk.following is not None:
             self._desk.following.pull.damaged(topic)
+        newest = self._desk.announcement
+        if error.reason == "old-announcement" and newest is not None:
+            # What the broker keeps is older than what was heard since: there is nothing to ask for.
+            self._desk.contact.announced(running=newest.state == "running", now=now)
         if self.rejected[place, error.reason] > 1:
             return
         if isinstance(error, StaleError | ReplayError):
@@ -168,7 +172,7 @@ class Conversation:
         try:
             self._consider(now=now)
         except RemoteError as error:
-            self._reject(self._desk.topics.announcement, error)
+            self._reject(self._desk.topics.announcement, error, now=now)
 
     def _consider(self, *, now: float) -> None:
         """Whether the announced run is ours, and what follows from it."""

@@ -1148,3 +1148,14 @@ def test_a_lease_in_a_run_whose_announcement_cannot_be_waits_for_a_better_one() 
     device.hear(coordinator.announcement())
     [ask] = of(device.answer(ModelLoaded("r1", 1)), Ask)
     assert (ask.request.lease, ask.request.base_version) == (3, 1)
+
+
+def test_what_the_broker_keeps_may_be_older_than_the_answer_to_a_hello(joined: Device) -> None:
+    kept = joined.coordinator.announcement()
+    joined.hear(kept)
+    answer = joined.coordinator.announced(0, NOBODY, 60.0)
+    joined.hear(joined.coordinator.seal(TOPICS.down("dev-1", "announcement"), answer))
+    joined.tell(Disconnected("the broker restarts"))
+    joined.connect()
+    joined.hear(kept)
+    assert not bodies(joined.wait(60), Hello)
