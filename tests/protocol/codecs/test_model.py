@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 
 import msgpack
 import numpy as np
@@ -147,6 +148,21 @@ def test_late_joiners_and_chain_holders_hold_the_same_bits(steps: list[tuple[int
             holder = requantise(holder, SCHEMA)
             joiner = decode_snapshot(snapshot, SCHEMA)
         assert replica_sha256(published) == replica_sha256(holder) == replica_sha256(joiner)
+
+
+def test_a_dense_delta_that_is_bad_at_its_end_leaves_the_replica_as_it_was() -> None:
+    n = 100_000
+    entry = TensorEntry(name="fc.weight", shape=(n,), dtype="float32", role="parameter")
+    change = np.ones(n, np.float32)
+    change[-1] = np.nan
+    weights = struct.pack("<BI", 0x01, n) + b"\0" + change.tobytes()
+    replica = np.full(n, 2.0, np.float32)
+    with pytest.raises(CodecError) as caught:
+        apply_delta(
+            replica, blob.write_payload(weights, np.empty(0, np.float32)), TensorSchema(entries=(entry,))
+        )
+    assert caught.value.reason == "not-finite"
+    assert (replica == 2.0).all()
 
 
 def test_the_replica_follows_the_private_weights() -> None:

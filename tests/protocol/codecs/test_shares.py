@@ -133,6 +133,16 @@ def test_a_budget_is_used_up(name: str, budget: int, per_tensor: bool) -> None: 
     assert name == "topk-sign" or len(by_density) > budget
 
 
+def test_what_costs_next_to_nothing_is_taken_as_it_is_sent() -> None:
+    p = np.zeros(100_000, np.float32)
+    p[:50_000] = 1.0  # a bit of indices each, and signs that compress to nothing
+    spec = CodecSpec("topk-sign", max_bytes=500, code_ms=0)
+    payload, sent = encode(p, spec)
+    assert isinstance(sent, Sparse)
+    assert 6 * 500 < sent.nnz <= spec.kept(len(p)) == 16 * 500
+    assert np.array_equal(decode(payload, len(p), max_kept=spec.kept(len(p))).to_dense(), sent.to_dense())
+
+
 def test_the_same_payload_comes_of_a_budget_as_of_the_density_that_it_picks() -> None:
     p = uneven([60_000], 7)
     payload, decoded = encode(p, CodecSpec("topk-int8", max_bytes=5_000))

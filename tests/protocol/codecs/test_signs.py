@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedmq_protocol.codecs import CodecSpec, decode, encode, linear8, log4, optional_coders, sign1, signs
+from fedmq_protocol.codecs import (
+    CodecSpec,
+    decode,
+    encode,
+    linear8,
+    log4,
+    optional_coders,
+    rice,
+    sign1,
+    signs,
+)
 from fedmq_protocol.codecs.signs import Symbols
 from fedmq_protocol.errors import CodecError
 from tests.protocol.codecs import reference_decoder, reference_signs
@@ -108,3 +120,15 @@ def test_lies_are_refused(section: bytes, count: int, reason: str) -> None:
     with pytest.raises(CodecError) as caught:
         signs.decode(memoryview(section), sign1.SYMBOLS, np.arange(count), ((count,),))
     assert caught.value.reason == reason
+
+
+def test_values_that_do_not_get_shorter_so_are_refused() -> None:
+    indices = np.array([5], np.uint32)
+    body = b"\x80\x3f" + sign1.SYMBOLS.joined(np.array([True]), np.array([0]))
+    coded = signs.encode(body, sign1.SYMBOLS, indices, SHAPES)
+    assert len(coded) > len(body)
+    places = rice.encode(indices, N)
+    head = struct.pack("<BIII", 0x15, N, 1, len(places)) + places
+    assert decode(head + b"\0" + body, N, shapes=SHAPES).to_dense()[5] == -1.0
+    with pytest.raises(CodecError, match="more bytes"):
+        decode(head + b"\2" + coded, N, shapes=SHAPES)
