@@ -86,11 +86,14 @@ class TrainerModelHost:
             source = None if checkpoint is None else _absolute(checkpoint)
             answer = await self._call("init", seed=seed, checkpoint=source, start=start, rebase=snapshot)
             if "snapshot" in answer:
-                return Beginning(recipe=answer["snapshot"])
-            weights = await asyncio.to_thread(_take_vector, Path(answer["file"]), description.schema.size)
+                beginning = Beginning(recipe=answer["snapshot"])
+            else:
+                file = Path(answer["file"])
+                weights = await asyncio.to_thread(_take_vector, file, description.schema.size)
+                beginning = Beginning(weights=weights, why=answer["why"])
             if description.schema.size >= _LARGE and not description.has_central_data:
                 await self.close()  # there may be no more for it to do, and it holds a model
-            return Beginning(weights=weights, why=answer["why"])
+            return beginning
 
     async def evaluate(self, task: str, vector: NDArray[np.float32]) -> tuple[float, int, dict[str, float]]:
         """Loss, number of examples and metrics of `vector`, float32[schema.size], on the central data.

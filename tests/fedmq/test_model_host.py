@@ -12,8 +12,10 @@ from safetensors.numpy import load_file
 
 from fedmq.model_host import TrainerModelHost
 from fedmq.tasks import iris
+from fedmq_coordinator.core.settings import Start
 from fedmq_protocol.codecs import decode_snapshot, snapshot_codec
 from fedmq_protocol.errors import FedmqError, UsageError
+from tests.edge_agent.trainer.asking import task_text
 
 TASK = "fedmq.tasks.iris"
 
@@ -85,3 +87,15 @@ async def test_a_child_that_dies_is_replaced_at_the_next_call(host: TrainerModel
     with pytest.raises(FedmqError, match="the model host failed"):
         await host.initial(TASK, seed=0, checkpoint=None)
     assert (await host.describe(TASK)).name == "iris"
+
+
+@pytest.mark.parametrize("start", ["seed", "snapshot"])
+async def test_a_large_model_without_central_data_is_not_kept(
+    host: TrainerModelHost, tmp_path: Path, start: Start
+) -> None:
+    task = tmp_path / "large.py"
+    task.write_text(task_text("nn.Linear(1000, 1000)"))
+    beginning = await host.initial(str(task), seed=3, checkpoint=None, start=start)
+    assert (beginning.recipe is None) == (start == "snapshot")
+    assert host._client is None, "the child has gone"
+    assert (await host.describe(str(task))).schema.size == 1_001_000, "and another comes when it is needed"

@@ -16,7 +16,8 @@ from fedmq_coordinator.core.intake import judge, max_kept, refused
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.strategies import Strategy
 from fedmq_coordinator.core.uploads import Uploads
-from fedmq_protocol.codecs import max_accepted_bytes, max_encoded_bytes
+from fedmq_protocol.codecs import max_accepted_bytes, max_encoded_bytes, versioned
+from fedmq_protocol.codecs.seeded import NAME as SEEDED
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import (
     Get,
@@ -317,8 +318,8 @@ def check_fit(desk: Desk, device: Device, run: Run) -> None:
         code, detail = (
             "unknown-codec",
             (
-                f"this device does not speak {', '.join(lacking)}, which the run needs: update its agent, "
-                f"or start a run with other codecs"
+                f"this device does not speak {', '.join(lacking)}, which the run needs: update its agent, or start "
+                f"a run {_without(lacking)}"
             ),
         )
     else:
@@ -326,3 +327,8 @@ def check_fit(desk: Desk, device: Device, run: Run) -> None:
     device.problem = detail
     desk.send(desk.topics.down(device.id, "notice"), Notice(code=code, detail=detail))
     desk.note("warning", f"{device.id} is not selected: {detail}", device=device.id, run=run.id)
+
+
+def _without(lacking: list[str]) -> str:
+    """How a run would do without these codecs."""
+    return "with compression.start = snapshot" if lacking == [versioned(SEEDED)] else "with other codecs"

@@ -106,6 +106,7 @@ def test_a_device_that_cannot_draw_is_not_selected_and_is_told_why() -> None:
     run = world.core.runs["r1"]
     assert not run.leases
     assert all("seeded/1" in notice.detail for notice in world.sent(Notice))
+    assert all("compression.start = snapshot" in notice.detail for notice in world.sent(Notice))
     assert len(world.sent(Notice)) == 3
     for name in "abc":
         world.join(name, session=2, codecs=names())
