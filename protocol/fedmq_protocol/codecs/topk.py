@@ -73,7 +73,7 @@ def _likely_threshold(p: Source, k: int) -> np.float32 | None:
 
 
 def _passing(p: Source, threshold: np.float32, most: int) -> tuple[_Indices, Float32Array] | None:
-    """Where magnitudes reach the threshold, and those; None if it is `most` or more."""
+    """Where magnitudes reach the threshold, and those; None if more than `most` do."""
     places: list[_Indices] = []
     reached: list[Float32Array] = []
     for part in parts(len(p)):
