@@ -152,6 +152,7 @@ class Conversation:
     def _count_traffic(self, device: Device, body: Presence, traffic: tuple[int, int]) -> None:
         """Count, and journal a goodbye's counters: the agent's own, as updates carry them; once, not at every copy."""
         before = device.sent, device.received
+        traffic = device.newest_traffic(body.session, traffic)
         device.count_traffic(traffic)
         if not body.online and (device.sent, device.received) != before and device.online:
             sent, received = traffic
@@ -175,7 +176,9 @@ class Conversation:
     def _update(self, device: Device, header: UpdateHeader, data: bytes) -> None:
         run = self._desk.state.runs.get(header.run)
         if header.traffic is not None:
-            device.count_traffic(header.traffic)
+            traffic = device.newest_traffic(device.replays.epoch, header.traffic)
+            device.count_traffic(traffic)
+            header = header.model_copy(update={"traffic": traffic})
         if run is None:
             self._receipt(device, header, Outcome("rejected", "discard", "unknown-run", "no such run here"))
             return

@@ -40,6 +40,8 @@ class Device:
     _born_at: tuple[int, int] = (-1, -1)
     """Session and sequence of the newest birth certificate."""
     _meter: Meter = field(default_factory=Meter)
+    _told: tuple[int, tuple[int, int]] = (-1, (0, 0))
+    """Session, and the highest counters that were heard of it."""
 
     def is_echo(self, presence: Presence, sequence: int) -> bool:
         """Whether something newer was heard before: a later session, this one's end, or a later birth certificate."""
@@ -85,6 +87,14 @@ class Device:
         """Count a refused message; return how many for this reason."""
         self.rejections[reason] = self.rejections.get(reason, 0) + 1
         return self.rejections[reason]
+
+    def newest_traffic(self, session: int, traffic: tuple[int, int]) -> tuple[int, int]:
+        """What the agent counted, or has told since: the header of a long upload is older than what came meanwhile."""
+        told_in, told = self._told
+        if told_in == session:
+            traffic = max(told[0], traffic[0]), max(told[1], traffic[1])
+        self._told = session, traffic
+        return traffic
 
     def count_traffic(self, traffic: tuple[int, int]) -> None:
         """Add what the agent counted since it last said so."""

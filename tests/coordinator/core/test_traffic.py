@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmq_coordinator.core.traffic import Meter, Moved
-from fedmq_protocol.messages import Presence
-from tests.coordinator.core.world import World, settings
+from fedmq_protocol.messages import Offer, Presence, UploadChunk
+from tests.coordinator.core.world import TASK, World, settings
 
 Lives = st.lists(
     st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=8), max_size=6
@@ -61,3 +61,29 @@ def test_a_goodbye_counts_for_the_run_that_it_leaves() -> None:
     goodbye = Presence(online=False, session=1, public_key=device.sealer.public_key, traffic=(10, 20))
     world.say(device, "presence", goodbye)
     assert world.core.run_view("r1", now=world.now).moved == {"a": (10, 20)}
+
+
+def test_an_upload_that_began_before_the_agents_last_word_is_no_restart_of_it() -> None:
+    world = World()
+    device = world.join("a")
+    world.join("b")
+    world.start_run(settings(rounds=5))
+    update = world.update("a", 0.1, traffic=(1_000, 1_100))
+    world.say(device, "offer", Offer(header=update.header, chunk_bytes=1_024))
+    key = device.sealer.public_key
+    problem = Presence(
+        online=True, session=1, public_key=key, tasks=[TASK], problem="hot", traffic=(5_000, 5_100)
+    )
+    world.say(device, "presence", problem)
+    world.say(
+        device, "chunk", UploadChunk(run="r1", counter=update.header.counter, index=0, data=update.data)
+    )
+    known = world.core.state.devices["a"]
+    assert world.core.runs["r1"].num_accepted == 1
+    assert (known.sent, known.received) == (5_000, 5_100)
+    world.join("a", session=2)
+    world.send("b", 0.1)
+    assert world.send("a", 0.1, traffic=(300, 200)).outcome == "accepted"
+    moved = world.core.run_view("r1", now=world.now).moved
+    assert moved == {"a": (5_300, 5_300)}, "a new session may be another start of the agent"
+    assert world.replayed().runs["r1"].moved.by_device == moved
