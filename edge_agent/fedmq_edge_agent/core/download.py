@@ -7,8 +7,9 @@ So the first chunk of a blob is asked for alone, and the others once its word ha
 
 At most `WINDOW` chunks are asked for at once, and no more than `WINDOW_BYTES` but for a single chunk: brokers copy a
 payload for each packet under way, and do not keep to the limits that a client sets; and whatever else they have to say
-to this device waits behind what is under way. What has come is written down chunk by chunk, so that neither a lost
-connection nor a restart costs more than the chunks that were under way.
+to this device waits behind what is under way. On a slow link that takes longer than the first time-out: as long as
+bytes come, nothing is asked for again that may be among them. What has come is written down chunk by chunk, so that
+neither a lost connection nor a restart costs more than the chunks that were under way.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from fedmq_edge_agent.core.fetch import Fetch, Key
 from fedmq_edge_agent.core.replica import Replica
 from fedmq_edge_agent.core.state import Link, Part, have_file, part_file
 from fedmq_protocol.errors import RemoteError
+from fedmq_protocol.limits import MAX_COUNTER, MAX_PACKET_BYTES
 from fedmq_protocol.messages import Get, Manifest, ModelChunk
 from fedmq_protocol.topics import BlobKind, Topics
 
@@ -42,12 +44,20 @@ CHAIN_ATTEMPTS = 3
 """After so many unanswered attempts at a delta's chunk, the snapshot is fetched instead."""
 REPORT_ATTEMPTS = 4
 """After so many at any chunk, the operator is told; the attempts go on."""
+STREAM_BYTES = 2_048
+"""Whoever receives as much while it waits has a slow link: what it waits for may be on its way."""
+DOUBT_S = 30.0
+"""Before any chunk has come, what is received may be anything, and is trusted for no longer."""
 
 
 @dataclass
 class _Asked:
     since: float
     deadline: float
+    received: int
+    """Bytes on the socket when it was asked for."""
+    looked: int
+    """Likewise at the last deadline."""
     attempts: int = 0
 
 
@@ -265,7 +275,7 @@ class Pull:
     def _ask_soon(self, key: Key, index: int) -> None:
         asked = self._asked.get((key, index))
         if asked is not None and asked.attempts == 0:
-            asked.deadline = asked.since
+            asked.deadline, asked.looked = asked.since, MAX_COUNTER
 
     def finished(self, blob: BlobKind, version: int, *, ok: bool, damaged: Iterable[int] = ()) -> Link | None:
         """The shell checked a blob of several chunks; the link if it is good, else what is wrong is fetched anew."""
@@ -306,17 +316,22 @@ class Pull:
             if not fetch.finishing:
                 yield from ((key, index) for index in fetch.missing() if (key, index) not in self._asked)
 
-    def poll(self, *, now: float) -> list[Effect]:
-        """Ask for the next chunks, and again for those that did not come."""
+    def poll(self, *, now: float, received: int) -> list[Effect]:
+        """Ask for the next chunks, and again for those that did not come.
+
+        Args:
+            now: the time.
+            received: bytes received on the socket so far, of whatever.
+        """
         if not self._connected or now < self.not_before:
             return []
-        effects = self._ask_again(now=now)
+        effects = self._ask_again(now=now, received=received)
         topics: list[str] = []
         gets: list[Effect] = []
         for key, index in self._to_ask():
             if len(self._asked) >= self._window:
                 break
-            self._asked[key, index] = _Asked(since=now, deadline=now + ANSWER.wait_s(0, self._chance))
+            self._asked[key, index] = _Asked(now, now + ANSWER.wait_s(0, self._chance), received, received)
             topics.append(self._topic(key, index))
             if not self._broker_answers:
                 gets.append(self._get(key, index))
@@ -324,11 +339,15 @@ class Pull:
             effects.append(Subscribe(tuple(topics)))
         return effects + gets
 
-    def _ask_again(self, *, now: float) -> list[Effect]:
+    def _ask_again(self, *, now: float, received: int) -> list[Effect]:
         effects: list[Effect] = []
         for (key, index), asked in list(self._asked.items()):
             if asked.deadline > now or (key, index) not in self._asked:
                 continue
+            if self._is_coming(asked, received, now=now):
+                asked.deadline, asked.looked = now + ANSWER.wait_s(0, self._chance), received
+                continue
+            asked.looked = received
             asked.attempts += 1
             asked.deadline = now + ANSWER.wait_s(asked.attempts, self._chance)
             if key[0] == "delta" and asked.attempts >= CHAIN_ATTEMPTS and self._snapshot_would_do():
@@ -339,6 +358,14 @@ class Pull:
             self.unreachable = self.unreachable or asked.attempts >= REPORT_ATTEMPTS
             effects.append(self._get(key, index))
         return effects
+
+    def _is_coming(self, asked: _Asked, received: int, *, now: float) -> bool:
+        """Whether bytes keep coming, and not so many yet that the chunk would have been among them."""
+        heads = [fetch.head.chunk_bytes for fetch in self._wanted.values() if fetch.head is not None]
+        if not heads and now - asked.since >= DOUBT_S:
+            return False
+        due = 2 * (self._window * max(heads) if heads else len(self._asked) * MAX_PACKET_BYTES)
+        return received - asked.looked >= STREAM_BYTES and received - asked.received < due
 
     def _snapshot_would_do(self) -> bool:
         """Whether the delta that does not come leads to a version that there is a snapshot of."""

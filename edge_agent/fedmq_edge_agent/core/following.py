@@ -211,9 +211,9 @@ class Following:
 
     # ------------------------------------------------------------------------------ time and disk
 
-    def poll(self, *, now: float) -> list[Effect]:
-        """Ask for chunks that are due."""
-        effects = self.pull.poll(now=now)
+    def poll(self, *, now: float, received: int) -> list[Effect]:
+        """Ask for chunks that are due; `received` are the bytes received on the socket so far."""
+        effects = self.pull.poll(now=now, received=received)
         if self.pull.unreachable and not self._trouble:
             self._trouble = f"no answer to requests for {self.pull.progress}"
         return effects

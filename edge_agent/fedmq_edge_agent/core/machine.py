@@ -231,7 +231,7 @@ class Agent:
         wanted = following.pull.wanted_bytes
         if wanted and not self.desk.budget.fits(wanted, f"the model ({following.pull.progress})"):
             self.desk.do(*following.pull.disconnected())
-        self.desk.do(*following.poll(now=now))
+        self.desk.do(*following.poll(now=now, received=self.desk.budget.spent.received))
         trouble = following.take_trouble()
         if trouble:
             self.desk.note("warning", f"cannot get the model: {trouble}", run=following.run)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmq_edge_agent.core.download import WINDOW, WINDOW_BYTES, Pull
+from fedmq_edge_agent.core.download import DOUBT_S, WINDOW, WINDOW_BYTES, Pull
 from fedmq_edge_agent.core.effects import (
     Effect,
     FinishBlob,
@@ -49,6 +50,7 @@ class Fetching:
         self.finish: FinishBlob | None = None
         self.whole: bytes | None = None
         self.now = 0.0
+        self.received = 0
         self.restart()
 
     def restart(self) -> None:
@@ -71,7 +73,7 @@ class Fetching:
             self.poll()
 
     def poll(self) -> None:
-        self.do(self.pull.poll(now=self.now))
+        self.do(self.pull.poll(now=self.now, received=self.received))
 
     def do(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -288,3 +290,60 @@ def test_what_is_on_disk_of_a_delta_that_was_published_anew_is_of_no_use() -> No
     for again in chunks:
         effects, _ = pull.received(again, retained=True)
     assert FinishBlob("r1", "delta", 1, chunks[0].ref) in effects
+
+
+PACKET_BYTES = 12_000  # of a chunk, with its envelope
+SLOW = {"size": 115_000, "chunk_bytes": 10_000}
+
+
+def over_a_slow_link(
+    fetching: Fetching, *, bytes_a_s: float, lost: frozenset[int] = frozenset()
+) -> list[int]:
+    """Let a broker answer in order, and bytes come evenly; the chunks that the coordinator was asked for."""
+    chunks = fetching.coordinator.chunks("snapshot", 0)
+    gets: list[int] = []
+    while fetching.whole is None and fetching.finish is None:
+        coming = next((index for index in fetching.asked if index not in lost), None)
+        begun = fetching.now
+        comes_at = inf if coming is None else begun + PACKET_BYTES / bytes_a_s
+        whole = fetching.received + PACKET_BYTES
+        while fetching.now < comes_at:
+            due = fetching.pull.next_deadline()
+            assert due is not None
+            if due >= comes_at:
+                break
+            if coming is not None:
+                fetching.received += round((due - fetching.now) * bytes_a_s)
+            fetching.now = due
+            fetching.poll()
+            if fetching.gets:
+                break
+        if fetching.gets:
+            gets.append(fetching.gets.pop(0))
+            fetching.hear(chunks[gets[-1]], retained=False)
+        elif coming is not None:
+            fetching.now, fetching.received = comes_at, whole
+            fetching.hear(chunks[coming])
+    return gets
+
+
+def test_on_a_slow_link_nothing_is_asked_for_twice() -> None:
+    """A chunk takes eight seconds, and the first time-out is over after two."""
+    assert over_a_slow_link(Fetching(coordinator_of(**SLOW)), bytes_a_s=1_500) == []
+
+
+def test_what_a_slow_link_does_not_bring_is_asked_of_the_coordinator() -> None:
+    fetching = Fetching(coordinator_of(**SLOW))
+    gets = over_a_slow_link(fetching, bytes_a_s=1_500, lost=frozenset({3, 7}))
+    assert {3, 7} <= set(gets)
+    assert len(gets) <= 3  # one that was late for once
+
+
+def test_before_any_chunk_has_come_the_coordinator_is_asked_however_much_else_comes() -> None:
+    fetching = Fetching(coordinator_of())
+    while not fetching.gets:
+        due = fetching.pull.next_deadline()
+        assert due is not None
+        fetching.now, fetching.received = due, fetching.received + 3_000
+        fetching.poll()
+    assert DOUBT_S <= fetching.now < DOUBT_S + 5
