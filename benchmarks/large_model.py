@@ -9,8 +9,8 @@ snapshot; each trains, and its update of 1 % of the parameters comes back. One v
 often as `--rounds` says. Meanwhile memory is sampled, and the coordinator's HTTP API is asked ten times a second.
 Agents run at a lower priority, as on machines of their own.
 
-The bounds: 3 times the model at the coordinator, 2.5 times an agent (supervisor and trainer together), an answer of the
-API within half a second.
+The bounds, for a model of 400 MB (PyTorch alone is larger than a small one): 3 times the model at the coordinator, 2.5
+times an agent (supervisor and trainer together), an answer of the API within half a second.
 """
 
 from __future__ import annotations

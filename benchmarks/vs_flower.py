@@ -104,7 +104,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="of Flower's recommended deployment")
-    parser.add_argument("--limit", type=int, default=40, help="rounds that 95 % is waited for")
+    parser.add_argument("--limit", type=int, default=40, help="rounds that 95 %% is waited for")
     parser.add_argument(
         "--full", action="store_true", help="run the recommended deployment to the limit, too"
     )

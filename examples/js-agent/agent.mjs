@@ -30,8 +30,22 @@ for (const name of ["federation", "id", "data"]) {
   }
 }
 
+/** Say in a line what keeps the agent from starting. */
+function refuse(text) {
+  console.error(text);
+  process.exit(2);
+}
+
+const read = (path) => readFile(path, "utf8").catch((error) => refuse(`${path} cannot be read: ${error.message}`));
+
+/** The coordinator's public key: 64 hex digits, or a file that holds them, as every agent's `coordinator.pub` does. */
+async function publicKey(given) {
+  const text = /^[0-9a-f]{64}$/i.test(given) ? given : (await read(given)).trim();
+  return /^[0-9a-f]{64}$/i.test(text) ? Uint8Array.from(Buffer.from(text, "hex")) : refuse("--coordinator-key: 64 hex digits, or a file with them");
+}
+
 const steady = () => performance.now() / 1000;
-const task = new MlpTask(JSON.parse(await readFile(options.data, "utf8")), {
+const task = new MlpTask(JSON.parse(await read(options.data)), {
   pause: () => new Promise((resolve) => { setImmediate(resolve); }),
   clock: () => performance.now(),
   seed: crypto.getRandomValues(new Uint32Array(1))[0],
@@ -53,7 +67,7 @@ const agent = await Agent.open({
     const { username, password } = options;
     return Link.open(options.broker, { will, username, password, clientId: `fedmq-${options.federation}-${options.id}` }, events);
   },
-  coordinatorKey: keyFile === undefined ? null : new Uint8Array(await readFile(keyFile)),
+  coordinatorKey: keyFile === undefined ? null : await publicKey(keyFile),
   now: steady,
   wallClock: () => Date.now() / 1000,
   log,

@@ -119,7 +119,8 @@ def start(  # noqa: PLR0913, PLR0917 - one argument an option
         if watch:
             _watch(client, started)
         else:
-            click.echo(f"`fedmq run show {started}` tells how it goes", err=True)
+            where = "" if config_path is None else f" --config {config_path}"
+            click.echo(f"`fedmq run show {started}{where}` tells how it goes", err=True)
 
 
 @run.command()

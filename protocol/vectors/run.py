@@ -55,6 +55,7 @@ class Program:
 
     Attributes:
         wanted: topics that the device of the conversation has subscribed to, and has heard nothing on yet.
+        converses: it has not said of a question about a device that it does not do that.
     """
 
     def __init__(self, command: Sequence[str], timeout_s: float) -> None:
@@ -62,6 +63,7 @@ class Program:
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - the user's own
         self._next_id = 0
         self.wanted: list[str] = []
+        self.converses = True
 
     def ask(self, what: str, given: Plain) -> Plain:
         """Its answer.
@@ -93,6 +95,7 @@ class Program:
         if not isinstance(answer, dict) or answer.get("id") != self._next_id:
             raise Wrong(f"no answer to question {self._next_id}: {heard[:SHOWN]!r}")
         if answer.get("unsupported"):
+            self.converses = self.converses and not what.startswith("device.")
             raise Unsupported
         return answer
 
@@ -186,6 +189,8 @@ def _subscribed(program: Program, ask: str, gives: Plain) -> None:
 
 def _serve(program: Program, given: Plain) -> Plain:
     """Be the broker: answer each subscription with what is retained, until none is left; all that came of it."""
+    if not program.converses:
+        raise Unsupported
     says: list[Plain] = []
     trains = None
     for _ in range(MAX_SERVED):
@@ -328,12 +333,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     absent = [path.name for path in files if not path.exists()]
     if absent:
         parser.error(f"no such file of vectors: {', '.join(absent)}")
-    program = Program(options.command, options.timeout)
+    try:
+        program = Program(options.command, options.timeout)
+    except OSError as error:
+        parser.error(f"{options.command[0]} does not start: {error.strerror}")
     try:
         wrong = run(program, files, any_reason=options.any_reason)
     finally:
         program.end()
-    _say("all right" if wrong == 0 else f"{wrong} wrong")
+    _say("nothing wrong" if wrong == 0 else f"{wrong} wrong")
     return 0 if wrong == 0 else 1
 
 

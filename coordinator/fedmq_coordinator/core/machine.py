@@ -86,7 +86,7 @@ class Coordinator:
                 self._evaluated(event)
             case e.EvaluationFailed():
                 self._progress.evaluation_done(event.run, event.version)
-                text = f"evaluation failed: {event.detail}"
+                text = f"evaluation of version {event.version} failed: {event.detail}"
                 self._desk.note("warning", text, run=event.run, version=event.version)
             case e.VersionPrepared():
                 self._progress.prepared(event)

@@ -54,7 +54,6 @@ class Evaluator:
             while self._skipped:
                 skipped = self._skipped.popleft()
                 text = f"skipped: {MAX_WAITING} newer versions wait for their evaluation"
-                _log.warning("evaluation of version %d %s", skipped.version, text, extra={"run": skipped.run})
                 await self._report(EvaluationFailed(skipped.run, skipped.version, text))
             if self._waiting:
                 await self._report(await self._evaluate(self._waiting.popleft()))
