@@ -83,6 +83,21 @@ def test_wrong_answers_are_told(tmp_path: Path, reply: str, says: str) -> None:
     assert says in done.stdout
 
 
+def test_a_program_without_the_conversation_gets_nothing_of_it_wrong(tmp_path: Path) -> None:
+    done = run("--only", "conversation", "--", *program(tmp_path, '{"id": q["id"], "unsupported": True}'))
+    assert done.returncode == 0
+    assert " unsupported\n" in done.stdout
+    assert "right" not in done.stdout
+    assert "1 wrong" not in done.stdout
+
+
+def test_a_program_that_is_not_there_is_told_in_a_line() -> None:
+    done = run("--only", "keys", "--", "no-such-program")
+    assert done.returncode == 2
+    assert "no-such-program does not start" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_what_a_program_does_not_do_is_counted_and_not_wrong(tmp_path: Path) -> None:
     done = run("--only", "sampling", "--", *program(tmp_path, '{"id": q["id"], "unsupported": True}'))
     assert done.returncode == 0
