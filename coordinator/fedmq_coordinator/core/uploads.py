@@ -17,6 +17,8 @@ MAX_OPEN = 62
 drops what comes beyond them although it has acknowledged it."""
 IDLE_S = 120.0
 """An upload that stood still for so long makes room for another one; its device offers it again."""
+STALLED_S = 5 * IDLE_S
+"""Likewise one of which no new chunk came for so long, however often it is offered: the slowest link is quicker."""
 
 
 @dataclass
@@ -26,6 +28,13 @@ class Upload:
     header: UpdateHeader
     assembly: Assembly
     touched_at: float
+    """When it was last offered, or grew."""
+    grown_at: float
+    """When its last new chunk came, or it was opened."""
+
+    def may_go(self, now: float) -> bool:
+        """Whether it may have to make room for another one."""
+        return now - self.touched_at >= IDLE_S or now - self.grown_at >= STALLED_S
 
     def credit(self) -> Credit:
         """What of it is still wanted."""
@@ -68,7 +77,7 @@ class Uploads:
             self._open.pop(key, None)
             if not self._make_room(device, budget_bytes - size, now=now):
                 return Credit(run=header.run, counter=header.counter, have=b"", window=0)
-            upload = self._open[key] = Upload(header, Assembly(header.payload, offer.chunk_bytes), now)
+            upload = self._open[key] = Upload(header, Assembly(header.payload, offer.chunk_bytes), now, now)
         upload.header, upload.touched_at = header, now
         self._open.move_to_end(key)
         return upload.credit()
@@ -79,10 +88,10 @@ class Uploads:
         if len(mine) >= MAX_STORED_UPLOADS:
             del self._open[mine[0]]
         while self._open and (self.held_bytes > others_bytes or len(self._open) >= MAX_OPEN):
-            oldest, upload = next(iter(self._open.items()))
-            if now - upload.touched_at < IDLE_S:
+            gone = next((key for key, upload in self._open.items() if upload.may_go(now)), None)
+            if gone is None:
                 return False
-            del self._open[oldest]
+            del self._open[gone]
         return True
 
     def chunk(self, device: str, chunk: UploadChunk, *, now: float) -> Upload | None:
@@ -95,7 +104,7 @@ class Uploads:
         upload = self._open.get(key)
         if upload is None or not upload.assembly.add(chunk.index, chunk.data):
             return None
-        upload.touched_at = now
+        upload.touched_at = upload.grown_at = now
         self._open.move_to_end(key)
         return upload
 

@@ -323,6 +323,26 @@ def test_uploads_that_stand_still_make_room() -> None:
     assert offer("f", now=130.0, budget_bytes=50) == 0
 
 
+def test_an_upload_that_is_only_ever_offered_makes_room_in_the_end() -> None:
+    uploads = Uploads()
+    header = offered(fleet())[0].model_copy(update={"payload": blob_ref(bytes(2_048))})
+    message = Offer(header=header, chunk_bytes=1_024)
+
+    def offer(device: str, now: float) -> int:
+        return uploads.offer(device, message, max_bytes=10**6, budget_bytes=5_000, now=now).window
+
+    assert [offer(name, 0.0) for name in ("slow", "idle", "other")] == [4, 4, 0]
+    for now in range(60, 600, 60):
+        offer("slow", now)
+        offer("idle", now)
+    chunk = UploadChunk(run=header.run, counter=header.counter, index=0, data=bytes(1_024))
+    assert uploads.chunk("slow", chunk, now=590.0) is not None
+    assert offer("other", 590.0) == 0, "both have been offered a moment ago"
+    assert offer("other", 601.0) == 4, "nothing of the one came in ten minutes"
+    assert uploads.chunk("idle", chunk, now=602.0) is None
+    assert uploads.chunk("slow", chunk.model_copy(update={"index": 1}), now=603.0) is not None
+
+
 def test_no_more_uploads_are_open_than_a_broker_can_queue_the_chunks_of() -> None:
     world = fleet("a", *(f"dev-{number}" for number in range(80)))
     header, _ = offered(world)
