@@ -48,6 +48,8 @@ bench: $(VENV)/dev.stamp mosquitto ## one benchmark: make bench BENCH=rounds ARG
 	@if [ -z "$(BENCH)" ]; then \
 		echo "make bench BENCH=... with one of:"; \
 		grep -l __main__ benchmarks/*.py | sed 's,benchmarks/\(.*\)\.py,  \1,'; \
+	elif [ ! -f benchmarks/$(BENCH).py ]; then \
+		echo "there is no benchmark $(BENCH); make bench lists them" >&2; exit 2; \
 	else $(BIN)/python benchmarks/$(BENCH).py $(ARGS); fi
 
 fuzz: $(VENV)/dev.stamp ## fuzz all decoders by coverage: make fuzz RUNS=10000000 (needs atheris: Linux on x86-64)

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 from typing import Final, assert_never
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
@@ -111,10 +108,6 @@ class Coordinator:
     def active(self) -> Run | None:
         """The run that trains now."""
         return self.state.active
-
-    def vector(self, run: str) -> NDArray[np.float32]:
-        """The newest published replica of a run whose model is at hand, float32[size]; not to be written to."""
-        return self.runs[run].model.replica
 
     def view(self, *, now: float) -> views.FederationView:
         """The whole federation as plain data."""

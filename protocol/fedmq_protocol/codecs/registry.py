@@ -295,7 +295,7 @@ def names() -> tuple[str, ...]:
 
 
 def baseline() -> tuple[str, ...]:
-    """Those of `names()` that everybody speaks, whether a birth certificate says so or not."""
+    """Those of `names()` that are mandatory: what a device speaks whose birth certificate names none."""
     coders = (code.name for code in INDEX_CODES.values() if code.baseline)
     return (*(versioned(name) for name, codec in CODECS.items() if codec.baseline), *coders)
 
