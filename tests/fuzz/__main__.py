@@ -2,7 +2,7 @@
 
     python -m tests.fuzz run TARGET --runs 1000000      go on from the corpus; new finds are added to --found
     python -m tests.fuzz seeds                          write the first inputs anew, good ones of every kind
-    python -m tests.fuzz replay                         what was found, without instruments: the slowest, the largest
+    python -m tests.fuzz replay                         what was found, without instruments, and its slowest
     python -m tests.fuzz all --runs 10000000            share the executions out over all targets, one after the other
 
 An execution fails if anything but the protocol's own errors comes out, if it takes more than ten seconds with the
@@ -38,7 +38,7 @@ SHARES = {
 """Hundredths of the executions; the machines take long, and reach deep."""
 
 
-def fuzz(name: str, runs: int, found: Path, options: list[str]) -> None:
+def fuzz(name: str, runs: int, found: Path) -> None:
     """Fuzz one target in this process, which does not come back from it."""
     import atheris  # noqa: PLC0415  # only here is it needed
 
@@ -57,7 +57,6 @@ def fuzz(name: str, runs: int, found: Path, options: list[str]) -> None:
         f"-max_len={target.max_bytes}",
         f"-artifact_prefix={found}/{name}-",
         "-print_final_stats=1",
-        *options,
     ]
     ways = {}
     if target.value_at is not None:
@@ -125,13 +124,12 @@ def main() -> int:
         verb.add_argument("--runs", type=int, default=100_000)
     for verb in (one, every, again):
         verb.add_argument("--found", type=Path, default=Path("build/fuzz"), help="where finds are kept")
-    one.add_argument("options", nargs="*", help="libFuzzer's own, after --")
     every.add_argument("--log", type=Path, default=Path("build/fuzz.log"))
     verbs.add_parser("seeds", help="write the first inputs")
     given = parser.parse_args()
     match given.verb:
         case "run":
-            fuzz(given.target, given.runs, given.found, given.options)
+            fuzz(given.target, given.runs, given.found)
         case "all":
             given.log.parent.mkdir(parents=True, exist_ok=True)
             return min(1, fuzz_all(given.runs, given.found, given.log))
