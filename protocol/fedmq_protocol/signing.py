@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -22,6 +23,24 @@ KEY_ID_BYTES = 8
 def key_id(public_key: bytes) -> bytes:
     """The first 8 bytes of SHA-256 of the 32 public bytes."""
     return hashlib.sha256(public_key).digest()[:KEY_ID_BYTES]
+
+
+class Signer(Protocol):
+    """Whatever signs for one sender: a private key, or what stands for one where nothing leaves the process."""
+
+    @property
+    def public_key(self) -> bytes:
+        """32 bytes by which others know it."""
+        ...
+
+    @property
+    def key_id(self) -> bytes:
+        """`key_id(public_key)`."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the 64 bytes of the signature."""
+        ...
 
 
 class SigningKey:

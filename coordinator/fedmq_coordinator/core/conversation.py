@@ -70,7 +70,8 @@ class Conversation:
         if not event.payload:
             return
         try:
-            heard = hear(self._desk.topics, self._desk.state.devices, event.topic, event.payload)
+            desk = self._desk
+            heard = hear(desk.topics, desk.state.devices, desk.reader, event.topic, event.payload)
             self._message(heard)
         except UnknownSenderError as error:
             self._desk.note("debug", str(error))

@@ -11,6 +11,7 @@ from fedmq_coordinator.core.publishing import Publisher
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.selection import available
 from fedmq_coordinator.core.state import FederationState
+from fedmq_protocol.envelope import Reader
 from fedmq_protocol.messages import Announcement, Body
 from fedmq_protocol.topics import Topics
 
@@ -24,6 +25,7 @@ class Desk:
         state: the fold of the journal.
         publisher: makes announcements and chunks.
         shelf: where what is too large to be held is put.
+        reader: opens and verifies packets.
         public_key: this coordinator's, by which devices know it.
         now: seconds since the epoch, of the event in hand.
         resumed_at: when this coordinator started; whoever is waited for has the whole time from then on.
@@ -38,6 +40,7 @@ class Desk:
     state: FederationState
     publisher: Publisher
     shelf: Shelf = field(default_factory=MemoryShelf)
+    reader: Reader = field(default_factory=Reader)
     public_key: bytes = b""
     now: float = 0.0
     resumed_at: float = 0.0

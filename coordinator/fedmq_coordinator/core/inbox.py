@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedmq_coordinator.core.devices import Device
-from fedmq_protocol.envelope import Envelope, open_envelope
+from fedmq_protocol.envelope import Envelope, Reader
 from fedmq_protocol.errors import RemoteError, SignatureError
 from fedmq_protocol.messages import Presence
 from fedmq_protocol.signing import key_id
@@ -39,7 +39,7 @@ class Heard:
     envelope: Envelope
 
 
-def hear(topics: Topics, devices: Mapping[str, Device], topic: str, payload: bytes) -> Heard:
+def hear(topics: Topics, devices: Mapping[str, Device], reader: Reader, topic: str, payload: bytes) -> Heard:
     """Open, check and verify what arrived on a device's topic.
 
     A birth certificate of a device without a key yet is verified by the key that it carries: trust on first use.
@@ -51,7 +51,7 @@ def hear(topics: Topics, devices: Mapping[str, Device], topic: str, payload: byt
         SignatureError: not signed by the key that the device is known by.
     """
     where = topics.parse_device(topic)
-    envelope = open_envelope(topic, payload)
+    envelope = reader.open(topic, payload)
     if envelope.sender != where.device:
         msg = f"{envelope.sender!r} speaks on the topic of {where.device!r}"
         raise RemoteError(msg, reason="wrong-topic")
@@ -66,7 +66,7 @@ def hear(topics: Topics, devices: Mapping[str, Device], topic: str, payload: byt
                 "purpose, give it a new id"
             )
             raise SignatureError(msg)
-        envelope.verified(known.public_key)
+        reader.verified(envelope, known.public_key)
         if isinstance(envelope.body, Presence):
             _check_session(envelope, envelope.body)
             known.replays.advance(envelope.epoch)
@@ -75,7 +75,7 @@ def hear(topics: Topics, devices: Mapping[str, Device], topic: str, payload: byt
         return Heard(where.device, envelope)
     if isinstance(envelope.body, Presence):
         _check_session(envelope, envelope.body)
-        return Heard(where.device, envelope.verified(envelope.body.public_key))
+        return Heard(where.device, reader.verified(envelope, envelope.body.public_key))
     msg = f"{where.device} has not introduced itself yet"
     raise UnknownSenderError(msg, reason="unknown-device")
 

@@ -23,7 +23,7 @@ from fedmq_coordinator.core.progress import LARGE_MODEL, Progress
 from fedmq_coordinator.core.publishing import Publisher
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.state import FederationState
-from fedmq_protocol.envelope import open_envelope
+from fedmq_protocol.envelope import Reader
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Status
@@ -39,15 +39,29 @@ class Coordinator:
         federation: its name, which stands in every topic.
         shelf: where what is too large to be held is put; default: it is held.
         aside_from: versions of models from this size on, in elements, are made aside, by a `Prepare`.
+        reader: opens and verifies packets; default: as the protocol says.
 
     Raises:
         UsageError: the name cannot stand in a topic.
     """
 
-    def __init__(self, *, federation: str, shelf: Shelf | None = None, aside_from: int = LARGE_MODEL) -> None:
+    def __init__(
+        self,
+        *,
+        federation: str,
+        shelf: Shelf | None = None,
+        aside_from: int = LARGE_MODEL,
+        reader: Reader | None = None,
+    ) -> None:
         self.topics = Topics(federation)
         self.state = FederationState()
-        self._desk = Desk(self.topics, self.state, Publisher(self.topics), shelf or MemoryShelf())
+        self._desk = Desk(
+            self.topics,
+            self.state,
+            Publisher(self.topics),
+            shelf=shelf or MemoryShelf(),
+            reader=reader or Reader(),
+        )
         self._progress = Progress(self._desk, aside_from=aside_from)
         self._conversation = Conversation(self._desk, self._progress.strategy)
         self._broker = "the broker: not connected yet"
@@ -158,7 +172,8 @@ class Coordinator:
     def _other_status(self, payload: bytes) -> None:
         """Another coordinator of this federation, with our key and a newer epoch: that one goes on, we end."""
         try:
-            envelope = open_envelope(self.topics.coordinator_status, payload).verified(self._desk.public_key)
+            opened = self._desk.reader.open(self.topics.coordinator_status, payload)
+            envelope = self._desk.reader.verified(opened, self._desk.public_key)
         except RemoteError:
             return
         if isinstance(envelope.body, Status) and envelope.body.online and envelope.epoch > self.state.epoch:

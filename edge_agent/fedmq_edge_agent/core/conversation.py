@@ -10,6 +10,7 @@ from fedmq_edge_agent.core.effects import PinCoordinator
 from fedmq_edge_agent.core.events import TaskOpened
 from fedmq_edge_agent.core.inbox import Heard, Inbox, KeyUnknownError, StaleError
 from fedmq_edge_agent.core.leases import HeldLease
+from fedmq_protocol.envelope import Reader
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import (
     Announcement,
@@ -33,9 +34,10 @@ class Conversation:
     Args:
         desk: the books.
         coordinator_key: the coordinator's, if configured or pinned before.
+        reader: opens and verifies packets; default: as the protocol says.
     """
 
-    def __init__(self, desk: Desk, *, coordinator_key: bytes | None) -> None:
+    def __init__(self, desk: Desk, *, coordinator_key: bytes | None, reader: Reader | None = None) -> None:
         self._desk = desk
         self.inbox = Inbox(
             topics=desk.topics,
@@ -44,6 +46,7 @@ class Conversation:
             epoch=desk.ledger.state.epoch,
             epoch_of=desk.ledger.state.coordinator,
             announced=desk.ledger.state.announced,
+            reader=reader,
         )
         self.rejected: Counter[tuple[str, str]] = Counter()
         """Packets that were not believed, by kind of topic and reason."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from fedmq_protocol.envelope import COORDINATOR, Envelope, open_envelope
+from fedmq_protocol.envelope import COORDINATOR, Envelope, Reader
 from fedmq_protocol.errors import RemoteError, SignatureError
 from fedmq_protocol.messages import Announcement, Body, Credit, Lease, ModelChunk, Notice, Receipt, Status
 from fedmq_protocol.replays import FROM_COORDINATOR, ReplayGuard
@@ -51,6 +51,7 @@ class Inbox:
         epoch: the highest epoch seen so far.
         epoch_of: the key of the coordinator whose epoch that is; another coordinator counts from the beginning.
         announced: sequence of the newest announcement in that epoch.
+        reader: opens and verifies packets.
     """
 
     def __init__(
@@ -62,9 +63,11 @@ class Inbox:
         epoch: int,
         epoch_of: bytes | None = None,
         announced: int = 0,
+        reader: Reader | None = None,
     ) -> None:
         self._topics = topics
         self._device = device
+        self._reader = reader or Reader()
         self._epoch_of = epoch_of
         self.coordinator_key = coordinator_key
         self.epoch = epoch if coordinator_key in {None, epoch_of} else 0
@@ -81,7 +84,7 @@ class Inbox:
             RemoteError: anything else is wrong with it.
         """
         kind, own_topic = self._expected(topic)
-        envelope = open_envelope(topic, payload)
+        envelope = self._reader.open(topic, payload)
         if envelope.kind != kind:
             raise RemoteError(f"a {envelope.kind} on a topic for {kind}", reason="wrong-kind")
         if envelope.sender != COORDINATOR:
@@ -115,7 +118,7 @@ class Inbox:
     def _pin(self, envelope: Envelope) -> None:
         if not isinstance(envelope.body, Status):
             raise KeyUnknownError("the coordinator's key is not known yet", reason="key-unknown")
-        envelope.verified(envelope.body.public_key)
+        self._reader.verified(envelope, envelope.body.public_key)
         if envelope.body.public_key != self._epoch_of:
             self.epoch, self._announced = 0, (0, 0)
         self._check_age(envelope)  # an echo pins nothing
@@ -126,7 +129,7 @@ class Inbox:
             raise SignatureError(
                 f"signed with another key than the coordinator's known one ({key_id(key).hex()})"
             )
-        envelope.verified(key)
+        self._reader.verified(envelope, key)
         if isinstance(envelope.body, Status) and envelope.body.public_key != key:
             raise SignatureError("a status that names another key than the one that signed it")
 

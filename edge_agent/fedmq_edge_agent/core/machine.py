@@ -35,6 +35,7 @@ from fedmq_edge_agent.core.events import (
 )
 from fedmq_edge_agent.core.state import AgentState, ModelIndex, Part
 from fedmq_edge_agent.core.workshop import Workshop
+from fedmq_protocol.envelope import Reader
 from fedmq_protocol.messages import Hello, Presence
 from fedmq_protocol.packing import NAME as PACKED
 
@@ -53,9 +54,10 @@ class Agent:
         chance: fractions in [0, 1), for jitter.
         clock_s: seconds since 1970 at the start; 0: the device does not know.
         parts: what is on disk of model files that were being fetched, by run.
+        reader: opens and verifies packets; default: as the protocol says.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a device is
         self,
         limits: AgentLimits,
         *,
@@ -66,9 +68,10 @@ class Agent:
         chance: Chance,
         clock_s: float = 0.0,
         parts: Mapping[str, tuple[Part, ...]] = MappingProxyType({}),
+        reader: Reader | None = None,
     ) -> None:
         self.desk = Desk(limits, state=state, indexes=indexes, parts=parts, chance=chance, clock_s=clock_s)
-        self.conversation = Conversation(self.desk, coordinator_key=coordinator_key)
+        self.conversation = Conversation(self.desk, coordinator_key=coordinator_key, reader=reader)
         self.workshop = Workshop(self.desk, task_opened=self.conversation.task_opened)
         self._public_key = public_key
         self._rested = False

@@ -1075,7 +1075,7 @@ def test_what_cannot_even_be_opened_is_a_rejection_like_any_other(
     def fail(topic: str, payload: bytes) -> NoReturn:
         raise errors.pop()
 
-    monkeypatch.setattr("fedmq_edge_agent.core.inbox.open_envelope", fail)
+    monkeypatch.setattr("fedmq_protocol.envelope.open_envelope", fail)
     while errors:
         joined.hear((TOPICS.down("dev-1", "lease"), b"hostile"))
     monkeypatch.undo()

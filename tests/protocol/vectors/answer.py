@@ -31,7 +31,7 @@ from fedmq_protocol.codecs import (
     seeded,
 )
 from fedmq_protocol.codecs.grid_model import LOGS, POWERS
-from fedmq_protocol.envelope import COORDINATOR, Envelope, open_envelope
+from fedmq_protocol.envelope import COORDINATOR, Envelope, Reader, open_envelope
 from fedmq_protocol.errors import RemoteError, UsageError
 from fedmq_protocol.messages import BlobRef
 from fedmq_protocol.replays import ReplayError, ReplayGuard
@@ -104,7 +104,7 @@ def _open(given: Plain) -> Plain:
         envelope = open_envelope(topic, packet)
     else:
         known = {device: Device(device, key) for device, key in keys.items()}
-        envelope = hear(topics, known, topic, packet).envelope
+        envelope = hear(topics, known, Reader(), topic, packet).envelope
     return {
         "kind": envelope.kind,
         "sender": envelope.sender,
