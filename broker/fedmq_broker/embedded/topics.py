@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -38,26 +39,35 @@ def matches(filter_levels: list[str], topic_levels: list[str]) -> bool:
 
 
 class Subscriptions(Generic[K]):
-    """Who is subscribed to which filter, at which QoS."""
+    """Who is subscribed to which filter, at which QoS.
+
+    Filters with wildcards are found by what stands before the first of them, so that a message costs a few look-ups by
+    its number of levels, however many clients there are with a filter of their own.
+    """
 
     def __init__(self) -> None:
         self._exact: dict[str, dict[K, int]] = {}
-        self._wildcard: dict[str, tuple[list[str], dict[K, int]]] = {}
+        self._wildcard: dict[str, dict[str, tuple[list[str], dict[K, int]]]] = {}
 
     def add(self, topic_filter: str, who: K, qos: int) -> None:
         if _has_wildcard(topic_filter):
-            _, holders = self._wildcard.setdefault(topic_filter, (topic_filter.split("/"), {}))
+            filters = self._wildcard.setdefault(_head(topic_filter), {})
+            _, holders = filters.setdefault(topic_filter, (topic_filter.split("/"), {}))
         else:
             holders = self._exact.setdefault(topic_filter, {})
         holders[who] = qos
 
     def remove(self, topic_filter: str, who: K) -> None:
         if _has_wildcard(topic_filter):
-            if topic_filter in self._wildcard:
-                _, holders = self._wildcard[topic_filter]
+            head = _head(topic_filter)
+            filters = self._wildcard.get(head, {})
+            if topic_filter in filters:
+                _, holders = filters[topic_filter]
                 holders.pop(who, None)
                 if not holders:
-                    del self._wildcard[topic_filter]
+                    del filters[topic_filter]
+                    if not filters:
+                        del self._wildcard[head]
         elif topic_filter in self._exact:
             holders = self._exact[topic_filter]
             holders.pop(who, None)
@@ -69,12 +79,18 @@ class Subscriptions(Generic[K]):
         found = dict(self._exact.get(topic, {}))
         if self._wildcard:
             levels = topic.split("/")
-            for filter_levels, holders in self._wildcard.values():
-                if matches(filter_levels, levels):
-                    for who, qos in holders.items():
-                        found[who] = max(qos, found.get(who, 0))
+            for head in accumulate((f"{level}/" for level in levels), initial=""):
+                for filter_levels, holders in self._wildcard.get(head, {}).values():
+                    if matches(filter_levels, levels):
+                        for who, qos in holders.items():
+                            found[who] = max(qos, found.get(who, 0))
         return found
 
 
 def _has_wildcard(topic_filter: str) -> bool:
     return "+" in topic_filter or "#" in topic_filter
+
+
+def _head(topic_filter: str) -> str:
+    """What of a filter stands before its first wildcard: nothing, or levels, each with its slash."""
+    return topic_filter[: min(place for place in map(topic_filter.find, "+#") if place >= 0)]
