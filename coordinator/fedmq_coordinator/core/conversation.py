@@ -134,10 +134,12 @@ class Conversation:
         if not body.online:
             if device.online or body.session > device.session:
                 device.left(body, now=self._desk.now)
+                self._desk.roster.touch(device_id)
                 self._desk.note("info", f"{device_id} left by {device.gone_by}", device=device_id)
             return
         came_back = body.session > device.session
         device.arrived(body, sequence=sequence, now=self._desk.now)
+        self._desk.roster.touch(device_id)
         run = self._desk.state.active
         if run is None:
             return
@@ -282,6 +284,7 @@ class Conversation:
         )
         if report.code == "task-mismatch" and run is not None and report.run == run.id:
             device.problem = report.detail
+            self._desk.roster.touch(device.id)
         held = None if run is None or report.run != run.id else run.leases.get(device.id)
         if run is not None and held is not None and report.lease == held.lease:
             self._pause(device.id)
@@ -294,7 +297,8 @@ class Conversation:
     def _pause(self, device: str) -> None:
         """Leave a device that failed in peace for a while, doubling each time."""
         failures = self._failures[device] = self._failures.get(device, 0) + 1
-        self._desk.paused[device] = self._desk.now + min(_PAUSE_MAX_S, _PAUSE_S * 2 ** (failures - 1))
+        until = self._desk.now + min(_PAUSE_MAX_S, _PAUSE_S * 2 ** (failures - 1))
+        self._desk.roster.pause(device, until=until)
 
     def _get(self, device: Device, get: Get) -> None:
         run = self._desk.state.runs.get(get.run)
@@ -329,6 +333,7 @@ def check_fit(desk: Desk, device: Device, run: Run) -> None:
     else:
         return
     device.problem = detail
+    desk.roster.touch(device.id)
     desk.send(desk.topics.down(device.id, "notice"), Notice(code=code, detail=detail))
     desk.note("warning", f"{device.id} is not selected: {detail}", device=device.id, run=run.id)
 

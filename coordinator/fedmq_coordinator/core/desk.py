@@ -8,8 +8,8 @@ from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.blobs import MemoryShelf, Shelf
 from fedmq_coordinator.core.publishing import Publisher
+from fedmq_coordinator.core.roster import Roster
 from fedmq_coordinator.core.run import Run
-from fedmq_coordinator.core.selection import available
 from fedmq_coordinator.core.state import FederationState
 from fedmq_protocol.envelope import Reader
 from fedmq_protocol.messages import Announcement, Body
@@ -33,7 +33,7 @@ class Desk:
         presumed_until: so long a device that has not been heard of since connecting is taken to be there, if it has a
             lease: its retained presence is on its way.
         making: the run of which a version is being made aside, and since when; nothing else is decided meanwhile.
-        paused: devices that failed and are left in peace, until when.
+        roster: who is there; `crew` brings it up to date.
     """
 
     topics: Topics
@@ -47,12 +47,16 @@ class Desk:
     connected: bool = False
     presumed_until: float = 0.0
     making: tuple[str, float] | None = None
-    paused: dict[str, float] = field(default_factory=dict)
+    roster: Roster = field(init=False)
     _effects: list[do.Effect] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.roster = Roster(self.state.devices)
 
     def record(self, fact: f.Fact) -> None:
         """Make a fact so, and have it journaled."""
         self.state.apply(fact)
+        self.roster.recorded(fact)
         self._effects.append(do.Record(fact))
 
     def send(self, topic: str, body: Body, *, retain: bool = False, patient: bool = False) -> None:
@@ -60,13 +64,11 @@ class Desk:
 
     def _is_read_packed(self, topic: str) -> bool:
         """Whether all who hear a topic now read packed envelopes; one who comes and does not says hello."""
-        devices = self.state.devices
         if topic == self.topics.announcement:
-            heard_by = [device for device in devices.values() if device.online]
-        else:
-            addressed = self.topics.addressed(topic)
-            heard_by = [] if addressed is None or addressed not in devices else [devices[addressed]]
-        return bool(heard_by) and all(device.reads_packed for device in heard_by)
+            return self.roster.all_read_packed
+        addressed = self.topics.addressed(topic)
+        device = None if addressed is None else self.state.devices.get(addressed)
+        return device is not None and device.reads_packed
 
     def note(self, level: do.Level, text: str, **fields: str | float) -> None:
         self._effects.append(do.Note(level, text, fields))
@@ -79,9 +81,10 @@ class Desk:
         effects, self._effects = self._effects, []
         return effects
 
-    def available(self, run: Run) -> list[str]:
-        """Devices that can train `run`, those at work among them."""
-        return available(self.state.devices.values(), run, now=self.now, paused=self.paused)
+    def crew(self, run: Run) -> Roster:
+        """The devices in the light of the active run, as they are now."""
+        presuming = self.now < self.presumed_until
+        return self.roster.bring_up_to_date(run, now=self.now, presuming=presuming, extended=self.extended)
 
     def extended(self, granted_at: float, expires_at: float) -> float:
         """When a lease ends; time in which no coordinator ran, or no broker was there, does not count."""
@@ -91,12 +94,3 @@ class Desk:
         """The state of a run as it stands now."""
         expires_at = self.extended(run.cohort_granted_at, run.lease_expires_at)
         return self.publisher.announcement(run, lease_s=max(0.0, expires_at - self.now), inline=inline)
-
-    def online(self) -> set[str]:
-        """Devices that are connected, or may be taken to be."""
-        presumed = self.now < self.presumed_until
-        return {
-            device.id
-            for device in self.state.devices.values()
-            if device.online or (presumed and not device.heard)
-        }

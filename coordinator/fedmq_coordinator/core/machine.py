@@ -142,6 +142,7 @@ class Coordinator:
         """Go on where the journal ends. Whoever was waited for is given the whole time again."""
         self._desk.public_key = event.public_key
         self._desk.resumed_at = self._desk.now
+        self._desk.roster.anew()
         self._desk.record(f.EpochBegun(at=self._desk.now, epoch=event.epoch))
         run = self.active
         if run is not None and run.holds_model and run.version not in run.evaluations:
@@ -158,6 +159,7 @@ class Coordinator:
         )
         for device in self.state.devices.values():
             device.online = device.heard = False
+        self._desk.roster.anew()
         run = self.state.current
         if run is not None and run.holds_model:
             self._progress.clear_later(self._desk.publisher.superseded(run))

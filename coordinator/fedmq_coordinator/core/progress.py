@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final, assert_never
 
 from fedmq_coordinator.core import effects as do
@@ -36,23 +37,22 @@ class Progress:
         self._desk = desk
         self._aside_from = aside_from
         self._evaluating: dict[tuple[str, int], float] = {}
-        self._clear_at: list[tuple[float, str]] = []
+        self._clear_at: deque[tuple[float, str]] = deque()
+        """In the order of time."""
         self._wake_at: float | None = None
+        self._strategy: tuple[Run, int, Strategy] | None = None
 
     def next_deadline(self) -> float | None:
         """When `settle` should be called again at the latest, in seconds since the epoch."""
         if not self._desk.connected:
             return None
-        times = [at for at, _ in self._clear_at]
+        times = [self._clear_at[0][0] if self._clear_at else None, self._wake_at]
         run = self._desk.state.active
         if run is not None:
+            crew = self._desk.crew(run)
             times += [self._desk.presumed_until] if self._desk.now < self._desk.presumed_until else []
-            times += [self._expires_at(lease) for lease in run.leases.values()]
-            times += [at for at in self._desk.paused.values() if at > self._desk.now]
-            times += list(self._evaluating.values())
-        if self._wake_at is not None:
-            times.append(self._wake_at)
-        return min(times) if times else None
+            times += [crew.next_expiry(), crew.next_pause_end(), *self._evaluating.values()]
+        return min((at for at in times if at is not None), default=None)
 
     def is_evaluating(self, run: str) -> bool:
         """Whether an evaluation of the run is under way."""
@@ -103,31 +103,27 @@ class Progress:
                 check_fit(self._desk, device, run)
 
     def strategy(self, run: Run) -> Strategy:
-        return make_strategy(
-            run.expected_settings, in_flight=aim(run, max(1, len(self._desk.available(run))))
-        )
+        """The run's, for as many devices as may be at work now."""
+        in_flight = aim(run, max(1, len(self._desk.crew(run).available)))
+        known = self._strategy
+        if known is None or known[0] is not run or known[1] != in_flight:
+            strategy = make_strategy(run.expected_settings, in_flight=in_flight)
+            known = self._strategy = run, in_flight, strategy
+        return known[2]
 
     def _expire(self, run: Run) -> None:
-        for device, held in list(run.leases.items()):
-            if self._desk.now >= self._expires_at(held):
-                self._desk.record(
-                    f.LeaseReturned(
-                        at=self._desk.now, run=run.id, device=device, lease=held.lease, why="expired"
-                    )
-                )
+        for device, lease in self._desk.crew(run).expired(self._desk.now):
+            self._desk.record(
+                f.LeaseReturned(at=self._desk.now, run=run.id, device=device, lease=lease, why="expired")
+            )
 
     def _expires_at(self, held: HeldLease) -> float:
         return self._desk.extended(held.granted_at, held.expires_at)
 
     def _settle_sync(self, run: Run) -> bool:
         """Take one decision of a synchronous run; False when there is none to take."""
-        decision = rounds.decide(
-            run,
-            self._desk.available(run),
-            self._desk.online(),
-            now=self._desk.now,
-            resumed_at=self._desk.resumed_at,
-        )
+        crew = self._desk.crew(run)
+        decision = rounds.decide(run, crew, now=self._desk.now, resumed_at=self._desk.resumed_at)
         match decision:
             case rounds.Wait():
                 self._wake_at = decision.until
@@ -145,9 +141,7 @@ class Progress:
 
     def _settle_async(self, run: Run) -> bool:
         """Take one decision of an asynchronous run; False when there is none to take."""
-        decision = leases.decide(
-            run, self.strategy(run), self._desk.available(run), self._desk.online(), now=self._desk.now
-        )
+        decision = leases.decide(run, self.strategy(run), self._desk.crew(run), now=self._desk.now)
         match decision:
             case leases.Wait():
                 self._wake_at = decision.until
@@ -215,13 +209,13 @@ class Progress:
         """Who gets a lease with the version that is about to be published, and for how many updates that waits."""
         if run.version < 0:
             return [], 0
-        available = self._desk.available(run)
+        crew = self._desk.crew(run)
         if run.settings.mode == "sync":
-            following = rounds.next_round(run, available)
+            following = rounds.next_round(run, crew)
             return following.devices, following.goal
         if run.version + 1 >= run.settings.rounds:
             return [], 0
-        devices = leases.with_version(run, available, self._desk.online())
+        devices = leases.with_version(run, crew)
         return devices, len(devices)
 
     def evaluate(self, run: Run, lent: Vector | None = None) -> None:
@@ -236,7 +230,7 @@ class Progress:
         """Give these devices leases by the next announcement; a long list becomes a sampling rule of the same rate."""
         lease, rate, seed = run.lease + 1, None, None
         if len(devices) > MAX_COHORT_LIST:
-            free = [device for device in self._desk.available(run) if device not in run.leases]
+            free = self._desk.crew(run).free
             rate, seed, devices = choose_by_rule(run, free, len(devices), round_number=number, lease=lease)
         self._desk.record(
             f.RoundOpened(
@@ -331,10 +325,8 @@ class Progress:
 
     def clear_later(self, topics: list[str]) -> None:
         """Have retained chunks removed once those who fetch them have had time to."""
-        self._clear_at += [(self._desk.now + _CLEAR_GRACE_S, topic) for topic in topics]
+        self._clear_at.extend((self._desk.now + _CLEAR_GRACE_S, topic) for topic in topics)
 
     def _clear_due(self) -> None:
-        due = [topic for at, topic in self._clear_at if at <= self._desk.now]
-        self._clear_at = [(at, topic) for at, topic in self._clear_at if at > self._desk.now]
-        for topic in due:
-            self._desk.put(do.Clear(topic))
+        while self._clear_at and self._clear_at[0][0] <= self._desk.now:
+            self._desk.put(do.Clear(self._clear_at.popleft()[1]))

@@ -217,6 +217,11 @@ class Run:
             return None
         return rule.at
 
+    def task_time(self, device: str) -> float | None:
+        """The median of what the device's last tasks took, from lease to arrival, in seconds."""
+        durations = self.durations.get(device)
+        return median(durations) if durations else None
+
     @property
     def _computing(self) -> bool:
         return self.num_steps >= self._skip_steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,16 +12,9 @@ from fedmq_coordinator.core.run import Run
 from fedmq_protocol.sampling import sample
 
 
-def is_eligible(device: Device, run: Run, *, now: float, paused: dict[str, float]) -> bool:
+def is_eligible(device: Device, run: Run) -> bool:
     """Whether a device could train this run: online, with the run's task as it is pinned, and without a problem."""
-    return (
-        device.online and not device.problem and device.offers(run.task) and paused.get(device.id, 0.0) <= now
-    )
-
-
-def available(devices: Iterable[Device], run: Run, *, now: float, paused: dict[str, float]) -> list[str]:
-    """The eligible devices, by name; those that train now among them."""
-    return sorted(device.id for device in devices if is_eligible(device, run, now=now, paused=paused))
+    return device.online and not device.problem and device.offers(run.task)
 
 
 def choose(run: Run, candidates: Sequence[str], count: int) -> list[str]:

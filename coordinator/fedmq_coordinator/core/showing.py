@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedmq_coordinator.core import timing
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.run import Run
-from fedmq_coordinator.core.selection import available
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView, VersionView
 from fedmq_coordinator.core.waiting import span, waiting
 
@@ -24,7 +22,7 @@ def federation(desk: Desk, *, broker: str, rejections: dict[str, int], now: floa
         active_run=None if active is None else active.id,
         queued_runs=[run.id for run in state.runs.values() if run.state == "queued"],
         devices=[
-            device(each, state.current, paused=desk.paused, now=now)
+            device(each, state.current, paused=desk.roster.paused, now=now)
             for each in sorted(state.devices.values(), key=lambda each: each.id)
         ],
         runs=list(state.runs),
@@ -54,7 +52,7 @@ def device(each: Device, run: Run | None, *, paused: Mapping[str, float], now: f
         num_examples=None if presence is None else presence.num_examples,
         agent_version="" if presence is None else presence.agent_version,
         updates=0 if run is None else run.updates_by_device.get(each.id, 0),
-        task_time_s=None if run is None else timing.task_time(run, each.id),
+        task_time_s=None if run is None else run.task_time(each.id),
         lease_age_s=None if held is None else now - held.granted_at,
         sent_bytes=each.sent,
         received_bytes=each.received,
@@ -102,8 +100,7 @@ def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> R
             wait = waiting(
                 run,
                 desk.state.devices,
-                available(desk.state.devices.values(), run, now=now, paused=desk.paused),
-                online=desk.online(),
+                desk.crew(run),
                 broker=broker,
                 evaluating=evaluating,
                 now=now,

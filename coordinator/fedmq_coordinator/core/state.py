@@ -20,19 +20,22 @@ class FederationState:
         self.devices: dict[str, Device] = {}
         self.runs: dict[str, Run] = {}
         self.queue: list[str] = []
+        self._active: str | None = None
         self._skip_steps: dict[str, int] = {}
         self._meter = Meter()
 
     @property
     def active(self) -> Run | None:
         """The run that trains now."""
-        return next((run for run in self.runs.values() if run.state == "active"), None)
+        return None if self._active is None else self.runs[self._active]
 
     @property
     def current(self) -> Run | None:
         """The active run, or else the one that ended last and whose model is still at hand."""
+        if self._active is not None:
+            return self.runs[self._active]
         over = [run for run in self.runs.values() if run.over and run.holds_model]
-        return self.active or max(over, key=lambda run: run.ended_at or 0.0, default=None)
+        return max(over, key=lambda run: run.ended_at or 0.0, default=None)
 
     def replay(
         self, read: Callable[[], Iterable[f.Fact]], outline: Callable[[], Iterable[f.Fact]] | None = None
@@ -78,7 +81,10 @@ class FederationState:
                 for run in self.runs.values():
                     run.release_model()
                 self.runs[fact.run].apply(fact)
+                self._active = fact.run
             case f.RunEnded():
+                if self._active == fact.run:
+                    self._active = None
                 if fact.run in self.queue:
                     self.queue.remove(fact.run)
                 self.runs[fact.run].apply(fact)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedmq_coordinator.core import rounds
 from fedmq_coordinator.core.devices import Device
+from fedmq_coordinator.core.roster import Roster
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.selection import aim
 from fedmq_coordinator.core.strategies import make_strategy
+from fedmq_coordinator.core.timing import round_length
 
 _MINUTE = 60
 _HOUR = 3600
@@ -29,9 +30,8 @@ def span(seconds: float) -> str:
 def waiting(
     run: Run,
     devices: Mapping[str, Device],
-    available: list[str],
+    roster: Roster,
     *,
-    online: set[str],
     broker: str,
     evaluating: bool,
     now: float,
@@ -44,47 +44,45 @@ def waiting(
         return "the last version's evaluation" if evaluating else "nothing: the last version is published"
     need = run.settings.selection.min_available_devices
     idle = not run.round_open if run.settings.mode == "sync" else not run.leases and not run.num_accepted
-    if idle and len(available) < need:
+    if idle and len(roster.available) < need:
         who = f"devices that can train {run.task.name} {run.task.version}"
-        return f"{len(available)} of {need} {who} (min_available_devices){_unable(devices)}"
+        return f"{len(roster.available)} of {need} {who} (min_available_devices){_unable(devices)}"
     if run.settings.mode == "sync":
-        return _sync(run, devices, online, now=now, resumed_at=resumed_at)
-    return _async(run, devices, available, online, now=now)
+        return _sync(run, devices, roster, now=now, resumed_at=resumed_at)
+    return _async(run, devices, roster, now=now)
 
 
-def _sync(run: Run, devices: Mapping[str, Device], online: set[str], *, now: float, resumed_at: float) -> str:
+def _sync(run: Run, devices: Mapping[str, Device], roster: Roster, *, now: float, resumed_at: float) -> str:
     if not run.round_open:
         return "a device that is free; all are at work under earlier leases"
-    parts = [f"{len(run.answered & run.members)} of {len(run.members)} updates"]
-    waited_for = rounds.awaited(run, online)
+    parts = [f"{roster.num_answered} of {len(run.members)} updates"]
+    length = round_length(run, roster)
+    waited_for = roster.awaited(within_s=length)
     if waited_for:
         parts.append(
             f"those of {_names(waited_for)} missing since {span(now - max(run.opened_at, resumed_at))}"
         )
-    gone = sorted(run.members - run.answered - online)
+    gone = sorted(name for name in run.members - run.answered if not roster.is_there(name))
     parts += [_gone(devices[name], now=now) for name in gone[:_NAMED] if name in devices]
     late = sorted(set(run.leases) - set(waited_for) - set(gone))
     if late:
         parts.append(f"{_names(late)} train{'s' if len(late) == 1 else ''} on, counted later")
-    closes = rounds.deadline(run, resumed_at=resumed_at) - now
+    closes = max(run.opened_at, resumed_at) + length - now
     if closes > 0:
         parts.append(f"closes in {span(closes)}")
     return "; ".join(parts)
 
 
-def _async(
-    run: Run, devices: Mapping[str, Device], available: list[str], online: set[str], *, now: float
-) -> str:
-    strategy = make_strategy(run.expected_settings, in_flight=aim(run, max(1, len(available))))
+def _async(run: Run, devices: Mapping[str, Device], roster: Roster, *, now: float) -> str:
+    strategy = make_strategy(run.expected_settings, in_flight=aim(run, max(1, len(roster.available))))
     size = getattr(strategy, "buffer_size", 1)
     at_work = sorted(run.leases, key=lambda device: run.leases[device].granted_at)
     parts = [f"{run.accumulator.num_updates} of {size} updates for the next step"]
     if at_work:
         oldest = run.leases[at_work[0]]
         parts.append(f"{len(at_work)} at work, {at_work[0]} longest, since {span(now - oldest.granted_at)}")
-    parts += [_gone(devices[name], now=now) for name in at_work if name in devices and name not in online][
-        :_NAMED
-    ]
+    gone = [name for name in at_work if name in devices and not roster.is_there(name)]
+    parts += [_gone(devices[name], now=now) for name in gone[:_NAMED]]
     if run.dirty:
         due = run.published_at + run.settings.strategy.publish_interval_s
         parts.append(f"publishes in {span(due - now)}")

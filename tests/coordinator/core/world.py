@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -76,6 +77,7 @@ class World:
         self.journal += [f.dump(effect.fact) for effect in effects if isinstance(effect, do.Record)]
         self.effects += effects
         self.aside += [effect for effect in effects if isinstance(effect, do.Prepare)]
+        assert_roster_is_true(self.core)
         return effects
 
     def make(self) -> list[do.Effect]:
@@ -212,6 +214,44 @@ class World:
         self.tell(e.BrokerConnected())
         for device in self.devices.values():
             self.join(device.id, session=device.sealer.epoch, codecs=device.codecs)
+
+
+def assert_roster_is_true(core: Coordinator) -> None:
+    """What the roster keeps up to date is what one look at every device gives."""
+    desk, run, devices = core._desk, core.active, core.state.devices
+    assert desk.roster.online == {name for name, device in devices.items() if device.online}
+    if run is None:
+        return
+    crew = desk.crew(run)
+    presuming = desk.now < desk.presumed_until
+    there = {name for name, x in devices.items() if x.online or (presuming and not x.heard)}
+    available = sorted(
+        name
+        for name, device in devices.items()
+        if device.online
+        and not device.problem
+        and device.offers(run.task)
+        and crew.paused.get(name, 0.0) <= desk.now
+    )
+    free = [name for name in available if name not in run.leases]
+    times = {name: time for name in devices if (time := run.task_time(name)) is not None}
+    assert crew.available == available
+    assert crew.free == free
+    assert crew.idle == [name for name in free if run.last_lease_version.get(name, -1) < run.version]
+    assert crew.num_at_work == len(there & run.leases.keys())
+    assert crew.num_answered == len(run.members & run.answered)
+    assert crew.member_times() == sorted(times[name] for name in run.members & times.keys())
+    assert crew.usual_time() == (statistics.median(times.values()) if times else None)
+    for limit in (0.0, *times.values(), 1e9):
+        awaited = sorted(
+            name
+            for name in (run.members - run.answered) & there & run.leases.keys()
+            if run.leases[name].granted_at >= run.opened_at and times.get(name, 0.0) <= limit
+        )
+        assert crew.awaited(within_s=limit) == awaited
+        assert crew.is_any_awaited(within_s=limit) == bool(awaited)
+    ends = [desk.extended(held.granted_at, held.expires_at) for held in run.leases.values()]
+    assert crew.next_expiry() == min(ends, default=None)
 
 
 def assert_same_bits(one: Coordinator, other: Coordinator) -> None:
