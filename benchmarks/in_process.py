@@ -23,8 +23,9 @@ from fedmq_coordinator.core.settings import RunSettings
 from fedmq_coordinator.core.strategies import Rejection, Submission, make_strategy
 from fedmq_edge_agent.trainer.beginning import first_snapshot
 from fedmq_edge_agent.trainer.feedback import cap_factor
-from fedmq_edge_agent.trainer.opened import Opened, derived_seed, open_task
+from fedmq_edge_agent.trainer.opened import Opened, open_task
 from fedmq_edge_agent.trainer.paged import Paged
+from fedmq_edge_agent.trainer.seeds import derived_seed
 from fedmq_edge_agent.trainer.tensors import read_vector, write_vector
 from fedmq_protocol.codecs import (
     CodecSpec,

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from fedmq_edge_agent.trainer.blame import blaming
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.opened import Opened, derived_seed, seed_everything
+from fedmq_edge_agent.trainer.opened import Opened, seed_everything
 from fedmq_edge_agent.trainer.recipes import DRAWS, MORE_DRAWS, SMALL, Look, MisfitError, fit, look
+from fedmq_edge_agent.trainer.seeds import derived_seed
 from fedmq_protocol.codecs.model import encode_seeded
 from fedmq_protocol.codecs.seeded import Segment
 from fedmq_protocol.schema import TensorEntry

@@ -9,6 +9,7 @@ what it takes away is reported. `residual` has the file.
 
 from __future__ import annotations
 
+from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.messages import UploadSettings
 
 
@@ -41,3 +42,23 @@ def density(upload: UploadSettings, updates_done: int) -> float:
         return upload.density
     way = updates_done / upload.anneal_updates
     return float(upload.first_density ** (1.0 - way) * upload.density**way)
+
+
+def update_spec(upload: UploadSettings, updates_done: int) -> CodecSpec:
+    """How this update is encoded.
+
+    Args:
+        upload: the run's settings.
+        updates_done: as for `density`.
+
+    Raises:
+        CodecError: the run asks for what no codec can do, or for one that is not known here.
+    """
+    return CodecSpec(
+        upload.codec,
+        density(upload, updates_done),
+        tuple(upload.coders),
+        rounding=upload.rounding,
+        code_ms=upload.code_ms,
+        max_bytes=upload.update_bytes,
+    )

@@ -27,11 +27,12 @@ from fedmq_edge_agent.trainer.channel import Message
 from fedmq_edge_agent.trainer.dataset import Examples
 from fedmq_edge_agent.trainer.durable import flush_folder, replacing, sweep
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.opened import Opened, Role, central_data, derived_seed, open_task
+from fedmq_edge_agent.trainer.opened import Opened, Role, central_data, open_task
 from fedmq_edge_agent.trainer.paged import Paged, scratch
 from fedmq_edge_agent.trainer.process import peak_bytes
 from fedmq_edge_agent.trainer.recipes import MisfitError
 from fedmq_edge_agent.trainer.residual import Owner, StoredResidual, new_residual
+from fedmq_edge_agent.trainer.seeds import derived_seed
 from fedmq_edge_agent.trainer.tensors import is_let_go, write_vector
 from fedmq_edge_agent.trainer.training import Training
 from fedmq_protocol.codecs.model import (

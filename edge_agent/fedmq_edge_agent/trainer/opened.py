@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Mapping
@@ -27,7 +26,6 @@ from fedmq_protocol.schema import TensorSchema
 Role = Literal["device", "coordinator"]
 Metrics = dict[str, float]
 
-_SEED_BYTES = 8
 _NUMPY_SEEDS = 2**32
 _MAX_METRIC_NAME = 64
 _FLOWER_EVALUATION = 3  # (loss, num_examples, metrics), as Flower's clients return it
@@ -157,12 +155,6 @@ def load_device_data(task: Task, context: DeviceContext) -> tuple[Any, Any | Non
     with blaming("task-error", "loading the data", no_data=(FileNotFoundError, NotADirectoryError)):
         loaded = task.load_data(context)
     return split_train_test(loaded)
-
-
-def derived_seed(seed: int, device: str, lease: int) -> int:
-    """The seed of one training: 63 bits of SHA-256 over the run's seed, the device and the lease."""
-    digest = hashlib.sha256(f"{seed}/{lease}/{device}".encode()).digest()
-    return int.from_bytes(digest[:_SEED_BYTES], "big") >> 1
 
 
 def seed_everything(seed: int) -> None:

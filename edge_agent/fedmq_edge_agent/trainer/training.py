@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq_edge_agent.trainer.errors import TrainerError
-from fedmq_edge_agent.trainer.feedback import cap_factor, density
+from fedmq_edge_agent.trainer.feedback import cap_factor, update_spec
 from fedmq_edge_agent.trainer.opened import Opened
 from fedmq_edge_agent.trainer.paged import Paged
 from fedmq_edge_agent.trainer.residual import StoredResidual
@@ -170,13 +170,6 @@ class Training:
 
 def _spec(upload: UploadSettings, updates_done: int) -> CodecSpec:
     try:
-        return CodecSpec(
-            upload.codec,
-            density(upload, updates_done),
-            tuple(upload.coders),
-            rounding=upload.rounding,
-            code_ms=upload.code_ms,
-            max_bytes=upload.update_bytes,
-        )
+        return update_spec(upload, updates_done)
     except CodecError as error:
         raise TrainerError("bad-request", str(error)) from None

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from fedmq_edge_agent.trainer import paged
-from fedmq_edge_agent.trainer.opened import derived_seed
 from fedmq_edge_agent.trainer.residual import Owner, StoredResidual
+from fedmq_edge_agent.trainer.seeds import derived_seed
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs import CodecSpec, randk
 from fedmq_protocol.codecs.decoded import Sparse

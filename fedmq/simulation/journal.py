@@ -1,0 +1,39 @@
+"""The coordinator's journal in memory: facts as bytes, all of a batch or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fedmq_coordinator.core.facts import Fact, dump, load
+
+
+class VirtualJournal:
+    """What survives a kill of the coordinator.
+
+    Facts never change, so they are turned into bytes only when somebody reads; what is read is always made of bytes.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, bytes]] = []
+        self._fresh: list[Fact] = []
+        self.last_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._rows) + len(self._fresh)
+
+    def append(self, facts: Sequence[Fact]) -> None:
+        """All of them are on disk when this returns."""
+        self._fresh += facts
+        if facts:
+            self.last_at = facts[-1].at
+
+    @property
+    def rows(self) -> list[tuple[str, bytes]]:
+        """Kinds and bytes."""
+        self._rows += [dump(fact) for fact in self._fresh]
+        self._fresh.clear()
+        return self._rows
+
+    def read(self) -> Iterator[Fact]:
+        """Every fact, from its bytes."""
+        return (load(kind, data) for kind, data in self.rows)

@@ -1,0 +1,96 @@
+"""Model versions as devices decode them, by the real codecs, each computed once however many devices do it.
+
+Decoding is a pure function of what was held before and of the bytes: a thousand devices that take the same way to a
+version share its array, and one that came another way has its own, whose hash must be the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq_protocol.codecs import (
+    apply_delta,
+    decode_snapshot,
+    encode_snapshot,
+    requantise_inplace,
+    snapshot_codec,
+)
+from fedmq_protocol.schema import TensorSchema
+
+Vector = NDArray[np.float32]
+
+_KEPT: Final = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Replica:
+    """A decoded version.
+
+    Attributes:
+        values: float32[schema.size], read only.
+        codec: of the snapshot that it began with; a rebase uses it again.
+        sha256: of the values.
+        snapshot: at a rebase, the snapshot that it equals.
+    """
+
+    values: Vector
+    codec: str
+    sha256: bytes
+    snapshot: bytes | None = None
+
+
+class Replicas:
+    """Decodes, and remembers.
+
+    Args:
+        schema: the model's.
+    """
+
+    def __init__(self, schema: TensorSchema) -> None:
+        self._schema = schema
+        self._known: OrderedDict[tuple[bytes, bytes, bool], Replica] = OrderedDict()
+
+    def snapshot(self, data: bytes) -> Replica:
+        """What a snapshot decodes to.
+
+        Raises:
+            CodecError: it is damaged, or another model's.
+        """
+        key = b"", hashlib.sha256(data).digest(), False
+        known = self._known.get(key)
+        if known is None:
+            known = self._keep(key, decode_snapshot(data, self._schema), snapshot_codec(data))
+        return known
+
+    def delta(self, before: Replica, data: bytes, *, rebase: bool) -> Replica:
+        """What a delta makes of a version.
+
+        Raises:
+            CodecError: it is damaged, or another model's.
+        """
+        key = before.sha256, hashlib.sha256(data).digest(), rebase
+        known = self._known.get(key)
+        if known is None:
+            values, snapshot = before.values.copy(), None
+            apply_delta(values, data, self._schema)
+            if rebase:
+                snapshot = encode_snapshot(values, self._schema, before.codec)[0]
+                requantise_inplace(values, self._schema, before.codec)
+            known = self._keep(key, values, before.codec, snapshot)
+        return known
+
+    def _keep(
+        self, key: tuple[bytes, bytes, bool], values: Vector, codec: str, snapshot: bytes | None = None
+    ) -> Replica:
+        values.setflags(write=False)
+        made = Replica(values, codec, hashlib.sha256(values.data).digest(), snapshot)
+        self._known[key] = made
+        if len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        return made
