@@ -80,5 +80,5 @@ def begin_logging(*, verbose: bool) -> None:
         level=logging.DEBUG if verbose else logging.INFO, format=LOG_FORMAT, stream=sys.stderr
     )
     # The coordinator tells itself when a connection breaks, and why.
-    for chatty in ("asyncio", "httpx", "uvicorn", *(() if verbose else ("fedmq_protocol.aio",))):
+    for chatty in ("alembic", "asyncio", "httpx", "uvicorn", *(() if verbose else ("fedmq_protocol.aio",))):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -35,7 +35,7 @@ from fedmq_coordinator.core.showing import scores
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView
 from fedmq_coordinator.shell.model_host import Beginning, ModelHost
 from fedmq_coordinator.shell.service import Service, StoppingError
-from fedmq_coordinator.shell.store import BULKY_FIELDS
+from fedmq_coordinator.shell.store_rows import BULKY_FIELDS
 from fedmq_protocol.codecs import least_update_bytes
 from fedmq_protocol.errors import FedmqError, UsageError
 from fedmq_protocol.messages import TaskRef

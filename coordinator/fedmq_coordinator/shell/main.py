@@ -17,6 +17,7 @@ from fedmq_coordinator.shell.service import HaltedError, Service
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_coordinator.shell.shelf import StoreShelf
 from fedmq_coordinator.shell.store import Journal
+from fedmq_coordinator.shell.store_fence import FencedError
 from fedmq_protocol.aio import Connection, Will
 from fedmq_protocol.envelope import COORDINATOR, Sealer
 from fedmq_protocol.messages import Status
@@ -42,7 +43,8 @@ async def run_coordinator(
         StoreError: the state folder or the journal cannot be used.
         UsageError: the API's address cannot be had.
         ConfigError: the broker's password or certificate files cannot be read.
-        HaltedError: another coordinator has taken over.
+        HaltedError: another coordinator has taken over; the broker told.
+        FencedError: another coordinator has taken over; the store told.
     """
     stop = asyncio.Event() if stop is None else stop
     async with contextlib.AsyncExitStack() as stack:
@@ -56,7 +58,7 @@ async def run_coordinator(
         resumed = _resumed(core, journal, now=clock())
         key = load_or_create_key(settings.key_path)
         service = Service(core, journal, shelf, clock=clock, model_host=model_host, sources=journal.sources())
-        await service.begin(core.state.epoch + 1, key.public_key)
+        await service.begin(journal.epoch, key.public_key)
         sealer = Sealer(sender=COORDINATOR, epoch=core.state.epoch, key=key)
 
         app = make_app(service, defaults=settings.run, token=load_or_create_token(settings.state_dir))
@@ -74,7 +76,7 @@ async def run_coordinator(
         async with connection:
             try:
                 await service.run(connection, sealer, topics, stop)
-            except HaltedError:
+            except (HaltedError, FencedError):
                 await (
                     connection.stop()
                 )  # take leave: the last will would hide the coordinator that has taken over

@@ -231,6 +231,7 @@ class Service:
                     for topic_filter in refused:
                         _log.error("the broker refuses the coordinator's subscription to %s", topic_filter)
                     _log.info("connected to the broker")
+                    await asyncio.to_thread(self.journal.check_fence)  # who was stopped meanwhile is silent
                     self._outbox.put(Send(topics.coordinator_status, here, retain=True))
                     self._call_witness(link, self._outbox)
                     await self._tell(BrokerConnected(limit))

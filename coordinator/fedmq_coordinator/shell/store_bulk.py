@@ -12,14 +12,13 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from fedmq_coordinator.core.blobs import PIECE_BYTES, Blob, MemoryBlob
+from fedmq_coordinator.shell.store_database import Database
 from fedmq_coordinator.shell.store_schema import BULK
-from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import BlobRef
 
 AHEAD: Final = "ahead"
@@ -33,25 +32,11 @@ _PIECES_KEPT: Final = 2
 
 
 class BulkTable:
-    """The table `bulk`. Any thread may read and write ahead; writers take turns.
+    """The table `bulk`. Any thread may read and write ahead."""
 
-    Args:
-        engine: the database.
-        reporting: wraps what is done with the database, and names it in the error.
-        damaged: makes the error for bytes that are not what was written.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        reporting: Callable[[str], AbstractContextManager[None]],
-        damaged: Callable[[str], StoreError],
-    ) -> None:
-        self._engine = engine
-        self._reporting = reporting
-        self.damaged = damaged
-        self.turn = threading.Lock()
-        """Held while a transaction writes."""
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.damaged = database.damaged
         self._cache: OrderedDict[tuple[int, str, int], bytes] = OrderedDict()
         self._caching = threading.Lock()
         self._lowest = 0
@@ -89,8 +74,17 @@ class BulkTable:
 
     def write_ahead(self, seq: int, piece: int, data: bytes) -> None:
         """Write one piece, in a transaction of its own."""
-        with self.turn, self._reporting("write to"), self._engine.begin() as connection:
+        here = (BULK.c.seq == seq, BULK.c.field == AHEAD, BULK.c.piece == piece)
+        again = False
+
+        def work(connection: Connection) -> None:
+            nonlocal again
+            if again:
+                connection.execute(delete(BULK).where(*here))
+            again = True
             connection.execute(insert(BULK).values(seq=seq, field=AHEAD, piece=piece, data=data))
+
+        self._database.write(work)
 
     def remove(self, places: Iterable[tuple[int, str]]) -> None:
         """Delete the bytes of these numbers and fields, a little at a time."""
@@ -100,8 +94,7 @@ class BulkTable:
             chosen = select(BULK.c.piece, func.length(BULK.c.data)).where(
                 BULK.c.seq == seq, BULK.c.field == field
             )
-            with self._reporting("read"), self._engine.connect() as connection:
-                pieces = connection.execute(chosen).all()
+            pieces = self._database.read(lambda connection, of=chosen: connection.execute(of).all())  # type: ignore[misc]
             for piece, length in pieces:
                 rows.append({"of_seq": seq, "of_field": field, "of_piece": piece})
                 size += length
@@ -117,13 +110,12 @@ class BulkTable:
             BULK.c.field == bindparam("of_field"),
             BULK.c.piece == bindparam("of_piece"),
         )
-        with self.turn, self._reporting("write to"), self._engine.begin() as connection:
-            connection.execute(gone, rows)
+        self._database.write(lambda connection: connection.execute(gone, rows))
 
-    def size(self, connection: Connection, seq: int, field: str) -> int | None:
+    def size(self, seq: int, field: str) -> int | None:
         """How many bytes there are; None if there is not even an empty row."""
         chosen = select(func.sum(func.length(BULK.c.data))).where(BULK.c.seq == seq, BULK.c.field == field)
-        found = connection.execute(chosen).scalar()
+        found = self._database.read(lambda connection: connection.execute(chosen).scalar())
         return None if found is None else int(found)
 
     def piece(self, seq: int, field: str, number: int) -> bytes:
@@ -134,8 +126,7 @@ class BulkTable:
                 self._cache.move_to_end(key)
                 return self._cache[key]
         chosen = select(BULK.c.data).where(BULK.c.seq == seq, BULK.c.field == field, BULK.c.piece == number)
-        with self._reporting("read"), self._engine.connect() as connection:
-            data: bytes = connection.execute(chosen).scalar() or b""
+        data: bytes = self._database.read(lambda connection: connection.execute(chosen).scalar()) or b""
         with self._caching:
             self._cache[key] = data
             while len(self._cache) > _PIECES_KEPT:

@@ -1,6 +1,7 @@
 """The tables of the journal, in SQLAlchemy Core, of types that SQLite and PostgreSQL both have.
 
-meta     one row: which version of the journal this is, and whose
+meta     one row: which version of the journal this is, whose, and which fedmq wrote it last
+fence    one row: the newest epoch that has begun, and who began it; every write holds it (`store_fence`)
 facts    append-only; never changed, never deleted
 bulk     large bytes of facts, in pieces; the only thing that retention deletes. `seq` is the fact's, or a negative
          number that the fact's `beside` says, for bytes that were written ahead of their fact
@@ -8,29 +9,54 @@ pruned   before which fact of a run retention has deleted a field's bulk
 notes    what the shell remembers for its next start; nothing that a replay needs
 sources  where the task of a run lies on this machine; nothing that a replay needs
 
-`fedmq_coordinator.shell.store` is the only module that reads and writes them.
+Whoever changes a table here adds a revision to `migrations`, and raises `JOURNAL_VERSION`.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    event,
+)
 
 METADATA: Final = MetaData()
+
+_NUMBER: Final = BigInteger().with_variant(Integer, "sqlite")
 
 META: Final = Table(
     "meta",
     METADATA,
     Column("journal_version", Integer, nullable=False),
     Column("federation", String, nullable=False),
+    Column("written_by", String, nullable=False, server_default=""),
+)
+
+FENCE: Final = Table(
+    "fence",
+    METADATA,
+    Column("epoch", BigInteger, nullable=False),
+    Column("host", String, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("since", Float, nullable=False),
 )
 
 FACTS: Final = Table(
     "facts",
     METADATA,
     # Given by the store, 1, 2, 3, ...: a missing number is damage.
-    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("seq", _NUMBER, primary_key=True, autoincrement=False),
     Column("run", String, nullable=True),
     Column("kind", String, nullable=False),
     Column("at", Float, nullable=False),
@@ -45,11 +71,14 @@ FACTS: Final = Table(
 BULK: Final = Table(
     "bulk",
     METADATA,
-    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("seq", _NUMBER, primary_key=True, autoincrement=False),
     Column("field", String, primary_key=True),
     Column("piece", Integer, primary_key=True),
     Column("data", LargeBinary, nullable=False),
 )
+# Updates and models are compressed already.
+_UNPACKED: Final = DDL("ALTER TABLE bulk ALTER COLUMN data SET STORAGE EXTERNAL")  # type: ignore[no-untyped-call]
+event.listen(BULK, "after_create", _UNPACKED.execute_if(dialect="postgresql"))
 
 PRUNED: Final = Table(
     "pruned",

@@ -1,0 +1,70 @@
+"""The journal in a file of the state folder: SQLite, with a log ahead of its pages and a full sync.
+
+Who holds the state folder (`lock`) holds the file: there is nothing more to be held.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+
+from fedmq_coordinator.shell.store_database import WRITES, Fault
+
+_BUSY_MS: Final = 10_000
+
+
+class Sqlite:
+    """One file.
+
+    Args:
+        path: the file; made where there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+
+    def connect(self) -> Engine:
+        engine = create_engine(f"sqlite:///{self._path}")
+        event.listen(engine, "connect", _prepare)
+        event.listen(engine, "begin", _begin)
+        return engine
+
+    def fault(self, error: SQLAlchemyError, *, connected: bool) -> Fault:  # noqa: ARG002  # a file is never away
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        corrupt = code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+        if corrupt or (isinstance(error, DatabaseError) and not isinstance(error, OperationalError)):
+            return Fault.DAMAGED
+        return Fault.FAILED
+
+    def hold(self, engine: Engine, *, take_over: bool) -> None:
+        """The state folder's lock is enough."""
+
+    def hold_again(self, engine: Engine) -> None:
+        """A file is never away."""
+
+    def release(self) -> None:
+        """Nothing was held."""
+
+
+def _prepare(connection: sqlite3.Connection, _: object) -> None:
+    """A commit is on disk when it returns, readers do not wait for the writer, and transactions begin when we say."""
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout={_BUSY_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "journal_size_limit=67108864",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    """A writer has its turn from the first statement on: what it looked at still holds when it writes."""
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
