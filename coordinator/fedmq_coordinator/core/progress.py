@@ -301,7 +301,11 @@ class Progress:
     def end(self, run: Run, state: f.EndState, reason: str) -> None:
         self._desk.record(
             f.RunEnded(
-                at=self._desk.now, run=run.id, state=state, reason=reason, best_version=self._best(run)
+                at=self._desk.now,
+                run=run.id,
+                state=state,
+                reason=reason,
+                best_version=showing.best_version(run),
             )
         )
         self._desk.note("info", f"run {run.id} {state}: {reason}", run=run.id)
@@ -309,11 +313,6 @@ class Progress:
         if run.version >= 0:
             self.announce(run, inline=False)
             self.clear_later(sorted(self._desk.publisher.retained(run)))
-
-    def _best(self, run: Run) -> int | None:
-        """The version with the best target metric, or else the least loss."""
-        scored = showing.scores(run)
-        return max(scored, key=lambda version: (scored[version], version), default=None)
 
     def announce(self, run: Run, *, inline: bool, patient: bool = False) -> None:
         announcement = self._desk.announcement(run, inline=inline)

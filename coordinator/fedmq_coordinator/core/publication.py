@@ -235,20 +235,25 @@ def rebuild(
 
     Raises:
         KeyError: the version is not among them, or no snapshot at or before it is.
+        StoreError: the bytes are damaged, or dropped by retention.
     """
-    out = np.empty(schema.size, dtype=np.float32) if out is None else out
-    replica: Vector | None = None
+    stretch: list[VersionPublished] = []
     for fact in published:
         if fact.version > version:
             break
         if fact.snapshot is not None:
-            decode_snapshot_into(fact.snapshot.data, schema, out)
-            replica = out
-        elif replica is not None and fact.delta is not None:
+            stretch = []  # what came before leads nowhere else
+        if stretch or fact.snapshot is not None:
+            stretch.append(fact)
+    if not stretch or stretch[-1].version != version:
+        raise KeyError(version)
+    replica = np.empty(schema.size, dtype=np.float32) if out is None else out
+    for fact in stretch:
+        if fact.snapshot is not None:
+            decode_snapshot_into(fact.snapshot.data, schema, replica)
+        elif fact.delta is not None:
             apply_delta(replica, fact.delta.data, schema)
-        if fact.version == version and replica is not None:
-            return replica
-    raise KeyError(version)
+    return replica
 
 
 def _put(shelf: Shelf, pieces: Iterable[bytes]) -> Blob:

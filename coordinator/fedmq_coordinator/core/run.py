@@ -326,6 +326,10 @@ class Run:
         self.arrivals.append(fact.at)
         if fact.duration_s is not None:
             self.durations.setdefault(fact.device, deque(maxlen=_DURATIONS_KEPT)).append(fact.duration_s)
+        self.judge(fact)
+
+    def judge(self, fact: f.UpdateAccepted) -> None:
+        """Count what the sender of an update measured."""
         if fact.evaluation is not None:
             self.federated.setdefault(fact.evaluation.version, FederatedScore()).add(fact.evaluation)
 

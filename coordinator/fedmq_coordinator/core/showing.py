@@ -71,6 +71,14 @@ def scores(run: Run) -> dict[int, float]:
     return {view.version: view.metrics.get(metric, -view.loss) for view in views}
 
 
+def best_version(run: Run) -> int | None:
+    """The version with the best target metric, or else the least loss; None if none is known."""
+    if run.over:
+        return run.best_version
+    scored = scores(run)
+    return max(scored, key=lambda version: (scored[version], version), default=None)
+
+
 def federated(run: Run) -> list[VersionView]:
     """What devices measured of each version on their own test data, weighted by examples."""
     return [

@@ -31,7 +31,7 @@ from fedmq_coordinator.core.packing import pack_vector
 from fedmq_coordinator.core.publication import rebuild
 from fedmq_coordinator.core.report import RunReport, make_report
 from fedmq_coordinator.core.settings import RunSettings
-from fedmq_coordinator.core.showing import scores
+from fedmq_coordinator.core.showing import best_version
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView
 from fedmq_coordinator.shell.model_host import Beginning, ModelHost
 from fedmq_coordinator.shell.service import Service, StoppingError
@@ -249,8 +249,7 @@ def _version(service: Service, view: RunView, wanted: str) -> int:
         case "latest":
             return view.version
         case "best":
-            scored = scores(service.core.runs[view.run])
-            best = max(scored, key=lambda version: (scored[version], version), default=None)
+            best = best_version(service.core.runs[view.run])
             if best is None:
                 raise HTTPException(
                     409, f"no version of {view.run!r} has been evaluated, so none is the best"
