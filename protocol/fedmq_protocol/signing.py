@@ -88,6 +88,11 @@ def load_or_create_key(path: Path) -> SigningKey:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power cut would make it another one
+        finally:
+            os.close(folder)
         return SigningKey(private)
     except (OSError, ValueError) as error:
         msg = f"cannot use the key file {path}: {error}"

@@ -9,13 +9,15 @@ from typing import Literal
 from fedmq_edge_agent.core.backoff import Chance
 from fedmq_edge_agent.core.budget import Budget
 from fedmq_edge_agent.core.contact import Contact
-from fedmq_edge_agent.core.effects import Effect, Note, Send
+from fedmq_edge_agent.core.effects import Effect, Note, RemoveFiles, Send
 from fedmq_edge_agent.core.following import Following
 from fedmq_edge_agent.core.leases import Leases
 from fedmq_edge_agent.core.ledger import Ledger
 from fedmq_edge_agent.core.outbox import Outbox
-from fedmq_edge_agent.core.state import AgentState, ModelIndex, Part
+from fedmq_edge_agent.core.state import INDEX_FILE, AgentState, ModelIndex, Part, have_file, part_file
+from fedmq_edge_agent.core.storage import Storage
 from fedmq_edge_agent.core.supervision import Supervision, TimeLimits
+from fedmq_edge_agent.disk_faults import ROOMY, DiskFault
 from fedmq_protocol.limits import MAX_TEXT_CHARS
 from fedmq_protocol.messages import Announcement, Report
 from fedmq_protocol.topics import Topics
@@ -84,6 +86,7 @@ class Desk:
         """Whether the coordinator reads the shorter form of envelopes: it has written so, in this epoch."""
         self.ledger = Ledger(state, clock_s=clock_s)
         self.budget = Budget(limits.daily_bytes, state.spent)
+        self.storage = Storage(chance=chance)
         self.contact = Contact(chance=chance)
         self.outbox = Outbox(topics=self.topics, device=limits.device, chance=chance)
         self.trainer = Supervision(limits=limits.times, chance=chance)
@@ -118,6 +121,11 @@ class Desk:
             body = Report(code=code, detail=detail[:MAX_TEXT_CHARS], run=run, lease=lease)
             self.do(Send(self.topics.up(self.device, "report"), body))
 
+    @property
+    def may_fetch(self) -> bool:
+        """Whether a model may be fetched now."""
+        return self.contact.session is not None and not self.budget.resting and self.storage.takes
+
     def follow(self, run: str) -> Following:
         """Begin to follow a run, with what there is of it on disk."""
         index = self._indexes.pop(run, ModelIndex())
@@ -125,7 +133,8 @@ class Desk:
         following = Following(
             run, index, topics=self.topics, device=self.device, chance=self.chance, parts=parts
         )
-        if self.contact.session is not None and not self.budget.resting:
+        following.disk_takes = self.storage.takes
+        if self.may_fetch:
             following.pull.connected()
         self.following = following
         return following
@@ -143,6 +152,44 @@ class Desk:
         """Nothing is kept of a run any more."""
         self._indexes.pop(run, None)
         self._parts.pop(run, None)
+
+    def disk_refused(
+        self, fault: DiskFault, detail: str, *, room_bytes: int = 0, chain: bool = False, now: float
+    ) -> None:
+        """Something was not written. Old files go first, and then it is tried at once.
+
+        Args:
+            fault: why.
+            detail: likewise, in a line.
+            room_bytes: as much has to fit.
+            chain: what was not written is worth the model that is held, which can be fetched again.
+            now: the time.
+        """
+        detail = detail[:MAX_TEXT_CHARS]
+        if self.storage.refused(fault, detail, room_bytes=room_bytes, now=now):
+            self.note("error", detail)
+        if fault in ROOMY and self.make_room(chain=chain, now=now):
+            self.note("warning", "gave up model files to make room; they are fetched again")
+            self.storage.try_soon(now=now)
+
+    def make_room(self, *, chain: bool, now: float) -> bool:
+        """Give up model files, which can be fetched again; whether there were any.
+
+        Args:
+            chain: those of the followed run too.
+            now: the time.
+        """
+        effects: list[Effect] = []
+        for run in {*self._indexes, *self._parts}:
+            names = [link.file for link in self._indexes.pop(run, ModelIndex()).links]
+            heads = [part.head.link for part in self._parts.pop(run, ())]
+            names += [name(link.blob, link.version) for link in heads for name in (part_file, have_file)]
+            if names:
+                effects.append(RemoveFiles(run, (INDEX_FILE, *names)))
+        if chain and not effects and self.following is not None:
+            effects = self.following.give_up_files(now=now)
+        self.do(*effects)
+        return any(isinstance(effect, RemoveFiles) for effect in effects)
 
     def settle(self, run: str, counter: int, *, now: float) -> None:
         """The last word on an update was spoken."""

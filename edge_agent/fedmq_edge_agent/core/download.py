@@ -221,6 +221,28 @@ class Pull:
             del self._asked[asked]
         return [Unsubscribe(tuple(self._topic(*asked) for asked in gone))] if gone else []
 
+    # ------------------------------------------------------------------------------ the disk
+
+    def not_written(self, effect: WriteBlobPart | FinishBlob) -> None:
+        """The disk did not take a chunk, or did not put a whole file in place."""
+        key = (
+            (effect.blob, effect.version)
+            if isinstance(effect, FinishBlob)
+            else (effect.head.link.blob, effect.head.link.version)
+        )
+        fetch = self._wanted.get(key)
+        if fetch is None:
+            return
+        if isinstance(effect, WriteBlobPart):
+            fetch.got.discard(effect.index)
+        else:
+            fetch.finishing = False
+
+    def finish_whole(self) -> list[Effect]:
+        """Put in place what is all there."""
+        whole = [fetch for fetch in self._wanted.values() if fetch.complete and not fetch.finishing]
+        return [effect for fetch in whole for effect in self._finish(fetch)]
+
     # ------------------------------------------------------------------------------ chunks
 
     def received(self, chunk: ModelChunk, *, retained: bool) -> tuple[list[Effect], Link | None]:

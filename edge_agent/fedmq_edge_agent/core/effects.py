@@ -1,6 +1,9 @@
 """What the shell is to do, in order. An effect is done before the next one begins, except that messages only queue.
 
 Files are named by their run and a plain name; the shell knows the folder.
+
+What the disk does not take is told by one `DiskRefused` for the whole list, before any other event; the rest of the
+list is done all the same, but for what `relies_on_commit` when the commit before it was refused.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedmq_edge_agent.core.state import AgentState, ModelIndex, PartHead
-from fedmq_protocol.messages import BlobRef, Body, TrainSettings, UpdateHeader, UploadSettings
+from fedmq_protocol.messages import BlobRef, Body, Offer, TrainSettings, UpdateHeader, UploadSettings
 from fedmq_protocol.topics import BlobKind
 
 # ------------------------------------------------------------------------------------------ messages
@@ -115,6 +118,13 @@ class FinishBlob:
     blob: BlobKind
     version: int
     ref: BlobRef
+
+
+@dataclass(frozen=True)
+class TryDisk:
+    """Find out whether the disk takes `room_bytes` again; answered by `DiskMended` or `DiskRefused`."""
+
+    room_bytes: int
 
 
 @dataclass(frozen=True)
@@ -228,6 +238,9 @@ class Note:
     fields: dict[str, str | int | float] = field(default_factory=dict)
 
 
+Written = CommitState | PinCoordinator | SaveModelIndex | StoreBlob | WriteBlobPart | FinishBlob | TryDisk
+"""What the disk may refuse."""
+
 Effect = (
     Subscribe
     | Unsubscribe
@@ -240,6 +253,7 @@ Effect = (
     | StoreBlob
     | WriteBlobPart
     | FinishBlob
+    | TryDisk
     | RemoveFiles
     | RemoveRun
     | StartTrainer
@@ -247,3 +261,10 @@ Effect = (
     | Ask
     | Note
 )
+
+
+def relies_on_commit(effect: Effect) -> bool:
+    """Whether an effect must not be done when the commit before it in the same list was refused."""
+    if isinstance(effect, Send):
+        return isinstance(effect.body, Offer)
+    return isinstance(effect, SendUpdate | RemoveFiles | RemoveRun | TryDisk)

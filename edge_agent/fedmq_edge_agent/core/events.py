@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedmq_edge_agent.core.effects import Written
+from fedmq_edge_agent.disk_faults import DiskFault
 from fedmq_protocol.messages import BlobRef, Evaluation, TaskRef
 from fedmq_protocol.topics import BlobKind
 
@@ -57,6 +59,21 @@ class PayloadLost:
     run: str
     counter: int
     file: str
+
+
+@dataclass(frozen=True)
+class DiskRefused:
+    """The disk did not take what one list of effects, or a `FinishBlob` before, had for it: none of it has happened."""
+
+    effects: tuple[Written, ...]
+    fault: DiskFault
+    detail: str
+    """What is wrong and what to do, in one line."""
+
+
+@dataclass(frozen=True)
+class DiskMended:
+    """The disk took what it was tried with."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +134,10 @@ class TrainerRefused:
     """The trainer is well, but cannot do what it was asked."""
 
     code: str
-    """task-error, no-data, bad-model, bad-residual, train-failed, or a word of its own."""
+    """task-error, no-data, bad-model, bad-residual, train-failed, one of the disk, or a word of its own."""
     detail: str
+    room_bytes: int = 0
+    """Where the disk is the reason: about how much has to fit on it."""
 
 
 Answer = TaskOpened | ModelLoaded | TrainingFinished | ResidualRestored | TrainerRefused
@@ -154,6 +173,8 @@ Event = (
     | PacketArrived
     | BlobFinished
     | PayloadLost
+    | DiskRefused
+    | DiskMended
     | TimePassed
     | TrainerStarted
     | TrainerAnswered

@@ -14,11 +14,13 @@ from fedmq_edge_agent.core.download import Pull
 from fedmq_edge_agent.core.effects import (
     ApplyDelta,
     Effect,
+    FinishBlob,
     LoadSnapshot,
     Note,
     RemoveFiles,
     SaveModelIndex,
     StoreBlob,
+    WriteBlobPart,
 )
 from fedmq_edge_agent.core.events import BlobFinished, ModelLoaded
 from fedmq_edge_agent.core.replica import Replica
@@ -68,6 +70,8 @@ class Following:
         self._asked_era = 0
         self._garbage: list[str] = []
         self._index_dirty = False
+        self.disk_takes = True
+        """Otherwise nothing is written: what comes is not kept, and comes again."""
 
     @property
     def newest(self) -> int | None:
@@ -111,7 +115,7 @@ class Following:
         new = (self.replica.held is None or self.replica.held < manifest.version) and not self.replica.has(
             manifest.version
         )
-        if inline is not None and manifest.delta is not None and new:
+        if inline is not None and manifest.delta is not None and new and self.disk_takes:
             effects.append(StoreBlob(self.run, "delta", manifest.version, inline))
             link = Link(
                 blob="delta",
@@ -130,6 +134,8 @@ class Following:
         Raises:
             RemoteError: it contradicts what is known.
         """
+        if not self.disk_takes:
+            return []
         effects, link = self.pull.received(chunk, retained=own_topic)
         return effects if link is None else [*effects, *self._join(link, now=now), *self._aim(now=now)]
 
@@ -218,6 +224,38 @@ class Following:
             self._trouble = f"no answer to requests for {self.pull.progress}"
         return effects
 
+    def not_written(self, effect: SaveModelIndex | StoreBlob | WriteBlobPart | FinishBlob) -> None:
+        """The disk did not take a file, or a part of one."""
+        if effect.run != self.run:
+            return
+        match effect:
+            case SaveModelIndex():
+                pass
+            case StoreBlob(_, blob, version):
+                self.replica.lose(blob, version)
+                self._era += 1
+            case WriteBlobPart() | FinishBlob():
+                self.pull.not_written(effect)
+        self._index_dirty = True
+
+    def disk_mended(self, *, now: float) -> list[Effect]:
+        """Go on with what could not be written."""
+        self.disk_takes = True
+        return [*self.pull.finish_whole(), *self._aim(now=now)]
+
+    def give_up_files(self, *, now: float) -> list[Effect]:
+        """Make room: the model is fetched again. Without effects where there is nothing to give up."""
+        names = self.replica.drop()
+        self._era += 1
+        self._index_dirty = True
+        parts = self.pull.start_over(not_before=now)
+        return [RemoveFiles(self.run, tuple(names)), *parts] if names else parts
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the trainer's last request was about files that are gone since."""
+        return self._asked_era != self._era
+
     def take_trouble(self) -> str:
         """What the operator should be told, once; empty when there is nothing new."""
         if not self._trouble or self._told:
@@ -227,7 +265,7 @@ class Following:
 
     def flush(self) -> list[Effect]:
         """Write down which files there are, then remove those of no use."""
-        if not self._index_dirty:
+        if not self._index_dirty or not self.disk_takes:
             return []
         self._index_dirty = False
         names = tuple(_unique(self._garbage, but=self.replica.index))

@@ -36,11 +36,15 @@ class Ledger:
 
     def __init__(self, state: AgentState, *, clock_s: float = 0.0) -> None:
         self.state = state
+        self.durable = state
+        """What a restart would begin with."""
         self.commit_at: float | None = None
         """When the next commit is due; None: nothing has changed."""
         self._session = max(state.session, int(clock_s) if clock_s >= SANE_CLOCK_S else 0)
         self._useless: list[tuple[str, str]] = []
         self._over: list[str] = []
+        self._before = state
+        self._leaving: tuple[list[tuple[str, str]], list[str]] = [], []
 
     def run(self, run: str) -> RunState | None:
         """What is remembered of a run."""
@@ -61,6 +65,8 @@ class Ledger:
         """Write the state, with the bytes counted so far, then remove what it names no more."""
         self.commit_at = None
         self.state = self.state.model_copy(update={"spent": spent})
+        self._before, self.durable = self.durable, self.state
+        self._leaving = self._useless.copy(), self._over.copy()
         effects: list[Effect] = [CommitState(self.state)]
         for run in dict.fromkeys(run for run, _ in self._useless if run not in self._over):
             names = dict.fromkeys(name for owner, name in self._useless if owner == run)
@@ -70,12 +76,32 @@ class Ledger:
         self._over.clear()
         return effects
 
+    def refused(self, *, now: float) -> None:
+        """The disk did not take the last commit, and what it names no more is still there."""
+        self.durable = self._before
+        useless, over = self._leaving
+        self._leaving = [], []
+        self._useless = useless + self._useless
+        self._over = [run for run in over if run not in self.state.runs] + self._over
+        self.commit_now(now=now)
+
+    def is_durable(self, run: str, counter: int) -> bool:
+        """Whether an update is in the outbox on disk."""
+        kept = self.durable.runs.get(run)
+        return kept is not None and any(pending.header.counter == counter for pending in kept.pending)
+
     # ------------------------------------------------------------------------------ what changes
 
     def next_session(self) -> int:
         """A session number that no connection had before; reserved by the commits that surround it."""
         self._session += 1
         return self._session
+
+    def identify(self, public_key: bytes, *, now: float) -> None:
+        """This device is the one with that key, for ever."""
+        if self.state.identity != public_key:
+            self.state = self.state.model_copy(update={"identity": public_key})
+            self.commit_now(now=now)
 
     def reserve_sessions(self, *, now: float) -> None:
         """Make sure that a restart begins above every session number in use."""

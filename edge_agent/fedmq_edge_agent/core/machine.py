@@ -19,12 +19,28 @@ from fedmq_edge_agent.core import words
 from fedmq_edge_agent.core.backoff import Chance
 from fedmq_edge_agent.core.conversation import Conversation
 from fedmq_edge_agent.core.desk import AgentLimits, Desk
-from fedmq_edge_agent.core.effects import Effect, Restore, Send, Subscribe, Train, Unsubscribe
+from fedmq_edge_agent.core.effects import (
+    CommitState,
+    Effect,
+    FinishBlob,
+    PinCoordinator,
+    Restore,
+    SaveModelIndex,
+    Send,
+    StoreBlob,
+    Subscribe,
+    Train,
+    TryDisk,
+    Unsubscribe,
+    WriteBlobPart,
+)
 from fedmq_edge_agent.core.events import (
     AgentStarted,
     BlobFinished,
     Connected,
     Disconnected,
+    DiskMended,
+    DiskRefused,
     Event,
     PacketArrived,
     PayloadLost,
@@ -77,6 +93,8 @@ class Agent:
         self._rested = False
         """Whether the daily budget has kept us from listening since the start."""
         self._resting = False
+        self._unpinned: bytes | None = None
+        """The coordinator's key, where the disk did not take it."""
 
     # ------------------------------------------------------------------------------ what the shell calls
 
@@ -122,7 +140,8 @@ class Agent:
             desk.budget.next_deadline(),
             None if desk.following is None else desk.following.pull.next_deadline(),
             desk.contact.next_deadline(),
-            desk.ledger.commit_at,
+            None if desk.storage.books_wait else desk.ledger.commit_at,
+            desk.storage.retry_at,
             None if desk.leases.held is None else desk.leases.held.expires_at,
             self.workshop.train_at(),
         ]
@@ -146,7 +165,7 @@ class Agent:
             tasks=[] if opened is None else [opened.task],
             codecs=[] if opened is None else [*opened.codecs, PACKED],
             num_examples=None if opened is None else opened.num_examples,
-            problem=self.workshop.problem or self.desk.budget.problem,
+            problem=self.desk.storage.problem or self.workshop.problem or self.desk.budget.problem,
         )
 
     # ------------------------------------------------------------------------------ events
@@ -170,6 +189,10 @@ class Agent:
             case TrainerStarted() | TrainerAnswered() | TrainerDied():
                 if event.generation == desk.trainer.generation:
                     self.workshop.trainer_event(event, now=now)
+            case DiskRefused():
+                self._on_disk_refused(event, now=now)
+            case DiskMended():
+                self._on_disk_mended(now=now)
             case TimePassed():
                 pass
             case _:
@@ -178,6 +201,7 @@ class Agent:
     def _advance(self, *, now: float) -> None:
         """Do whatever has become possible or due. The commit comes first: what is sent below relies on it."""
         self._advance_budget(now=now)
+        self._stop_writing()
         self._commit(now=now)
         self.workshop.advance(now=now)
         self._advance_model(now=now)
@@ -201,8 +225,19 @@ class Agent:
             self.desk.forget(run)
         if budget.worth_keeping:
             ledger.commit_soon(now=now)
-        if ledger.commit_at is not None and ledger.commit_at <= now:
-            self.desk.do(*ledger.commit(budget.keep()))
+        storage, removes = self.desk.storage, False
+        trying = storage.is_due(now=now)
+        if trying:
+            storage.trying()
+        due = ledger.commit_at is not None and (trying or ledger.commit_at <= now)
+        if due and not storage.books_wait:
+            effects = ledger.commit(budget.keep())
+            self.desk.do(*effects)
+            self.desk.outbox.commit(ledger.is_durable)
+            removes = len(effects) > 1
+        if trying or (removes and not storage.takes):  # what is removed makes room
+            storage.trying()
+            self.desk.do(TryDisk(storage.room_bytes))
 
     def _advance_budget(self, *, now: float) -> None:
         """Stop listening when the daily budget is used up, and begin again the next day."""
@@ -221,10 +256,17 @@ class Agent:
         if desk.contact.session is not None:
             self._listen_again(now=now)
 
+    def _stop_writing(self) -> None:
+        """Fetch nothing while the disk does not take it."""
+        following = self.desk.following
+        if not self.desk.storage.takes and following is not None and following.disk_takes:
+            following.disk_takes = False
+            self.desk.do(*following.pull.disconnected())
+
     def _listen_again(self, *, now: float) -> None:
         self.desk.do(Subscribe((self.desk.topics.announcement,)))
         self.desk.contact.expect_announcement(now=now)
-        if self.desk.following is not None:
+        if self.desk.following is not None and self.desk.may_fetch:
             self.desk.following.pull.connected()
 
     def _advance_model(self, *, now: float) -> None:
@@ -245,6 +287,7 @@ class Agent:
     def _on_started(self, *, now: float) -> None:
         desk = self.desk
         desk.contact.since = now
+        desk.ledger.identify(self._public_key, now=now)
         desk.ledger.reserve_sessions(now=now)
         for run in desk.ledger.state.runs.values():
             for pending in run.pending:
@@ -260,7 +303,7 @@ class Agent:
             return
         if self._rested:
             self._listen_again(now=now)  # the word to the broker may have been lost with a connection
-        elif desk.following is not None:
+        elif desk.following is not None and desk.may_fetch:
             desk.following.pull.connected()
 
     def _on_disconnected(self, event: Disconnected, *, now: float) -> None:
@@ -279,6 +322,39 @@ class Agent:
         desk.report("other", text, run=run)
         desk.settle(run, counter, now=now)
 
+    # ------------------------------------------------------------------------------ disk
+
+    def _on_disk_refused(self, event: DiskRefused, *, now: float) -> None:
+        desk, books, room_bytes = self.desk, False, 0
+        for effect in event.effects:
+            match effect:
+                case CommitState():
+                    desk.ledger.refused(now=now)
+                    desk.outbox.commit(desk.ledger.is_durable)
+                    books = desk.storage.books_wait = True
+                case PinCoordinator(public_key):
+                    self._unpinned = public_key
+                case TryDisk():
+                    pass
+                case _:
+                    if desk.following is not None:
+                        desk.following.not_written(effect)
+                    room_bytes += _size(effect)
+        desk.disk_refused(event.fault, event.detail, room_bytes=room_bytes, chain=books, now=now)
+
+    def _on_disk_mended(self, *, now: float) -> None:
+        desk = self.desk
+        lasted = desk.storage.mended(now=now)
+        if lasted:
+            desk.note("info", f"the disk takes what is written again, after {lasted}")
+        if self._unpinned is not None:
+            desk.do(PinCoordinator(self._unpinned))
+            self._unpinned = None
+        if desk.following is not None:
+            desk.do(*desk.following.disk_mended(now=now))
+            if desk.may_fetch:
+                desk.following.pull.connected()
+
     def _greet(self) -> None:
         """Publish the birth certificate, again when something in it changes or somebody may have missed it."""
         desk = self.desk
@@ -293,3 +369,14 @@ class Agent:
         run = None if following is None else following.run
         version = None if following is None else following.replica.held
         desk.do(Send(desk.topics.up(desk.device, "hello"), Hello(run=run, version=version)))
+
+
+def _size(effect: SaveModelIndex | StoreBlob | WriteBlobPart | FinishBlob) -> int:
+    """How much room a model file takes that was not written: all of it, where a chunk was refused."""
+    match effect:
+        case StoreBlob(data=data):
+            return len(data)
+        case WriteBlobPart(head=head):
+            return head.link.ref.size
+        case _:
+            return 0

@@ -45,6 +45,12 @@ class _Entry:
     """Sent or offered on this connection, and not known to be lost."""
     restoring: bool = False
     """Refused; its mass goes back into the residual, then it goes."""
+    durable: bool = True
+    """Committed; otherwise nobody may hear of it."""
+
+    @property
+    def to_be_sent(self) -> bool:
+        return self.durable and not self.restoring
 
     @property
     def cost(self) -> int:
@@ -91,11 +97,24 @@ class Outbox:
 
     # ------------------------------------------------------------------------------ what happens to it
 
-    def add(self, pending: PendingUpdate, *, now: float) -> None:
-        """Take a committed update; `poll` sends it."""
+    def add(self, pending: PendingUpdate, *, durable: bool = True, now: float) -> None:
+        """Take an update; `poll` sends it once it is `durable`: committed."""
         self._entries[pending.header.run, pending.header.counter] = _Entry(
-            pending, since=now, next_send_at=now
+            pending, since=now, next_send_at=now, durable=durable
         )
+
+    def commit(self, is_durable: Callable[[str, int], bool]) -> None:
+        """A commit is about to be written, or was refused: what it has may be sent, and nothing else."""
+        for update, entry in self._entries.items():
+            entry.durable = is_durable(*update)
+            if not entry.durable:
+                entry.attempts, entry.under_way, entry.chunk_bytes = 0, False, None
+                entry.next_send_at = entry.since
+
+    @property
+    def num_unwritten(self) -> int:
+        """How many updates wait for a commit."""
+        return sum(not entry.durable for entry in self._entries.values())
 
     def remove(self, run: str, counter: int) -> None:
         """Forget an update: it has its receipt, or its run is over."""
@@ -109,7 +128,7 @@ class Outbox:
     def is_to_be_sent(self, run: str, counter: int) -> bool:
         """Whether an update waits for its receipt, and for nothing else."""
         entry = self._entries.get((run, counter))
-        return entry is not None and not entry.restoring
+        return entry is not None and entry.to_be_sent
 
     def next_restore(self) -> PendingUpdate | None:
         """The oldest update whose mass is to go back."""
@@ -180,9 +199,7 @@ class Outbox:
         """When `poll` has something to send next."""
         if self._max_packet_bytes is None:
             return None
-        return min(
-            (entry.next_send_at for entry in self._entries.values() if not entry.restoring), default=None
-        )
+        return min((entry.next_send_at for entry in self._entries.values() if entry.to_be_sent), default=None)
 
     def poll(self, *, fits: Callable[[int, str], bool], left: int | None = None, now: float) -> list[Effect]:
         """Send what is due; what does not fit beside what is under way waits until that is settled.
@@ -195,7 +212,7 @@ class Outbox:
         if self._max_packet_bytes is None:
             return []
         sent: list[Effect] = []
-        due = [entry for entry in self._entries.values() if entry.next_send_at <= now and not entry.restoring]
+        due = [entry for entry in self._entries.values() if entry.next_send_at <= now and entry.to_be_sent]
         begun = sum(
             entry.cost for entry in self._entries.values() if entry.under_way and entry.next_send_at > now
         )

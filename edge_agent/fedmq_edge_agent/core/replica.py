@@ -14,6 +14,7 @@ from fedmq_edge_agent.core.state import Link, ModelIndex, blob_file
 from fedmq_protocol.chunks import NO_HASH, chain_hash
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import BlobRef
+from fedmq_protocol.topics import BlobKind
 
 
 class Replica:
@@ -88,6 +89,18 @@ class Replica:
             raise RemoteError(
                 f"version {link.version} does not continue the chain of hashes", reason="bad-chain"
             )
+
+    def lose(self, blob: BlobKind, version: int) -> None:
+        """A file that was taken into the chain could not be written: what follows it waits for it again."""
+        lost = (blob, version)
+        self._ahead = {
+            number: link for number, link in self._ahead.items() if (link.blob, link.version) != lost
+        }
+        for place, link in enumerate(self._links):
+            if (link.blob, link.version) == lost:
+                self._ahead |= {later.version: later for later in self._links[place + 1 :]}
+                self._links = self._links[:place]
+                break
 
     def rebased(self, version: int, snapshot: BlobRef) -> list[str]:
         """The trainer wrote `version` as a snapshot: begin the chain there, and return the names of what is useless."""

@@ -1,6 +1,6 @@
 """What survives a restart: the state, which is durable, and the index of model files, which is a cache.
 
-Both are msgpack [1, SHA-256 of body, body], so that a torn or foreign file is recognised before it is believed.
+Both are msgpack [version, SHA-256 of body, body], so that a torn or foreign file is recognised before it is believed.
 
 The state is committed once between training and the first sending of an update. Before that commit nothing happened:
 the lease may be trained for again, and the files left behind are overwritten. After it the update is never lost: it
@@ -21,7 +21,10 @@ from fedmq_protocol.limits import MAX_CHUNKS, MAX_ENVELOPE_BYTES
 from fedmq_protocol.messages import BlobRef, Counter, Hash, UpdateHeader
 from fedmq_protocol.topics import BlobKind
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
+"""Of what is written. Version 1 did not know its identity."""
+_READABLE: Final = frozenset({1, STATE_VERSION})
+INDEX_FILE: Final = "model.idx"
 _FILE_NAME: Final = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 FileName = Annotated[str, Field(pattern=_FILE_NAME)]
 
@@ -74,6 +77,8 @@ class Spent(_Kept):
 class AgentState(_Kept):
     """All that a device must not forget."""
 
+    identity: Hash | None = None
+    """The public key of this device, from its first commit on: it is known by no other one."""
     session: Counter = 0
     """No connection up to now had a higher session number."""
     epoch: Counter = 0
@@ -175,7 +180,7 @@ def _unpack(data: bytes) -> Any:  # noqa: ANN401 - validated by the caller
                 pass
             case _:
                 raise StoreError("it is no file of this agent")
-        if version != STATE_VERSION:
+        if version not in _READABLE:
             raise StoreError(
                 f"it is of version {version}, and this agent reads {STATE_VERSION}: use the same fedmq"
             )

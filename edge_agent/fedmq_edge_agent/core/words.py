@@ -32,6 +32,7 @@ def waiting(desk: Desk, *, key_known: bool, now: float) -> str:
     parts = [
         part
         for part in (
+            desk.storage.words(now=now),
             desk.budget.problem,
             _connection(desk, key_known, now),
             _trainer(desk, now),
@@ -114,5 +115,7 @@ def _outbox(desk: Desk, now: float) -> str:
     due = desk.outbox.next_deadline()
     again = "" if due is None else f", sent again in {span(due - now)}"
     full = "; none is trained before" if len(desk.outbox) >= desk.limits.outbox_limit else ""
-    count = len(desk.outbox)
+    count, unwritten = len(desk.outbox), desk.outbox.num_unwritten
+    if unwritten == count:
+        return f"{count} update{'s' if count > 1 else ''} not sent before the disk has them"
     return f"{count} update{'s' if count > 1 else ''} without a receipt for {span(now - since)}{again}{full}"

@@ -25,6 +25,7 @@ from fedmq_edge_agent.core.events import (
     TrainerStarted,
     TrainingFinished,
 )
+from fedmq_edge_agent.disk_faults import DiskFault, fault_in
 from fedmq_protocol.limits import MAX_TEXT_CHARS, PACKET_OVERHEAD_BYTES
 
 PATIENCE_S = 2.0
@@ -91,7 +92,9 @@ class Workshop:
             self._desk.note("info", f"lease {lease.lease} ran out before training could begin", run=lease.run)
             self._desk.leases.done()
             return
-        if len(self._desk.outbox) >= self._desk.limits.outbox_limit:
+        if not self._desk.storage.takes:
+            why = self._desk.storage.problem
+        elif len(self._desk.outbox) >= self._desk.limits.outbox_limit:
             why = f"{len(self._desk.outbox)} updates wait for their receipts, and no more than that are kept"
         elif not self._desk.budget.fits(self._round_bytes(lease.run), "the next round"):
             why = self._desk.budget.problem
@@ -116,7 +119,7 @@ class Workshop:
         """Hand the trainer what comes first: a residual to restore, a newer version, a training."""
         if not self._desk.trainer.ready:
             return
-        refused = self._desk.outbox.next_restore()
+        refused = self._desk.outbox.next_restore() if self._desk.storage.takes else None
         if refused is not None:
             run, counter = refused.header.run, refused.header.counter
             before = self._desk.ledger.state.runs[run].residual_file
@@ -215,7 +218,10 @@ class Workshop:
             )
 
     def _on_refusal(self, refusal: TrainerRefused, request: Request, *, now: float) -> None:
+        fault = fault_in(refusal.code)
         match request:
+            case Train() | Restore() if fault is not None:
+                self._disk_refused(fault, refusal, request, now=now)
             case Train() if refusal.code == "bad-residual":
                 self._lose_residual(request.run, refusal.detail, now=now)
                 if self._desk.following is not None and self._desk.following.run == request.run:
@@ -237,10 +243,26 @@ class Workshop:
             case OpenTask():
                 raise AssertionError("opening is answered before this")
             case LoadSnapshot() | ApplyDelta():
-                if self._desk.following is not None and self._desk.following.run == request.run:
-                    self._desk.effects += self._desk.following.start_over(
+                following = self._desk.following
+                if following is None or following.run != request.run:
+                    return
+                if following.is_void:  # it was about a file that was never written, or is gone
+                    following.trainer_lost_it()
+                else:
+                    self._desk.effects += following.start_over(
                         f"the trainer refused the model ({refusal.detail})", now=now
                     )
+
+    def _disk_refused(
+        self, fault: DiskFault, refusal: TrainerRefused, request: Train | Restore, *, now: float
+    ) -> None:
+        """Nothing is lost: a lease is given back, and what was to be put back stays in the outbox."""
+        restoring = isinstance(request, Restore)
+        self._desk.disk_refused(
+            fault, refusal.detail, room_bytes=refusal.room_bytes, chain=restoring, now=now
+        )
+        if isinstance(request, Train):
+            self._desk.report("busy", refusal.detail, run=request.run, lease=request.lease)
 
     def _lose_residual(self, run: str, detail: str, *, now: float) -> None:
         self._desk.note("warning", f"the residual is lost: {detail}; going on from zero", run=run)
@@ -259,7 +281,7 @@ class Workshop:
         pending = self._desk.ledger.trained(
             request, finished, schema_hash=schema_hash, took_s=took_s, now=now
         )
-        self._desk.outbox.add(pending, now=now)
+        self._desk.outbox.add(pending, durable=False, now=now)
         text = f"trained on version {request.base_version} in {took_s:.2f} s, {finished.payload.size} bytes to send"
         self._desk.note("info", text, run=run, round=request.lease)
 

@@ -1,23 +1,31 @@
-"""The agent's folder: what is durable is written to another name, flushed, and renamed.
+"""The agent's folder: what is durable is written to another name, flushed, renamed, and the folder flushed.
 
 key               the device's private key
 coordinator.pub   the coordinator's pinned key, in hex; remove it to believe another coordinator
 state             see core/state.py
+spare             room that is given up when the disk is full, so that the state can still be written
 lock              held while an agent uses the folder
 runs/<run>/       model.idx, base-<v>.bin, delta-<v>.bin, update-<n>.bin, residual-<n>.bin; parts.py has the parts
+
+A file that is not durable is a cache: a power cut may take it, or leave anything in its place, so it is held against a
+hash before it is used, and fetched again where that does not fit. `docs/device-state.md` has the whole table.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from fedmq_edge_agent.core.state import (
+    INDEX_FILE,
     AgentState,
+    Link,
     ModelIndex,
     Part,
     PartHead,
@@ -29,13 +37,29 @@ from fedmq_edge_agent.core.state import (
     load_state,
     part_file,
 )
+from fedmq_edge_agent.disk_faults import ROOMY, DiskFault, fault_of, sentence
 from fedmq_edge_agent.shell import parts
 from fedmq_protocol.errors import RemoteError, StoreError
 from fedmq_protocol.messages import BlobRef
 from fedmq_protocol.signing import PUBLIC_KEY_BYTES, SigningKey, load_or_create_key
 from fedmq_protocol.topics import BlobKind
 
-_INDEX: Final = "model.idx"
+SPARE_BYTES: Final = 1 << 16
+"""Many times what the state takes."""
+_TRIAL_BYTES: Final = 1 << 12
+_KEY_HEX: Final = 64
+
+
+class DiskError(StoreError):
+    """The disk did not take what was to be written; what was there before still is.
+
+    Attributes:
+        fault: why.
+    """
+
+    def __init__(self, error: OSError, path: Path) -> None:
+        super().__init__(sentence(error, str(path)))
+        self.fault: DiskFault = fault_of(error)
 
 
 class Disk:
@@ -52,9 +76,11 @@ class Disk:
         self.folder = folder
         self._runs = folder / "runs"
         self._lock: int | None = None
+        self._known: set[str] = set()
+        """The runs whose folders are durable."""
         try:
-            self._runs.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _make_folders(self._runs)
+            descriptor = _open_lock(folder / "lock")
         except OSError as error:
             raise StoreError(f"cannot use the state folder {folder}: {error.strerror}") from error
         try:
@@ -65,6 +91,19 @@ class Disk:
                 f"another agent uses {folder}; give each device a state_dir of its own, or end the other one"
             ) from error
         self._lock = descriptor
+        with contextlib.suppress(OSError):  # it is said when it matters
+            self._tidy()
+
+    def _tidy(self) -> None:
+        for left in self.folder.glob("*.tmp"):  # of a write that a power cut ended
+            left.unlink(missing_ok=True)
+        self._keep_spare()
+
+    def _keep_spare(self) -> None:
+        spare = self.folder / "spare"
+        if not spare.exists() or spare.stat().st_size < SPARE_BYTES:
+            with spare.open("wb") as file:
+                _take_room(file.fileno(), SPARE_BYTES)
 
     def close(self) -> None:
         """Let another agent have the folder."""
@@ -74,13 +113,25 @@ class Disk:
 
     # ------------------------------------------------------------------------------ what a start begins with
 
-    def key(self) -> SigningKey:
-        """The device's key; made at the first start.
+    def key(self, state: AgentState) -> SigningKey:
+        """The device's key; made at the first start, and never silently another one than `state` was made with.
 
         Raises:
-            StoreError: its file cannot be used.
+            StoreError: its file cannot be used, is gone, or holds another key.
         """
-        return load_or_create_key(self.folder / "key")
+        path = self.folder / "key"
+        mend = f"put the right one back; or, to begin as a new device, remove {self.folder} as a whole"
+        known = state.identity is not None or state.session > 0
+        if known and not path.exists():
+            raise StoreError(f"{path} is gone, and by its key this device is known: {mend}")
+        if path.exists() and _is_torn(path):
+            if known:
+                raise StoreError(f"{path} is damaged, and by its key this device is known: {mend}")
+            path.replace(path.with_name("key.damaged"))  # nobody has ever heard of it
+        key = load_or_create_key(path)
+        if state.identity is not None and key.public_key != state.identity:
+            raise StoreError(f"{path} holds another key than the one by which this device is known: {mend}")
+        return key
 
     def pinned_key(self) -> bytes | None:
         """The coordinator's key that was pinned.
@@ -131,18 +182,19 @@ class Disk:
                 continue
             index = ModelIndex()
             with contextlib.suppress(OSError, StoreError):  # a cache: what it does not tell is fetched again
-                index = load_index((run_dir / _INDEX).read_bytes())
+                index = _unbroken(load_index((run_dir / INDEX_FILE).read_bytes()), run_dir)
             for link in index.links:  # of what is in the chain, nothing is being fetched
                 self.remove(run_dir.name, (have_file(link.blob, link.version),))
             found = parts.find(run_dir)
             indexes[run_dir.name], fetched[run_dir.name] = index, tuple(found)
             links = [part.head.link for part in found]
-            kept = {_INDEX, run.residual_file}
+            kept = {INDEX_FILE, run.residual_file}
             kept |= {link.file for link in index.links} | {pending.file for pending in run.pending}
             kept |= {name(link.blob, link.version) for link in links for name in (part_file, have_file)}
             for file in run_dir.iterdir():
                 if file.name not in kept:
-                    file.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # rubbish is no reason to stop
+                        file.unlink(missing_ok=True)
         return indexes, fetched
 
     # ------------------------------------------------------------------------------ writing
@@ -151,44 +203,44 @@ class Disk:
         """Durable when it returns.
 
         Raises:
-            StoreError: the disk does not take it.
+            DiskError: the disk does not take it.
         """
-        self._replace(self.folder / "state", dump_state(state))
+        for run in state.runs:
+            self._make_run(run)
+        self._replace_durably(self.folder / "state", dump_state(state))
 
     def pin(self, public_key: bytes) -> None:
         """Durable when it returns.
 
         Raises:
-            StoreError: the disk does not take it.
+            DiskError: the disk does not take it.
         """
-        self._replace(self.folder / "coordinator.pub", public_key.hex().encode() + b"\n")
+        self._replace_durably(self.folder / "coordinator.pub", public_key.hex().encode() + b"\n")
 
     def save_index(self, run: str, index: ModelIndex) -> None:
         """Write which model files there are.
 
         Raises:
-            StoreError: the disk does not take it.
+            DiskError: the disk does not take it.
         """
-        self._replace(self._path(run, _INDEX), dump_index(index), durable=False)
+        self._replace(self._path(run, INDEX_FILE), dump_index(index))
 
     def store_blob(self, run: str, blob: BlobKind, version: int, data: bytes) -> None:
         """Write a whole model file.
 
         Raises:
-            StoreError: the disk does not take it.
+            DiskError: the disk does not take it.
         """
-        self._replace(self._path(run, blob_file(blob, version)), data, durable=False)
+        self._replace(self._path(run, blob_file(blob, version)), data)
 
     def write_chunk(self, run: str, head: PartHead, index: int, data: bytes) -> None:
         """Write a chunk of a model file that is being fetched.
 
         Raises:
-            StoreError: the disk does not take it.
+            DiskError: the disk does not take it.
         """
-        try:
+        with _writing(self._path(run, part_file(head.link.blob, head.link.version))):
             parts.write_chunk(self.run_dir(run), head, index, data)
-        except OSError as error:
-            raise _refused(self._path(run, part_file(head.link.blob, head.link.version)), error) from error
 
     def finish_blob(
         self, run: str, blob: BlobKind, version: int, ref: BlobRef
@@ -196,24 +248,67 @@ class Disk:
         """Put a fetched file in place if it is what was promised; otherwise say which chunks the disk did not keep.
 
         Raises:
-            OSError: the file cannot be put in place.
+            DiskError: the file cannot be put in place.
         """
-        return parts.finish(self.run_dir(run), blob, version, ref)
+        with _writing(self._path(run, blob_file(blob, version))):
+            return parts.finish(self.run_dir(run), blob, version, ref)
 
-    def _replace(self, path: Path, data: bytes, *, durable: bool = True) -> None:
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            path.parent.mkdir(exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(data)
-                if durable:
+    def try_room(self, room_bytes: int) -> None:
+        """Find out whether the disk takes files of so many bytes together. Nothing is left of them.
+
+        Raises:
+            DiskError: it does not.
+        """
+        trial = self.folder / "trial.tmp"
+        with _writing(trial):
+            try:
+                self._keep_spare()
+                with trial.open("wb") as file:
+                    file.write(bytes(_TRIAL_BYTES))
                     file.flush()
+                    _take_room(file.fileno(), room_bytes)
                     os.fsync(file.fileno())
-            temporary.replace(path)
+            finally:
+                trial.unlink(missing_ok=True)
+
+    def _make_run(self, run: str) -> None:
+        """A run's folder, durable: what a trainer puts there must not go with its name."""
+        path = self.run_dir(run)
+        if run not in self._known or not path.exists():
+            with _writing(path):
+                path.mkdir(exist_ok=True)
+                _flush_folder(self._runs)
+            self._known.add(run)
+
+    def _replace_durably(self, path: Path, data: bytes) -> None:
+        """Write a small file, durable; where the disk is full, in the room that was spared for it."""
+        try:
+            self._replace(path, data, durable=True)
+        except DiskError as error:
+            spare = self.folder / "spare"
+            if error.fault not in ROOMY or not spare.exists():
+                raise
+            with _writing(spare):
+                spare.unlink()
+            self._replace(path, data, durable=True)
+
+    def _replace(self, path: Path, data: bytes, *, durable: bool = False) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        with _writing(path):
+            try:
+                path.parent.mkdir(exist_ok=True)
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
+                temporary.replace(path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
             if durable:
                 _flush_folder(path.parent)
-        except OSError as error:
-            raise _refused(path, error) from error
 
     def remove(self, run: str, names: tuple[str, ...]) -> None:
         """Remove files of a run."""
@@ -223,6 +318,7 @@ class Disk:
 
     def remove_run(self, run: str) -> None:
         """Remove all of a run."""
+        self._known.discard(run)
         shutil.rmtree(self._runs / run, ignore_errors=True)
 
     # ------------------------------------------------------------------------------ reading
@@ -270,5 +366,51 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _refused(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"cannot write {path}: {error.strerror}; the agent needs a disk that it can write to")
+def _make_folders(folder: Path) -> None:
+    """Make a folder and those above it, durable."""
+    lacking = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in lacking:
+        _flush_folder(made.parent)
+
+
+def _open_lock(path: Path) -> int:
+    """A descriptor of the lock's file, made if it is not there; on a read-only disk an old one does."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if fault_of(error) != "read-only":
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _take_room(descriptor: int, room_bytes: int) -> None:
+    if room_bytes > 0 and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, room_bytes)
+
+
+def _is_torn(path: Path) -> bool:
+    try:
+        return len(bytes.fromhex(path.read_text(encoding="ascii").strip())) != _KEY_HEX // 2
+    except ValueError:
+        return True
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _unbroken(index: ModelIndex, folder: Path) -> ModelIndex:
+    """As much of a chain as has its files; what they hold is looked at before they are used."""
+
+    def is_there(link: Link) -> bool:
+        path = folder / link.file
+        return path.exists() and path.stat().st_size == link.ref.size
+
+    return ModelIndex(links=tuple(itertools.takewhile(is_there, index.links)))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(error, path) from error

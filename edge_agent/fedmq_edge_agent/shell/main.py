@@ -23,7 +23,7 @@ async def run_agent(
 
     Raises:
         ConfigError: a setting cannot work.
-        StoreError: the state folder cannot be used or written, or another agent uses it.
+        StoreError: the state folder cannot be used, or another agent uses it.
     """
     service = AgentService(settings, start_child=start_child)
     await service.run(asyncio.Event() if stop is None else stop)
@@ -59,7 +59,7 @@ def run_agent_forever(settings: AgentSettings, *, log_level: str = "info") -> No
 
     Raises:
         ConfigError: a setting cannot work.
-        StoreError: the state folder cannot be used or written, or another agent uses it.
+        StoreError: the state folder cannot be used, or another agent uses it.
     """
     configure_log(log_level)
 

@@ -34,14 +34,19 @@ from fedmq_edge_agent.core.effects import (
     StopTrainer,
     StoreBlob,
     Subscribe,
+    TryDisk,
     Unsubscribe,
     WriteBlobPart,
+    Written,
+    relies_on_commit,
 )
 from fedmq_edge_agent.core.events import (
     AgentStarted,
     BlobFinished,
     Connected,
     Disconnected,
+    DiskMended,
+    DiskRefused,
     Event,
     PacketArrived,
     PayloadLost,
@@ -51,7 +56,7 @@ from fedmq_edge_agent.core.events import (
     TrainerStarted,
 )
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
-from fedmq_edge_agent.shell.disk import Disk
+from fedmq_edge_agent.shell.disk import Disk, DiskError
 from fedmq_edge_agent.shell.post import Post
 from fedmq_edge_agent.shell.settings import AgentSettings
 from fedmq_edge_agent.shell.trainer import Child, StartChild, TrainerCalls, starter
@@ -85,9 +90,9 @@ class AgentService:
         self._topics = Topics(settings.federation)
         self._disk = Disk(settings.state_dir)
         try:
-            key = self._disk.key()
             configured = settings.read_coordinator_key()
             state = self._disk.load_state()
+            key = self._disk.key(state)
             indexes, parts = self._disk.load_models(state)
             self.agent = Agent(
                 AgentLimits(
@@ -139,8 +144,7 @@ class AgentService:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set.
 
-        Raises:
-            StoreError: the disk does not take what must be kept.
+        A disk that does not take what is to be kept ends nothing: it is said, and tried again.
         """
         self._failed = asyncio.get_running_loop().create_future()
         stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
@@ -227,9 +231,27 @@ class AgentService:
     async def _handle(self, event: Event) -> None:
         async with self._turn:
             self._count()
-            for effect in self.agent.handle(event, now=time.monotonic()):
-                await self._perform(effect)
+            following: Event | None = event
+            while following is not None:
+                following = await self._do(self.agent.handle(following, now=time.monotonic()))
             self._arm()
+
+    async def _do(self, effects: list[Effect]) -> Event | None:
+        """Do all that can be done; return what the disk had to say, if the core is to hear of it."""
+        refused: list[Written] = []
+        reason: DiskError | None = None
+        for effect in effects:
+            if relies_on_commit(effect) and any(isinstance(other, CommitState) for other in refused):
+                continue
+            try:
+                await self._perform(effect)
+            except DiskError as error:
+                assert isinstance(effect, Written)
+                refused.append(effect)
+                reason = error
+        if reason is not None:
+            return DiskRefused(tuple(refused), reason.fault, str(reason))
+        return DiskMended() if any(isinstance(effect, TryDisk) for effect in effects) else None
 
     def _count(self) -> None:
         sent, received = self._post.traffic
@@ -265,18 +287,6 @@ class AgentService:
         match effect:
             case Subscribe() | Unsubscribe() | Send() | SendUpdate() | SendUploadChunk():
                 self._post.put(effect)
-            case CommitState(state):
-                await asyncio.to_thread(self._disk.save_state, state)
-            case PinCoordinator(public_key):
-                await asyncio.to_thread(self._disk.pin, public_key)
-            case SaveModelIndex(run, index):
-                self._disk.save_index(run, index)
-            case StoreBlob(run, blob, version, data):
-                self._disk.store_blob(run, blob, version, data)
-            case WriteBlobPart(run, head, chunk, data):
-                self._disk.write_chunk(run, head, chunk, data)
-            case FinishBlob():
-                self._spawn(self._finish(effect), "blob")
             case RemoveFiles(run, names):
                 self._disk.remove(run, names)
             case RemoveRun(run):
@@ -290,6 +300,25 @@ class AgentService:
             case Note(level, text, fields):
                 self._say(_LEVELS[level], text, **fields)
             case _:
+                await self._write(effect)
+
+    async def _write(self, effect: Written) -> None:
+        match effect:
+            case CommitState(state):
+                await asyncio.to_thread(self._disk.save_state, state)
+            case PinCoordinator(public_key):
+                await asyncio.to_thread(self._disk.pin, public_key)
+            case SaveModelIndex(run, index):
+                self._disk.save_index(run, index)
+            case StoreBlob(run, blob, version, data):
+                self._disk.store_blob(run, blob, version, data)
+            case WriteBlobPart(run, head, chunk, data):
+                self._disk.write_chunk(run, head, chunk, data)
+            case FinishBlob():
+                self._spawn(self._finish(effect), "blob")
+            case TryDisk(room_bytes):
+                await asyncio.to_thread(self._disk.try_room, room_bytes)
+            case _:
                 assert_never(effect)
 
     async def _finish(self, effect: FinishBlob) -> None:
@@ -297,8 +326,9 @@ class AgentService:
             ok, damaged = await asyncio.to_thread(
                 self._disk.finish_blob, effect.run, effect.blob, effect.version, effect.ref
             )
-        except OSError as error:
-            raise StoreError(f"cannot put a model file in place: {error}") from error
+        except DiskError as error:
+            await self._handle(DiskRefused((effect,), error.fault, str(error)))
+            return
         await self._handle(BlobFinished(effect.run, effect.blob, effect.version, ok, damaged))
 
     async def _murmur(self) -> None:

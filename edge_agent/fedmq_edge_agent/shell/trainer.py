@@ -83,7 +83,7 @@ class TrainerCalls:
         except TrainerError as error:
             if error.code in GONE:
                 raise
-            return TrainerRefused(error.code, error.detail)
+            return TrainerRefused(error.code, error.detail, error.room_bytes)
         except RemoteError as error:
             return TrainerRefused("bad-model", str(error))
         except (ValidationError, KeyError, TypeError, ValueError) as error:

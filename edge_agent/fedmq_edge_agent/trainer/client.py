@@ -179,7 +179,8 @@ class TrainerClient:
         finally:
             self._waiting.pop(identity, None)
         if reply.get("ok") is not True:
-            raise TrainerError(str(reply.get("code")), str(reply.get("detail")))
+            room_bytes = int(reply.get("room_bytes", 0))
+            raise TrainerError(str(reply.get("code")), str(reply.get("detail")), room_bytes)
         return {name: value for name, value in reply.items() if name not in {"id", "ok"}}
 
     async def _read_replies(self) -> None:

@@ -6,6 +6,7 @@ and writes files that the supervisor names; whatever it writes is on disk, whole
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import mmap
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fedmq_edge_agent.disk_faults import code_of, sentence
 from fedmq_edge_agent.trainer import weights
 from fedmq_edge_agent.trainer.beginning import first_snapshot, new_model
 from fedmq_edge_agent.trainer.blame import describe
@@ -53,6 +55,8 @@ DataName = Literal["test", "train", "central"]
 StartName = Literal["auto", "seed", "snapshot"]
 Settings = TypeVar("Settings", bound=BaseModel)
 
+_UPDATE_ROOM_BYTES: Final = 1 << 16
+
 
 @dataclass(frozen=True)
 class Replica:
@@ -82,7 +86,8 @@ class Host:
         try:
             return {"id": identity, "ok": True, **self._dispatch(request)}
         except TrainerError as error:
-            return {"id": identity, "ok": False, "code": error.code, "detail": error.detail}
+            refusal = {"id": identity, "ok": False, "code": error.code, "detail": error.detail}
+            return {**refusal, "room_bytes": error.room_bytes} if error.room_bytes else refusal
         except Exception as error:  # noqa: BLE001 - the supervisor must hear of it, whatever it is
             failure = TrainerError("bad-request", f"{request.get('op')}: {describe(error)}")
             return {"id": identity, "ok": False, "code": failure.code, "detail": failure.detail}
@@ -163,7 +168,8 @@ class Host:
             with _mapped(file) as data:
                 apply_delta(values.vector, data, opened.schema)
             if rebase and snapshot_file is not None:
-                made = _write_snapshot(values, opened, before.codec, Path(snapshot_file))
+                with contextlib.suppress(OSError):  # a saving: without it the chain goes on where it began
+                    made = _write_snapshot(values, opened, before.codec, Path(snapshot_file))
             if rebase:
                 requantise_inplace(values.vector, opened.schema, before.codec)
         except CodecError as error:
@@ -234,9 +240,7 @@ class Host:
                 ref = _ref(payload)
             flush_folder(folder)
         except OSError as error:
-            raise TrainerError(
-                "bad-file", f"cannot write the update into {folder}: {error.strerror}"
-            ) from None
+            raise _disk_refused(error, "the update and its residual", opened) from None
         finally:
             opened.let_go()
         return {
@@ -274,7 +278,7 @@ class Host:
         except CodecError as error:
             raise TrainerError("bad-file", f"{payload_file} does not decode: {error}") from None
         except OSError as error:
-            raise TrainerError("bad-file", f"cannot write {out}: {error.strerror}") from None
+            raise _disk_refused(error, "the residual", opened) from None
         return {}
 
     # ------------------------------------------------------------------------- the coordinator's model host
@@ -395,6 +399,12 @@ OPERATIONS: Final[dict[str, Callable[..., Result]]] = {
     "snapshot": Host.snapshot,
     "usage": Host.usage,
 }
+
+
+def _disk_refused(error: OSError, what: str, opened: Opened) -> TrainerError:
+    """Nothing was written: the files are as they were before."""
+    room_bytes = 4 * opened.schema.size + _UPDATE_ROOM_BYTES
+    return TrainerError(code_of(error), sentence(error, what), room_bytes)
 
 
 def _write_snapshot(values: Paged, opened: Opened, codec: str, path: Path) -> BlobRef:

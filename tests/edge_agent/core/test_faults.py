@@ -40,8 +40,11 @@ from fedmq_edge_agent.core.effects import (
     StoreBlob,
     Subscribe,
     Train,
+    TryDisk,
     Unsubscribe,
     WriteBlobPart,
+    Written,
+    relies_on_commit,
 )
 from fedmq_edge_agent.core.events import (
     AgentStarted,
@@ -49,6 +52,8 @@ from fedmq_edge_agent.core.events import (
     BlobFinished,
     Connected,
     Disconnected,
+    DiskMended,
+    DiskRefused,
     Event,
     ModelLoaded,
     PacketArrived,
@@ -137,9 +142,12 @@ class Device:
         self.finishing: list[FinishBlob] = []
 
     def tell(self, event: Event, *, power_fails_after: int | None = None) -> None:
-        effects = self.agent.handle(event, now=self.world.now)
-        for effect in effects[:power_fails_after]:
-            self.perform(effect)
+        following: Event | None = event
+        while following is not None:
+            effects = self.agent.handle(following, now=self.world.now)
+            following = self.do(effects[:power_fails_after])
+            if power_fails_after is not None:
+                break
         if power_fails_after is not None:
             self.alive = False
             return
@@ -147,7 +155,21 @@ class Device:
         assert deadline is None or deadline > self.world.now, "it would spin"
         assert self.agent.waiting(now=self.world.now)
 
-    def perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - a case an effect
+    def do(self, effects: list[Effect]) -> Event | None:
+        """What can be done; and what the disk had to say of it."""
+        refused: list[Written] = []
+        for effect in effects:
+            if relies_on_commit(effect) and any(isinstance(other, CommitState) for other in refused):
+                continue
+            if isinstance(effect, Written) and self.world.refuses(effect):
+                refused.append(effect)
+            else:
+                self.perform(effect)
+        if refused:
+            return DiskRefused(tuple(refused), "full", "the disk is full")
+        return DiskMended() if any(isinstance(effect, TryDisk) for effect in effects) else None
+
+    def perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912, PLR0915 - a case an effect
         disk, world = self.world.disk, self.world
         match effect:
             case CommitState(state):
@@ -177,6 +199,8 @@ class Device:
                 world.serve_retained(topics)
             case Unsubscribe(topics):
                 self.subscribed -= set(topics)
+            case TryDisk():
+                pass
             case Send(topic, body):
                 world.up.append(("send", topic, body))
             case SendUpdate(header, file):
@@ -217,6 +241,8 @@ class Device:
                 snapshot = self.world.coordinators[run].blob("snapshot", version)
                 disk.files[run, request.snapshot_file] = snapshot
                 return ModelLoaded(run, version, blob_ref(snapshot))
+            case Train() | Restore() if self.world.full:
+                return TrainerRefused("disk-full", "the disk is full", 1_000)
             case Train():
                 return self.train(request)
             case Restore(run, counter, payload_file, residual_file, out_file):
@@ -279,6 +305,10 @@ class World(RuleBasedStateMachine):
         self.next_lease = 0
         self.refusals: list[str] = []
         self.online = True
+        self.full = False
+        """No room for what is large."""
+        self.choked = False
+        """Nor for the state."""
 
     @initialize()
     def begin(self) -> None:
@@ -311,6 +341,17 @@ class World(RuleBasedStateMachine):
         if self.device.connected:
             retained = self.coordinator.retained()
             self.down += [(topic, retained[topic]) for topic in topics if topic in retained]
+
+    def refuses(self, effect: Written) -> bool:
+        return self.choked if isinstance(effect, CommitState | PinCoordinator) else self.full
+
+    @rule(choked=st.booleans())
+    def the_disk_fills(self, choked: bool) -> None:  # noqa: FBT001 - hypothesis names it
+        self.full, self.choked = True, choked
+
+    @rule()
+    def there_is_room_again(self) -> None:
+        self.full = self.choked = False
 
     # ------------------------------------------------------------------------------ power and wire
 
@@ -619,10 +660,12 @@ class World(RuleBasedStateMachine):
     @property
     def settled(self) -> bool:
         newest = (self.coordinator.run, self.coordinator.versions[-1].number)
-        waits = self.device.agent.desk.outbox or self.down or self.up or self.device.request
+        desk = self.device.agent.desk
+        waits = desk.outbox or not desk.storage.takes or self.down or self.up or self.device.request
         return not waits and self.device.replica == newest
 
     def heal(self) -> None:
+        self.there_is_room_again()
         self.connect()
         if not self.one_step("keep"):
             self.time_passes(6.0)
@@ -658,6 +701,8 @@ def test_a_long_and_eventful_life(seed: int) -> None:
         lambda: world.coordinator_hears(outcome()) if world.up else None: 5,
         lambda: world.coordinator_publishes(rng.random() < 0.2, coin(), coin(), coin()): 3,
         world.coordinator_leases: 2,
+        lambda: world.the_disk_fills(coin()): 1,
+        world.there_is_room_again: 2,
         world.coordinator_restarts: 1,
         lambda: world.trainer_crashes() if world.device.trainer is not None else None: 1,
         lambda: world.training_fails() if isinstance(world.device.request, Train) else None: 1,

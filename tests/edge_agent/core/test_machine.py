@@ -215,7 +215,10 @@ def joined(device: Device) -> Device:
 
 
 def test_a_start_reserves_session_numbers_and_starts_the_trainer(device: Device) -> None:
-    assert device.tell(AgentStarted()) == [CommitState(AgentState(session=100)), StartTrainer(1)]
+    assert device.tell(AgentStarted()) == [
+        CommitState(AgentState(identity=KEY.public_key, session=100)),
+        StartTrainer(1),
+    ]
     assert device.tell(TrainerStarted(1)) == [Ask(1, OpenTask())]
 
 

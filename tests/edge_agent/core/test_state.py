@@ -39,7 +39,9 @@ STATE = AgentState(session=1_000, epoch=3, active="r1").with_run(
     lease=5,
     residual_file="residual-3.bin",
     usual_s=0.5,
-    pending=(PendingUpdate(header=HEADER, file="update-3.bin"),),
+    pending=(
+        PendingUpdate(header=HEADER.model_copy(update={"traffic": None}), file="update-3.bin"),
+    ),  # told when it is sent
 )
 
 
@@ -55,10 +57,7 @@ def link(version: int, *, snapshot: bool = False) -> Link:
 
 
 def test_a_state_reads_back() -> None:
-    without_traffic = HEADER.model_copy(update={"traffic": None})
-    [pending] = STATE.runs["r1"].pending
-    state = STATE.with_run("r1", pending=(pending.model_copy(update={"header": without_traffic}),))
-    assert load_state(dump_state(state)) == state
+    assert load_state(dump_state(STATE)) == STATE
     assert load_state(dump_state(AgentState())) == AgentState()
 
 
@@ -85,8 +84,13 @@ def test_foreign_bytes_are_no_state(data: bytes) -> None:
 
 def test_another_version_is_named() -> None:
     data = dump_state(STATE)
-    with pytest.raises(StoreError, match="of version 2, and this agent reads 1"):
-        load_state(data[:1] + b"\x02" + data[2:])
+    with pytest.raises(StoreError, match="of version 3, and this agent reads 2"):
+        load_state(data[:1] + b"\x03" + data[2:])
+
+
+def test_a_state_of_the_first_version_is_read() -> None:
+    first = dump_state(STATE)
+    assert load_state(first[:1] + b"\x01" + first[2:]) == STATE
 
 
 def test_an_index_is_one_chain_or_nothing() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from fedmq_edge_agent.core.state import AgentState, Link, ModelIndex
-from fedmq_edge_agent.shell.disk import Disk
+from fedmq_edge_agent.shell.disk import Disk, DiskError
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.errors import RemoteError, StoreError
 from tests.edge_agent.core.test_state import STATE
@@ -29,16 +30,30 @@ def test_a_state_and_a_pinned_key_read_back(disk: Disk) -> None:
     assert disk.pinned_key() == b"k" * 32
 
 
-def test_a_write_that_fails_leaves_the_old_state(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "fault", "says"),
+    [
+        (errno.ENOSPC, "full", "the disk is full; make room"),
+        (errno.EDQUOT, "quota", "the disk quota of this user is used up"),
+        (errno.EROFS, "read-only", "mounted read-only"),
+        (errno.EIO, "failing", r"look at its health .*cannot write .*/state \(Input/output error\)"),
+        (errno.EACCES, "failing", r"permissions: cannot write .*/state \(Permission denied\)"),
+    ],
+)
+def test_a_write_that_fails_leaves_the_old_state_and_says_why(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, number: int, fault: str, says: str
+) -> None:
     disk.save_state(AgentState(session=5))
 
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match="No space left on device; the agent needs a disk"):
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(DiskError, match=says) as caught:
         disk.save_state(AgentState(session=6))
+    assert caught.value.fault == fault
     assert disk.load_state() == AgentState(session=5)
+    assert not list(disk.folder.glob("*.tmp"))
 
 
 def test_a_file_that_rotted_is_noticed_before_it_is_used(disk: Disk) -> None:
@@ -90,8 +105,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_keys_are_private_and_stay(disk: Disk) -> None:
-    public_key = disk.key().public_key
-    assert disk.key().public_key == public_key
+    public_key = disk.key(AgentState()).public_key
+    assert disk.key(AgentState(session=7)).public_key == public_key
     assert (disk.folder / "key").stat().st_mode & 0o077 == 0
     (disk.folder / "coordinator.pub").write_text("nonsense")
     with pytest.raises(StoreError, match="remove it to believe the next coordinator"):

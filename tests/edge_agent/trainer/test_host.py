@@ -460,7 +460,7 @@ def test_unknown_codecs_settings_and_versions_are_refused_before_training(
     assert "TrainSettings.lr" in ask.fails("train", **wrong)[1]
     blocked = tmp_path / "file"
     blocked.touch()
-    assert ask.fails("train", **train_arguments(blocked / "run"))[0] == "bad-file"
+    assert ask.fails("train", **train_arguments(blocked / "run"))[0] == "disk-failing"
 
 
 @pytest.mark.parametrize("update_bytes", [120, 200, 300])
