@@ -43,9 +43,9 @@ def sentence(error: OSError, what: str) -> str:
     return f"{_MENDS[fault]}: cannot write {what}{why}"
 
 
-def code_of(error: OSError) -> str:
+def code_of(fault: DiskFault) -> str:
     """The code by which a trainer refuses what its disk did not take."""
-    return _PREFIX + fault_of(error)
+    return _PREFIX + fault
 
 
 def fault_in(code: str) -> DiskFault | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, assert_never
@@ -32,27 +33,34 @@ from fedmq_edge_agent.core.effects import (
     StopTrainer,
     StoreBlob,
     Subscribe,
+    TryDisk,
     Unsubscribe,
     WriteBlobPart,
+    Written,
+    relies_on_commit,
 )
 from fedmq_edge_agent.core.events import (
     AgentStarted,
     BlobFinished,
     Connected,
     Disconnected,
+    DiskMended,
+    DiskRefused,
     Event,
     PacketArrived,
     PayloadLost,
     TimePassed,
     TrainerAnswered,
     TrainerDied,
+    TrainerRefused,
     TrainerStarted,
 )
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
 from fedmq_edge_agent.core.state import blob_file
 from fedmq_edge_agent.core.supervision import TimeLimits
+from fedmq_edge_agent.disk_faults import code_of
+from fedmq_edge_agent.shell.disk import DiskError
 from fedmq_protocol.envelope import Reader, Sealer
-from fedmq_protocol.errors import StoreError
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Body
 from fedmq_protocol.topics import Topics
@@ -62,8 +70,6 @@ if TYPE_CHECKING:
 
 DISK_S: Final = 0.005
 """How long it takes to put a fetched model file in place."""
-STARTS_AGAIN_S: Final = 5.0
-"""After which whoever watches over it starts an agent again that has ended by itself."""
 
 
 @dataclass(frozen=True)
@@ -229,8 +235,9 @@ class VirtualDevice:
         """End it in good order."""
         if not self.alive:
             return
-        for effect in self.agent.last_effects():
-            self._perform(effect)
+        with contextlib.suppress(DiskError):  # nothing would be lost, only learnt again
+            for effect in self.agent.last_effects():
+                self._perform(effect)
         if self.agent.session is not None:
             goodbye = self.agent.presence(online=False, session=self.agent.session)
             goodbye = goodbye.model_copy(update={"traffic": self.traffic})
@@ -263,20 +270,35 @@ class VirtualDevice:
             clock_s=self.clock(),
             now=now,
         )
-        try:
-            for effect in agent.handle(event, now=now):
-                if self._dies_in is not None:
-                    if self._dies_in == 0:
-                        self.cut_power(down_s=self._down_s, torn=self._torn)
-                        return
-                    self._dies_in -= 1
-                self._perform(effect)
-                self.watch.device_did(self, effect)
-        except StoreError as error:
-            self.cut_power(down_s=STARTS_AGAIN_S, why=f"it ended: {error}")
-            return
+        following: Event | None = event
+        while following is not None and self.alive and self.starts == life:
+            following = self._do(agent.handle(following, now=now))
         if self.alive and self.starts == life:
             self._arm(now)
+
+    def _do(self, effects: list[Effect]) -> Event | None:
+        """Do all that can be done; return what the disk had to say, if the core is to hear of it."""
+        refused: list[Written] = []
+        reason: DiskError | None = None
+        for effect in effects:
+            if self._dies_in is not None:
+                if self._dies_in == 0:
+                    self.cut_power(down_s=self._down_s, torn=self._torn)
+                    return None
+                self._dies_in -= 1
+            if relies_on_commit(effect) and any(isinstance(other, CommitState) for other in refused):
+                continue
+            try:
+                self._perform(effect)
+            except DiskError as error:
+                assert isinstance(effect, Written)
+                refused.append(effect)
+                reason = error
+            else:
+                self.watch.device_did(self, effect)
+        if reason is not None:
+            return DiskRefused(tuple(refused), reason.fault, str(reason))
+        return DiskMended() if any(isinstance(effect, TryDisk) for effect in effects) else None
 
     def _arm(self, now: float) -> None:
         self._deadline = deadline = self.agent.next_deadline()
@@ -328,18 +350,6 @@ class VirtualDevice:
         match effect:
             case Subscribe() | Unsubscribe() | Send() | SendUpdate() | SendUploadChunk():
                 self._post.put(effect)
-            case CommitState(state):
-                self.disk.save_state(state)
-            case PinCoordinator(public_key):
-                self.disk.pin(public_key)
-            case SaveModelIndex(run, index):
-                self.disk.save_index(run, index)
-            case StoreBlob(run, blob, version, data):
-                self.disk.write(run, blob_file(blob, version), data, durable=False)
-            case WriteBlobPart(run, head, index, data):
-                self.disk.write_chunk(run, head, index, data)
-            case FinishBlob():
-                self._finish_later(effect)
             case RemoveFiles(run, names):
                 self.disk.remove(run, names)
             case RemoveRun(run):
@@ -353,6 +363,25 @@ class VirtualDevice:
                 self._ask(effect)
             case Note():
                 pass
+            case _:
+                self._write(effect)
+
+    def _write(self, effect: Written) -> None:
+        match effect:
+            case CommitState(state):
+                self.disk.save_state(state)
+            case PinCoordinator(public_key):
+                self.disk.pin(public_key)
+            case SaveModelIndex(run, index):
+                self.disk.save_index(run, index)
+            case StoreBlob(run, blob, version, data):
+                self.disk.write(run, blob_file(blob, version), data, durable=False)
+            case WriteBlobPart(run, head, index, data):
+                self.disk.write_chunk(run, head, index, data)
+            case FinishBlob():
+                self._finish_later(effect)
+            case TryDisk():
+                self.disk.try_room()
             case _:
                 assert_never(effect)
 
@@ -387,9 +416,8 @@ class VirtualDevice:
             trainer.request = None
             try:
                 answered = trainer.answer(request)
-            except StoreError as error:
-                self.cut_power(down_s=STARTS_AGAIN_S, why=f"it ended: {error}")
-                return
+            except DiskError as error:
+                answered = TrainerRefused(code_of(error.fault), str(error))
             self.tell(TrainerAnswered(trainer.generation, answered))
 
         self.world.after(trainer.takes_s(request, self.options.times), answer)

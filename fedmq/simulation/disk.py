@@ -6,8 +6,10 @@ half; model files, their list and their parts are not flushed, so that a power c
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from fedmq_edge_agent.core.state import (
@@ -22,8 +24,8 @@ from fedmq_edge_agent.core.state import (
     load_state,
     part_file,
 )
+from fedmq_edge_agent.shell.disk import DiskError
 from fedmq_protocol.chunks import blob_ref
-from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import BlobRef
 from fedmq_protocol.topics import BlobKind
 
@@ -55,15 +57,13 @@ class VirtualDisk:
 
     def _room(self) -> None:
         if self.full:
-            raise StoreError(
-                "cannot write: No space left on device; the agent needs a disk that it can write to"
-            )
+            raise DiskError(OSError(errno.ENOSPC, "No space left on device"), Path("state_dir"))
 
     def save_state(self, state: AgentState) -> None:
         """Durable when it returns.
 
         Raises:
-            StoreError: the disk is full; so with all that writes.
+            DiskError: the disk is full; so with all that writes.
         """
         self._room()
         self.state = state
@@ -110,6 +110,14 @@ class VirtualDisk:
         self.files[run, blob_file(blob, version)] = data
         self._unflushed[run, blob_file(blob, version)] = None
         return True, ()
+
+    def try_room(self) -> None:
+        """Find out whether it takes anything.
+
+        Raises:
+            DiskError: it does not.
+        """
+        self._room()
 
     def remove(self, run: str, names: tuple[str, ...]) -> None:
         for name in names:

@@ -25,6 +25,7 @@ from fedmq_edge_agent.core.events import (
     TrainerRefused,
     TrainingFinished,
 )
+from fedmq_edge_agent.shell.disk import DiskError
 from fedmq_edge_agent.trainer.feedback import cap_factor, update_spec
 from fedmq_edge_agent.trainer.seeds import derived_seed
 from fedmq_protocol.chunks import blob_ref
@@ -86,7 +87,7 @@ class VirtualTrainer:
         """Do what is asked.
 
         Raises:
-            StoreError: the disk does not take it.
+            DiskError: the disk does not take it.
         """
         match request:
             case OpenTask():
@@ -139,7 +140,10 @@ class VirtualTrainer:
         loaded = self._keep(run, version, replica, request.replica_hash)
         if request.snapshot_file is None or replica.snapshot is None or isinstance(loaded, TrainerRefused):
             return loaded
-        self._device.disk.write(run, request.snapshot_file, replica.snapshot, durable=False)
+        try:
+            self._device.disk.write(run, request.snapshot_file, replica.snapshot, durable=False)
+        except DiskError:
+            return loaded  # a saving: without it the chain goes on where it began
         return ModelLoaded(run, version, blob_ref(replica.snapshot))
 
     def _keep(

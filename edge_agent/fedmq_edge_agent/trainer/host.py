@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fedmq_edge_agent.disk_faults import code_of, sentence
+from fedmq_edge_agent.disk_faults import code_of, fault_of, sentence
 from fedmq_edge_agent.trainer import weights
 from fedmq_edge_agent.trainer.beginning import first_snapshot, new_model
 from fedmq_edge_agent.trainer.blame import describe
@@ -404,7 +404,7 @@ OPERATIONS: Final[dict[str, Callable[..., Result]]] = {
 def _disk_refused(error: OSError, what: str, opened: Opened) -> TrainerError:
     """Nothing was written: the files are as they were before."""
     room_bytes = 4 * opened.schema.size + _UPDATE_ROOM_BYTES
-    return TrainerError(code_of(error), sentence(error, what), room_bytes)
+    return TrainerError(code_of(fault_of(error)), sentence(error, what), room_bytes)
 
 
 def _write_snapshot(values: Paged, opened: Opened, codec: str, path: Path) -> BlobRef:
