@@ -6,11 +6,13 @@ becomes dense; as long as it is sparse, at most half of them.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_coordinator.core.plain import Arrays
 from fedmq_coordinator.core.strategies import Buffer
 from fedmq_protocol.codecs import DecodedUpdate, Sparse
 from fedmq_protocol.schema import TensorSchema
@@ -47,6 +49,12 @@ class Accumulator:
     def is_sparse(self) -> bool:
         """Whether no array of the model's size is held."""
         return self._sum is None
+
+    @property
+    def nbytes(self) -> int:
+        """What its arrays take."""
+        held = sum(indices.nbytes + values.nbytes for indices, values in self._sparse)
+        return held + self._buffers.nbytes + (0 if self._sum is None else self._sum.nbytes)
 
     def count(self, *, weight: float) -> None:
         """Count an update whose bytes retention has dropped: a later snapshot holds what it did."""
@@ -95,6 +103,39 @@ class Accumulator:
         self._buffers.fill(0)
         self.num_updates = 0
         self.total_weight = 0.0
+
+    def plain(self, arrays: Arrays) -> dict[str, object]:
+        """As values for msgpack, the arrays beside them."""
+        indices = [indices for indices, _ in self._sparse]
+        values = [values for _, values in self._sparse]
+        return {
+            "num_updates": self.num_updates,
+            "total_weight": self.total_weight,
+            "sum": None if self._sum is None else arrays.put(self._sum),
+            "buffers": arrays.put(self._buffers),
+            "terms": [len(each) for each in indices],
+            "indices": arrays.put(np.concatenate(indices)) if indices else None,
+            "values": arrays.put(np.concatenate(values)) if values else None,
+        }
+
+    @classmethod
+    def from_plain(cls, schema: TensorSchema, plain: Mapping[str, Any], arrays: Arrays) -> Accumulator:
+        """What `plain` wrote.
+
+        Raises:
+            ValueError: an array is not there, or of another length than the model has.
+        """
+        made = cls(schema)
+        made.num_updates, made.total_weight = plain["num_updates"], plain["total_weight"]
+        made._buffers = arrays.floats(plain["buffers"], schema.num_buffers)
+        if plain["sum"] is not None:
+            made._sum = arrays.floats(plain["sum"], schema.num_parameters)
+        if plain["terms"]:
+            ends = np.cumsum(plain["terms"])
+            indices = arrays.indices(plain["indices"], int(ends[-1]), below=schema.num_parameters)
+            values = arrays.floats(plain["values"], int(ends[-1]))
+            made._sparse = list(zip(np.split(indices, ends[:-1]), np.split(values, ends[:-1]), strict=True))
+        return made
 
     def _summed(self) -> Vector:
         total = np.zeros(self._schema.num_parameters, dtype=np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal, cast
 
 WINDOW: Final = 64
 """Far more than a device's outbox holds."""
@@ -20,6 +20,8 @@ class Outcome:
     detail: str = ""
 
 
+ACCEPTED: Final = Outcome("accepted", "keep")
+"""Nearly every outcome, held once."""
 FORGOTTEN: Final = Outcome("accepted", "keep", "duplicate", "this update was settled long ago")
 
 
@@ -43,3 +45,30 @@ class SettledUpdates:
         self._high = max(self._high, counter)
         while len(self._outcomes) > WINDOW:
             self._outcomes.popitem(last=False)
+
+    def plain(self) -> list[object]:
+        """As values for msgpack: the mark, and runs of consecutive counters that were accepted, or one refusal each."""
+        runs: list[list[object]] = []
+        expected = None
+        for counter, outcome in self._outcomes.items():
+            if outcome is not ACCEPTED and outcome != ACCEPTED:
+                refused = [outcome.outcome, outcome.residual, outcome.reason, outcome.detail]
+                runs.append([counter, 1, refused])
+                expected = None
+            elif counter == expected:
+                expected = counter + 1
+                runs[-1][1] = cast("int", runs[-1][1]) + 1
+            else:
+                runs.append([counter, 1])
+                expected = counter + 1
+        return [self._high, runs]
+
+    @classmethod
+    def from_plain(cls, plain: list[Any]) -> SettledUpdates:
+        """What `plain` wrote, in the same order."""
+        made = cls()
+        made._high, runs = plain
+        for first, count, *refused in runs:
+            outcome = Outcome(*refused[0]) if refused else ACCEPTED
+            made._outcomes.update(dict.fromkeys(range(first, first + count), outcome))
+        return made

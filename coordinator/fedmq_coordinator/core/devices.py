@@ -43,6 +43,32 @@ class Device:
     _told: tuple[int, tuple[int, int]] = (-1, (0, 0))
     """Session, and the highest counters that were heard of it."""
 
+    @classmethod
+    def remembered(
+        cls,
+        name: str,
+        public_key: bytes,
+        *,
+        session: int,
+        moved: tuple[int, int],
+        counters: tuple[int, int] | None,
+    ) -> Device:
+        """A device as facts leave it, its presence aside.
+
+        Args:
+            name: its id.
+            public_key: its key.
+            session: the highest of an accepted update.
+            moved: bytes sent and received in all.
+            counters: its agent's, when it last told.
+        """
+        device = cls(name, public_key)
+        device.replays.advance(session)
+        device.sent, device.received = moved
+        if counters is not None:
+            device._meter.seen[name] = counters  # its own
+        return device
+
     def is_echo(self, presence: Presence, sequence: int) -> bool:
         """Whether something newer was heard before: a later session, this one's end, or a later birth certificate."""
         if presence.session < max(self.session, self.replays.epoch):

@@ -16,6 +16,7 @@ from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core import showing, views
 from fedmq_coordinator.core.blobs import EMPTY, Blob, MemoryShelf, Shelf
+from fedmq_coordinator.core.checkpoint import Checkpoint, dump
 from fedmq_coordinator.core.conversation import Conversation
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.packing import pack_vector
@@ -40,6 +41,7 @@ class Coordinator:
         shelf: where what is too large to be held is put; default: it is held.
         aside_from: versions of models from this size on, in elements, are made aside, by a `Prepare`.
         reader: opens and verifies packets; default: as the protocol says.
+        state: where to go on; default: nothing has happened yet.
 
     Raises:
         UsageError: the name cannot stand in a topic.
@@ -52,9 +54,10 @@ class Coordinator:
         shelf: Shelf | None = None,
         aside_from: int = LARGE_MODEL,
         reader: Reader | None = None,
+        state: FederationState | None = None,
     ) -> None:
         self.topics = Topics(federation)
-        self.state = FederationState()
+        self.state = FederationState() if state is None else state
         self._desk = Desk(
             self.topics,
             self.state,
@@ -112,6 +115,14 @@ class Coordinator:
     def next_deadline(self) -> float | None:
         """When `TimePassed` should come at the latest, in seconds since the epoch."""
         return self._progress.next_deadline()
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The state as it stands; to be taken when all that was recorded is in the journal.
+
+        Returns:
+            None while a version is being made, or while it would be too large.
+        """
+        return None if self._desk.making is not None else dump(self.state)
 
     @property
     def runs(self) -> dict[str, Run]:

@@ -6,8 +6,8 @@ sparsity leave out stays in their difference, so it is sent later: the coordinat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.blobs import EMPTY, PIECE_BYTES, Blob, Shelf
 from fedmq_coordinator.core.facts import VersionPublished
 from fedmq_coordinator.core.packing import pack_vector, unpack_vector
+from fedmq_coordinator.core.plain import Arrays
 from fedmq_coordinator.core.settings import CompressionSettings
 from fedmq_protocol.chunks import NO_HASH, chain_hash
 from fedmq_protocol.codecs import (
@@ -31,6 +32,7 @@ from fedmq_protocol.codecs import (
     replica_sha256,
     requantise_inplace,
 )
+from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import Manifest
 from fedmq_protocol.schema import TensorSchema
 from fedmq_protocol.topics import BlobKind
@@ -39,6 +41,10 @@ Vector = NDArray[np.float32]
 
 _SLICE: Final = 1 << 20
 """Elements worked on at once."""
+
+
+StepsSince = Literal["none", "some", "over"]
+"""Whether steps were taken since the last snapshot; of a run that is over, nobody needs to know."""
 
 
 class PublishedModel:
@@ -71,7 +77,7 @@ class PublishedModel:
         self._step: tuple[Accumulator, float] | None = None
         """What is still to be added to the weights."""
         self.norm = 0.0
-        """The length of the weights when they were last written down, or a version was made of them."""
+        """The length of the weights when they were last written down."""
         self.version = -1
         self.chain_hash = NO_HASH
         self.base = 0
@@ -149,7 +155,8 @@ class PublishedModel:
             _flush(self.weights)  # as they will be read back
             private = pack_vector(self.weights, shelf)
         self._arrays_at = self.version + 1
-        self.norm = Dense(self.weights).norm()
+        if snapshot is not None:
+            self.norm = Dense(self.weights).norm()
         content = snapshot if delta is None else delta
         assert content is not None
         return VersionPublished(
@@ -206,6 +213,42 @@ class PublishedModel:
         elif fact.delta is not None:
             apply_delta(self.replica, fact.delta.data, self.schema)
         self._arrays_at = fact.version
+
+    def plain(self, arrays: Arrays, *, steps: StepsSince) -> dict[str, object]:
+        """What the facts of the chain do not say, as values for msgpack; weights that differ from theirs beside it."""
+        weights = arrays.put(self.weights) if steps == "some" else steps
+        return {"norm": self.norm, "superseded": self.superseded, "weights": weights}
+
+    def restore(
+        self,
+        chain: Sequence[VersionPublished],
+        plain: Mapping[str, Any],
+        arrays: Arrays,
+        *,
+        with_model: bool,
+    ) -> None:
+        """Take over, fresh from the constructor, what `plain` wrote, and the facts of the chain since its snapshot.
+
+        Args:
+            chain: the fact with the newest snapshot, and those after it.
+            plain: what was written.
+            arrays: what was written beside it.
+            with_model: as in `apply`.
+
+        Raises:
+            StoreError: the full-precision weights that it needs are not in the journal any more.
+        """
+        weights = plain["weights"]
+        for number, fact in enumerate(chain):
+            drawn = self._recipe is not None and fact.version == 0
+            if number == 0 and weights == "none" and fact.private is None and with_model and not drawn:
+                raise StoreError("the full-precision weights that it stands on are gone")
+            needless = number == 0 and weights != "none"
+            self.apply(fact.model_copy(update={"private": None}) if needless else fact, with_model=with_model)
+        self.norm = plain["norm"]
+        self.superseded = [(version, kind, size) for version, kind, size in plain["superseded"]]
+        if with_model and isinstance(weights, int):
+            self._weights = arrays.floats(weights, self.schema.size)
 
     def manifest(self) -> Manifest:
         """What pins the newest version."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.blobs import EMPTY
-from fedmq_coordinator.core.dedupe import Outcome, SettledUpdates
-from fedmq_coordinator.core.publication import PublishedModel
+from fedmq_coordinator.core.dedupe import ACCEPTED, Outcome, SettledUpdates
+from fedmq_coordinator.core.plain import Arrays
+from fedmq_coordinator.core.publication import PublishedModel, StepsSince
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_coordinator.core.traffic import Moved
 from fedmq_protocol.codecs import DecodedUpdate, decode_update, versioned
@@ -22,13 +24,14 @@ from fedmq_protocol.sampling import in_cohort
 
 RunState = Literal["queued", "active", "finished", "stopped"]
 
-_DURATIONS_KEPT: Final = 8
-_NORMS_KEPT: Final = 64
+DURATIONS_KEPT: Final = 8
+NORMS_KEPT: Final = 64
 _VERSIONS_KEPT: Final = 1_024
 NORMS_NEEDED: Final = 5
 """Before so many updates have been accepted, nothing is usual."""
-_ARRIVALS_KEPT: Final = 32
+ARRIVALS_KEPT: Final = 32
 _LEASES_KEPT: Final = 64
+_FLOAT32_BYTES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,29 @@ class FederatedScore:
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """A cohort that was announced as a sampling rule; a device that the coordinator did not know of may use it."""
 
     cohort: Cohort
     round: int
     at: float
     used: set[str]
+
+
+@dataclass
+class FactNumbers:
+    """By which numbers in the journal the facts are found that a checkpoint of the run refers to."""
+
+    created: int = 0
+    chain: list[int] = field(default_factory=list)
+    """Of the versions since the newest snapshot, that one first."""
+    steps: int = 0
+    """How many steps that snapshot holds."""
+
+    def published(self, number: int, *, snapshot: bool) -> None:
+        if snapshot:
+            self.chain.clear()
+        self.chain.append(number)
 
 
 class Run:
@@ -84,7 +103,6 @@ class Run:
         skip_steps: so many steps need not be computed while replaying, since a snapshot follows; see `replay`.
     """
 
-    last_step: f.StepTaken | None = None
     decoded: tuple[bytes, DecodedUpdate] | None = None
     """The payload that was judged last, and what it decodes to: it need not be decoded again to be counted."""
 
@@ -102,6 +120,7 @@ class Run:
         self.best_version: int | None = None
         self._skip_steps = skip_steps
         self.num_steps = 0
+        self.numbers = FactNumbers()
         self._initial, self.recipe, self.why_no_recipe = (
             created.initial,
             created.recipe,
@@ -125,15 +144,15 @@ class Run:
 
         self.leases: dict[str, HeldLease] = {}
         self._unused: dict[str, OrderedDict[int, float]] = {}
-        self._rules: OrderedDict[int, _Rule] = OrderedDict()
+        self._rules: OrderedDict[int, Rule] = OrderedDict()
         self.last_lease_version: dict[str, int] = {}
         self.settled: dict[str, SettledUpdates] = {}
         self.durations: dict[str, deque[float]] = {}
-        self.norms: deque[float] = deque(maxlen=_NORMS_KEPT)
+        self.norms: deque[float] = deque(maxlen=NORMS_KEPT)
         self.usual_norms: dict[int, float] = {}
         """The running median of the norms when a version was published; absent while too few are known."""
-        self.examples: deque[int] = deque(maxlen=_NORMS_KEPT)
-        self.arrivals: deque[float] = deque(maxlen=_ARRIVALS_KEPT)
+        self.examples: deque[int] = deque(maxlen=NORMS_KEPT)
+        self.arrivals: deque[float] = deque(maxlen=ARRIVALS_KEPT)
         self.dirty = False
         """Steps were taken since the last publication."""
         self.published_at = 0.0
@@ -142,8 +161,7 @@ class Run:
         self.updates_by_device: dict[str, int] = {}
         self.moved = Moved()
         """What devices have told of their sockets while this run was the one under way."""
-        self.num_accepted = 0
-        self.num_rejected = 0
+        self.num_accepted = self.num_rejected = 0
 
     @property
     def model(self) -> PublishedModel:
@@ -189,6 +207,7 @@ class Run:
         """Forget the weights of a run that is over: memory follows one model. The journal can rebuild them."""
         if self.over and self._model is not None:
             self._last_version, self._model = self._model.version, None
+            self.numbers.chain.clear()
             self.settled.clear()
 
     @property
@@ -223,6 +242,49 @@ class Run:
         return median(durations) if durations else None
 
     @property
+    def _steps_since_snapshot(self) -> StepsSince:
+        if self.over:
+            return "over"
+        return "none" if self.num_steps == self.numbers.steps else "some"
+
+    @property
+    def array_bytes(self) -> int:
+        """What `plain_model` would write beside the plain values."""
+        weights = _FLOAT32_BYTES * self.schema.size if self._steps_since_snapshot == "some" else 0
+        buffer = self._accumulator
+        return weights + (buffer.nbytes if buffer is not None and buffer.num_updates else 0)
+
+    def plain_model(self, arrays: Arrays) -> dict[str, object]:
+        """Model and accumulator as values for msgpack, their arrays beside them."""
+        model, buffer = self._model, self._accumulator
+        return {
+            "model": model.plain(arrays, steps=self._steps_since_snapshot)
+            if model is not None and self.holds_model
+            else None,
+            "buffer": buffer.plain(arrays) if buffer is not None and buffer.num_updates else None,
+        }
+
+    def restore_model(
+        self, plain: Mapping[str, Any], arrays: Arrays, chain: Sequence[f.VersionPublished]
+    ) -> None:
+        """Take over what `plain_model` wrote, once everything else has been.
+
+        Args:
+            plain: what it wrote.
+            arrays: what it wrote beside it.
+            chain: the facts of `numbers.chain`.
+
+        Raises:
+            StoreError: weights that it stands on are not in the journal any more.
+        """
+        if plain["model"] is not None:
+            self.model.restore(chain, plain["model"], arrays, with_model=self._computing)
+        if plain["buffer"] is not None:
+            self._accumulator = Accumulator.from_plain(self.schema, plain["buffer"], arrays)
+        if self.over:
+            self._initial = EMPTY
+
+    @property
     def _computing(self) -> bool:
         return self.num_steps >= self._skip_steps
 
@@ -234,6 +296,8 @@ class Run:
             case f.VersionPublished():
                 self.model.apply(fact, with_model=self._computing)
                 self.published_at, self.dirty = fact.at, False
+                if fact.snapshot is not None:
+                    self.numbers.steps = self.num_steps
                 self._remember_norm(fact.version)
             case f.RoundOpened():
                 self._open_round(fact)
@@ -280,7 +344,7 @@ class Run:
             self.cohort = Cohort(devices=fact.devices)
         else:
             self.cohort = Cohort(rate=fact.rate, seed=fact.sampling_seed)
-            self._rules[fact.lease] = _Rule(self.cohort, fact.round, fact.at, set(fact.devices))
+            self._rules[fact.lease] = Rule(self.cohort, fact.round, fact.at, set(fact.devices))
             while len(self._rules) > _LEASES_KEPT:
                 self._rules.popitem(last=False)
         self.members.update(fact.devices)
@@ -310,7 +374,7 @@ class Run:
             self.answered.add(device)
 
     def _accept(self, fact: f.UpdateAccepted) -> None:
-        self._settle(fact.device, fact.counter, fact.lease, Outcome("accepted", "keep"))
+        self._settle(fact.device, fact.counter, fact.lease, ACCEPTED)
         if fact.payload is None or not self._computing:
             self.accumulator.count(weight=fact.weight)
         else:
@@ -325,7 +389,7 @@ class Run:
         self.examples.append(fact.num_examples)
         self.arrivals.append(fact.at)
         if fact.duration_s is not None:
-            self.durations.setdefault(fact.device, deque(maxlen=_DURATIONS_KEPT)).append(fact.duration_s)
+            self.durations.setdefault(fact.device, deque(maxlen=DURATIONS_KEPT)).append(fact.duration_s)
         self.judge(fact)
 
     def judge(self, fact: f.UpdateAccepted) -> None:
@@ -338,6 +402,6 @@ class Run:
             self.model.step(self.accumulator, fact.scale)
         self._accumulator = None
         self.num_steps += 1
-        self.dirty, self.last_step = True, fact
+        self.dirty = True
         if self.settings.mode == "sync":
             self.round_open = False

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.replay import steps_before_snapshot
 from fedmq_coordinator.core.run import Run
-from fedmq_coordinator.core.traffic import Meter
+from fedmq_coordinator.core.traffic import Meter, Moved
 from fedmq_protocol.errors import RemoteError, StoreError
 
 
@@ -17,12 +17,17 @@ class FederationState:
 
     def __init__(self) -> None:
         self.epoch = 0
+        self.num_facts = 0
+        """How many were applied: the number of the newest one in the journal."""
         self.devices: dict[str, Device] = {}
         self.runs: dict[str, Run] = {}
         self.queue: list[str] = []
         self._active: str | None = None
         self._skip_steps: dict[str, int] = {}
         self._meter = Meter()
+        # What the journal knows of each device; `devices` may have heard more since.
+        self._moved = Moved()
+        self._sessions: dict[str, int] = {}
 
     @property
     def active(self) -> Run | None:
@@ -52,20 +57,55 @@ class FederationState:
         Raises:
             StoreError: a fact contradicts those before it.
         """
-        self._skip_steps = steps_before_snapshot((outline or read)())
-        count = 0
-        for fact in read():
+        self.look_ahead((outline or read)(), {})
+        return self.fold(read())
+
+    def look_ahead(self, facts: Iterable[f.Fact], steps: Mapping[str, int]) -> Mapping[str, int]:
+        """Before `fold`: see where the snapshots are, so that it computes no model that a later one makes needless.
+
+        Args:
+            facts: those that will be folded; payloads need not be there.
+            steps: how many steps each run has taken before them.
+
+        Returns:
+            For each run, how many steps its newest snapshot among these facts holds.
+        """
+        self._skip_steps = steps_before_snapshot(facts, steps)
+        return self._skip_steps
+
+    def fold(self, facts: Iterable[f.Fact]) -> int:
+        """Apply the facts that come next in the journal.
+
+        Returns:
+            How many they are.
+
+        Raises:
+            StoreError: a fact contradicts those before it.
+        """
+        before = self.num_facts
+        for fact in facts:
             try:
                 self.apply(fact)
             except (KeyError, ValueError, RemoteError) as error:
-                msg = f"the journal contradicts itself at fact {count + 1} ({type(fact).__name__}): {error}"
+                msg = f"the journal contradicts itself at fact {self.num_facts} ({type(fact).__name__}): {error}"
                 raise StoreError(msg) from error
-            count += 1
         self._skip_steps = {}
-        return count
+        return self.num_facts - before
+
+    def restore_devices(self, known: Iterable[tuple[str, bytes]]) -> None:
+        """The devices with these names and keys, as the facts leave them that everything else was kept of."""
+        for name, public_key in known:
+            self.devices[name] = Device.remembered(
+                name,
+                public_key,
+                session=self._sessions.get(name, 0),
+                moved=self._moved.by_device.get(name, (0, 0)),
+                counters=self._meter.seen.get(name),
+            )
 
     def apply(self, fact: f.Fact) -> None:
-        """Make a fact so."""
+        """Make a fact so: the next one of the journal."""
+        self.num_facts += 1
         match fact:
             case f.EpochBegun():
                 self.epoch = fact.epoch
@@ -75,6 +115,7 @@ class FederationState:
                 self._count(fact.device, fact.sent, fact.received)
             case f.RunCreated():
                 self.runs[fact.run] = Run(fact, skip_steps=self._skip_steps.get(fact.run, 0))
+                self.runs[fact.run].numbers.created = self.num_facts
                 self.queue.append(fact.run)
             case f.RunActivated():
                 self.queue.remove(fact.run)
@@ -92,6 +133,9 @@ class FederationState:
                 self.runs[fact.run].apply(fact)
                 if isinstance(fact, f.UpdateAccepted):
                     self._remember(fact)
+                elif isinstance(fact, f.VersionPublished):
+                    numbers = self.runs[fact.run].numbers
+                    numbers.published(self.num_facts, snapshot=fact.snapshot is not None)
             case _:
                 msg = f"unknown fact {type(fact).__name__}"
                 raise AssertionError(msg)
@@ -102,11 +146,13 @@ class FederationState:
             self._count(fact.device, *fact.traffic)
         if fact.device in self.devices:
             self.devices[fact.device].replays.advance(fact.session)
+            self._sessions[fact.device] = max(fact.session, self._sessions.get(fact.device, 0))
 
     def _count(self, device: str, sent: int, received: int) -> None:
         """Enter what a device moved since its last word into its own account, and into that of the run under way."""
         grown = self._meter.grown(device, sent, received)
         if device in self.devices:
             self.devices[device].count_traffic((sent, received))
+            self._moved.add(device, *grown)
         if self.current is not None:
             self.current.moved.add(device, *grown)

@@ -13,19 +13,20 @@ from dataclasses import dataclass, field
 class Meter:
     """Turns the counters of several agents into what they grew by."""
 
-    _seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+    seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Device -> its counters when it last told."""
 
     def grown(self, device: str, sent: int, received: int) -> tuple[int, int]:
         """What was sent and received since this device last told; smaller counters are a restarted agent's."""
-        before = self._seen.get(device, (0, 0))
-        self._seen[device] = sent, received
+        before = self.seen.get(device, (0, 0))
+        self.seen[device] = sent, received
         if sent < before[0] or received < before[1]:
             before = 0, 0
         return sent - before[0], received - before[1]
 
     def restarted(self, device: str, sent: int, received: int) -> bool:
         """Whether these counters are of another start of the agent than the last ones."""
-        before = self._seen.get(device, (0, 0))
+        before = self.seen.get(device, (0, 0))
         return sent < before[0] or received < before[1]
 
 

@@ -12,6 +12,7 @@ from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.progress import LARGE_MODEL
 from fedmq_coordinator.core.publication import rebuild
+from fedmq_coordinator.core.state import FederationState
 from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import Announcement, ModelChunk, Receipt
 from tests.coordinator.core.world import SCHEMA, World, assert_same_bits
@@ -206,9 +207,9 @@ def test_an_evaluation_that_never_comes_ends_nothing_but_the_waiting() -> None:
 
 
 def test_a_journal_that_contradicts_itself_is_refused() -> None:
-    core = World().core
+    state = FederationState()
     with pytest.raises(StoreError, match="contradicts itself at fact 1"):
-        core.state.replay(lambda: [f.RunActivated(at=0.0, run="nowhere")])
+        state.replay(lambda: [f.RunActivated(at=0.0, run="nowhere")])
 
 
 def test_facts_of_a_newer_program_and_damaged_ones_are_refused() -> None:
