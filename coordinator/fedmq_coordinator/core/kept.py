@@ -49,6 +49,7 @@ STATE: Final = Table(
         "epoch": AS_IS,
         "num_facts": AS_IS,
         "queue": AS_IS,
+        "_active": AS_IS,
         "_meter": _METER,
         "_moved": _MOVED,
         "_sessions": AS_IS,
