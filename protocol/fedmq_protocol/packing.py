@@ -9,14 +9,12 @@ Signatures are over the content as it was before, so this is a matter between tw
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from fedmq_protocol.errors import RemoteError
-
-if TYPE_CHECKING:
-    import zstandard
 
 NAME: Final = "packed/1"
 """In a birth certificate: the device reads this form. It writes it to a coordinator that does."""
@@ -32,18 +30,9 @@ _WORTH_IT: Final = 4  # bytes that the other form of a packet takes
 
 def pack(content: bytes) -> bytes | None:
     """The content as a zstd frame; None if that does not pay, or is not expected to."""
-    import zstandard  # noqa: PLC0415 - not before it is needed: a device's supervisor is small
-
     if len(content) > _WORTH_TRYING:
         return None
-    compressor = zstandard.ZstdCompressor(
-        level=_LEVEL,
-        dict_data=_dictionary(),
-        write_checksum=False,
-        write_content_size=True,
-        write_dict_id=False,
-    )
-    frame = compressor.compress(content)
+    frame = _tools().compressor.compress(content)
     return frame if len(frame) + _WORTH_IT < len(content) else None
 
 
@@ -53,23 +42,39 @@ def unpack(frame: bytes) -> bytes:
     Raises:
         RemoteError: `too-large`, by what the frame says before anything is decompressed; or it is damaged.
     """
-    import zstandard  # noqa: PLC0415 - as above
+    import zstandard  # noqa: PLC0415 - not before it is needed: a device's supervisor is small
 
     try:
         size = zstandard.get_frame_parameters(frame).content_size
         if size > MAX_PACKED_BYTES:  # one that states no size states the largest number
             raise RemoteError(f"a packed content of {size} bytes", reason="too-large")
-        decompressor = zstandard.ZstdDecompressor(
-            dict_data=_dictionary(), max_window_size=2 * MAX_PACKED_BYTES
+        return _tools().decompressor.decompress(
+            frame, max_output_size=MAX_PACKED_BYTES, allow_extra_data=False
         )
-        return decompressor.decompress(frame, max_output_size=MAX_PACKED_BYTES, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise RemoteError(f"a packed content that does not decompress: {error}") from None
 
 
-@cache
-def _dictionary() -> zstandard.ZstdCompressionDict:
-    import zstandard  # noqa: PLC0415 - as above
+class _Tools(threading.local):
+    """Both ways, for one thread: making them takes ten times as long as using them, and no two threads may at once."""
 
-    data = files("fedmq_protocol").joinpath("dictionary-1.bin").read_bytes()
-    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    def __init__(self) -> None:
+        import zstandard  # noqa: PLC0415 - as above
+
+        data = files("fedmq_protocol").joinpath("dictionary-1.bin").read_bytes()
+        dictionary = zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        self.compressor = zstandard.ZstdCompressor(
+            level=_LEVEL,
+            dict_data=dictionary,
+            write_checksum=False,
+            write_content_size=True,
+            write_dict_id=False,
+        )
+        self.decompressor = zstandard.ZstdDecompressor(
+            dict_data=dictionary, max_window_size=2 * MAX_PACKED_BYTES
+        )
+
+
+@cache
+def _tools() -> _Tools:
+    return _Tools()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 
 import msgpack
@@ -69,6 +70,15 @@ def test_a_content_comes_back(content: bytes) -> None:
     if frame is not None:
         assert len(frame) < len(content)
         assert unpack(frame) == content
+
+
+def test_threads_pack_at_once_and_do_not_mix() -> None:
+    contents = [bytes([number]) * 50 + b"an update that is accepted" * number for number in range(64)]
+    with ThreadPoolExecutor(8) as threads:
+        frames = list(threads.map(pack, contents * 20))
+        assert list(threads.map(unpack, [frame for frame in frames if frame is not None])) == [
+            content for content, frame in zip(contents * 20, frames, strict=True) if frame is not None
+        ]
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda rest: b"\x28\xb5\x2f\xfd" + rest))
