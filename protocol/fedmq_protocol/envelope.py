@@ -12,7 +12,7 @@ to another topic; replays are recognised by what they carry (update ids, version
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 from pydantic import ValidationError
@@ -26,6 +26,7 @@ from fedmq_protocol.signing import KEY_ID_BYTES, SIGNATURE_BYTES, Signer, verify
 COORDINATOR: Final = "coordinator"
 _MAX_ITEMS: Final = 4_096
 _CONTENT_FIELDS: Final = 7
+_CONTAINERS: Final = (list, dict)
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,15 @@ def _unpack(data: bytes) -> object:
     return value
 
 
-def _check_nesting(value: object) -> None:
+def _check_nesting(value: list[object]) -> None:
     """Refuse what is nested more deeply than any body is, before anything walks it by recursion."""
-    level = [value]
-    for _ in range(MAX_NESTING):
+    level: list[Any] = [value]
+    for _ in range(MAX_NESTING - 1):
         level = [
             inner
             for each in level
-            if isinstance(each, list | dict)
             for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, _CONTAINERS)
         ]
         if not level:
             return
@@ -207,10 +208,9 @@ def _validate(model: type[Body], plain: dict[object, object]) -> Body:
 
 def _tuples(plain: dict[object, object]) -> dict[object, object]:
     """Strict validation wants tuples where msgpack gives lists; `traffic` is the protocol's one tuple."""
-
-    def convert(key: object, value: object) -> object:
-        if key == "traffic" and isinstance(value, list):
-            return tuple(value)
-        return _tuples(value) if isinstance(value, dict) else value
-
-    return {key: convert(key, value) for key, value in plain.items()}
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            _tuples(value)
+        elif key == "traffic" and isinstance(value, list):
+            plain[key] = tuple(value)
+    return plain

@@ -13,6 +13,7 @@ from typing import BinaryIO, Final, Protocol
 import zstandard
 
 from fedmq_protocol.errors import CodecError
+from fedmq_protocol.lending import Pool
 
 FLAG_BYTES: Final = 1
 MAX_WINDOW_BYTES: Final = 1 << 23
@@ -24,6 +25,7 @@ SIGNS: Final = 2
 """The flag of a sparse body that `signs` wrote; this module leaves it to whoever knows the indices."""
 _LEVEL: Final = 3
 _WORTH_TRYING: Final = 32  # a frame's own header costs about ten bytes
+_SHORT: Final = 1 << 16  # a context keeps room for the longest body so far
 _AT_ONCE: Final = 1 << 20  # longer bodies stream
 _PIECE: Final = 1 << 16
 _BLOCK_HEADER_BYTES: Final = 3
@@ -58,7 +60,11 @@ class Reader(Protocol):
 def wrap(body: bytes) -> bytes:
     """A flag byte and the body, compressed if that is smaller: at most `FLAG_BYTES + len(body)` bytes."""
     if len(body) >= _WORTH_TRYING:
-        frame = _compressor().compress(body)
+        if len(body) <= _SHORT:
+            with _compressors.lend() as compressor:
+                frame = compressor.compress(body)
+        else:
+            frame = _compressor().compress(body)
         if len(frame) < len(body):
             return bytes([_ZSTD]) + frame
     return bytes([_RAW]) + body
@@ -163,6 +169,10 @@ def _compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=True)
 
 
+_compressors: Final = Pool(_compressor)
+_decompressors: Final = Pool(zstandard.ZstdDecompressor)
+
+
 def _compress(out: BinaryIO, size: int, pieces: Iterable[bytes]) -> bool:
     """Write a frame; False, with what is written to be thrown away, if it does not come out smaller."""
     stream = _compressor().compressobj(size=size)
@@ -206,7 +216,8 @@ def _check_end(frame: memoryview, size: int) -> None:
 def _decompressed(frame: memoryview, size: int) -> bytes:
     _check_frame(frame, size)
     try:
-        body = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size, allow_extra_data=False)
+        with _decompressors.lend() as decompressor:
+            body = decompressor.decompress(frame, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CodecError(f"the values do not decompress: {error}") from None
     if len(body) != size:

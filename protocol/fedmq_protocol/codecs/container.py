@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 from typing import BinaryIO, Final, TypeAlias
 
 import numpy as np
@@ -37,6 +38,7 @@ TINY: Final = 64
 Sent: TypeAlias = Sparse | Coded
 """What was written, to be taken off what there was."""
 
+_SIZES: Final = 64  # of models and their buffers, for which bounds are remembered
 _DENSE_FROM: Final = Fraction(1, 4)  # from this density on, a sparse codec also tries dense int4
 _NEGATIVE_ZERO: Final = np.uint32(0x8000_0000)
 
@@ -319,6 +321,7 @@ def max_accepted_bytes(n: int, max_kept: int) -> int:
     return max(_longest_unmasked(n, max_kept), masked.longest(max_kept))
 
 
+@lru_cache(maxsize=_SIZES)
 def _longest_unmasked(n: int, max_kept: int) -> int:
     longest = [dense.payload_bytes(key, n) for key in DENSE_VALUES] if _may_be_dense(n, max_kept) else []
     if not 0 < n <= TINY:

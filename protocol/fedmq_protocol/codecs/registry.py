@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import isfinite
 from typing import Final, Literal, Protocol
 
@@ -252,12 +253,12 @@ class CodecSpec:
             return n
         if self.max_bytes is not None:
             return min(n, 16 * self.max_bytes)
-        return sum(counts(n, self.tensors, self.share))
+        return _num_kept(n, self.tensors, self.density)
 
     @property
     def share(self) -> Fraction:
         """The density as it is written in decimal."""
-        return Fraction(repr(self.density))
+        return _as_written(self.density)
 
     def expects_signs(self, n: int, count: int, shapes: Shapes | None) -> bool:
         """Whether so many of n values may be written as `signs` does: where there is time for `grid` and that."""
@@ -273,6 +274,16 @@ class CodecSpec:
             key: code for key, code in INDEX_CODES.items() if code.baseline or code.name in self.coders
         }
         return dict(sorted(allowed.items(), key=lambda item: not item[1].baseline))
+
+
+@lru_cache(maxsize=64)
+def _as_written(density: float) -> Fraction:
+    return Fraction(repr(density))
+
+
+@lru_cache(maxsize=64)
+def _num_kept(n: int, tensors: tuple[int, ...], density: float) -> int:
+    return sum(counts(n, tensors, _as_written(density)))
 
 
 def versioned(name: str) -> str:
