@@ -375,13 +375,8 @@ def _make_folders(folder: Path) -> None:
 
 
 def _open_lock(path: Path) -> int:
-    """A descriptor of the lock's file, made if it is not there; on a read-only disk an old one does."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if fault_of(error) != "read-only":
-            raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """A descriptor of the lock's file, made if it is not there. Nothing is open for writing: disks turn read-only."""
+    return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _take_room(descriptor: int, room_bytes: int) -> None:

@@ -151,9 +151,9 @@ class AgentService:
         problem = ""
         try:
             await self._connection.subscribe(self._topics.device_filters(self.settings.id))
+            await self._handle(AgentStarted())  # first of all: a session number is used once it is reserved
             await self._connection.start()
             self._spawn(self._post.run(), "post")
-            await self._handle(AgentStarted())
             self._spawn(self._listen(), "broker")
             self._spawn(self._murmur(), "murmur")
             await asyncio.wait({stopped, self._failed}, return_when=asyncio.FIRST_COMPLETED)

@@ -18,6 +18,8 @@ from tests.broker_fixtures import Connect
 from tests.edge_agent.scripted import ScriptedCoordinator
 from tests.edge_agent.shell.fake_child import FakeChild
 from tests.edge_agent.shell.on_air import OnAir
+from tests.edge_agent.shell.real_agent import AgentProcess, Launch
+from tests.edge_agent.trainer.asking import PLAIN
 
 ROOT = Path(__file__).parents[3]
 
@@ -94,3 +96,23 @@ def start_process(tmp_path: Path) -> Iterator[StartProcess]:
         process.kill()
         process.wait()
     log.close()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    running: list[AgentProcess] = []
+
+    def start(settings: AgentSettings) -> AgentProcess:
+        running.append(AgentProcess(settings, tmp_path))
+        return running[-1]
+
+    yield start
+    for agent in running:
+        agent.kill()
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    path = tmp_path / "mytask.py"
+    path.write_text(PLAIN, encoding="utf-8")
+    return path
