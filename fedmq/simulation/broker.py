@@ -170,6 +170,8 @@ class Broker:
         self.retained: dict[str, bytes] = {}
         self._sessions: dict[str, Session] = {}
         self._subscriptions: Subscriptions[Session] = Subscriptions()
+        self._hearers: dict[str, tuple[Session, ...]] = {}
+        """Who subscribes to a topic, as found before; forgotten when any subscription changes."""
         self._wills: dict[str, Will] = {}
         self._life = 0
 
@@ -250,6 +252,7 @@ class Broker:
         for topic_filter in filters:
             session.filters[topic_filter] = None
             self._subscriptions.add(topic_filter, session, 1)
+        self._hearers.clear()
         if on_ack is not None:
             acknowledged = on_ack
             self._tell_later(session, lambda: acknowledged() if session.alive else None)
@@ -264,6 +267,7 @@ class Broker:
                 if topic_filter in session.filters:
                     del session.filters[topic_filter]
                     self._subscriptions.remove(topic_filter, session)
+            self._hearers.clear()
 
     def end(self, session: Session, reason: str, *, with_will: bool = True) -> None:
         """End a connection."""
@@ -273,6 +277,7 @@ class Broker:
         del self._sessions[session.client_id]
         for topic_filter in session.filters:
             self._subscriptions.remove(topic_filter, session)
+        self._hearers.clear()
         session.queue.clear()
         self._tell_later(session, lambda: session.on_event(Closed(reason)))
         if with_will and session.will is not None:
@@ -290,7 +295,10 @@ class Broker:
         live = Arrived(
             topic, payload, retained=False
         )  # section 3.3.1.3: so it is for those who subscribed before
-        for session in self._subscriptions.matching(topic):
+        hearers = self._hearers.get(topic)
+        if hearers is None:
+            hearers = self._hearers[topic] = tuple(self._subscriptions.matching(topic))
+        for session in hearers:
             self._deliver(session, live)
 
     def _deliver(self, session: Session, message: Arrived) -> None:
