@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 from fedmq.simulation.network import Fate, Network, Way
-from fedmq_broker.embedded.topics import Subscriptions, matches
+from fedmq.simulation.retained import Retained
+from fedmq_broker.embedded.topics import Subscriptions
 
 Action: TypeAlias = Callable[[], None]
 
@@ -167,7 +168,7 @@ class Broker:
         self.up = True
         self.num_dropped = 0
         """Messages that a full queue had no room for."""
-        self.retained: dict[str, bytes] = {}
+        self.retained = Retained()
         self._sessions: dict[str, Session] = {}
         self._subscriptions: Subscriptions[Session] = Subscriptions()
         self._hearers: dict[str, tuple[Session, ...]] = {}
@@ -257,7 +258,7 @@ class Broker:
             acknowledged = on_ack
             self._tell_later(session, lambda: acknowledged() if session.alive else None)
         for topic_filter in filters:
-            for topic, payload in self._retained_for(topic_filter):
+            for topic, payload in self.retained.matching(topic_filter):
                 self._deliver(session, Arrived(topic, payload, retained=True))
 
     def unsubscribe(self, session: Session, filters: tuple[str, ...]) -> None:
@@ -288,10 +289,8 @@ class Broker:
     def route(self, message: Arrived) -> None:
         """Keep a message if it is to be retained, and pass it on to whoever subscribes."""
         topic, payload, retain = message
-        if retain and payload:
-            self.retained[topic] = payload
-        elif retain:
-            self.retained.pop(topic, None)
+        if retain:
+            self.retained.put(topic, payload)
         live = Arrived(
             topic, payload, retained=False
         )  # section 3.3.1.3: so it is for those who subscribed before
@@ -326,13 +325,6 @@ class Broker:
                 session.on_event(message)
         if fate.cuts:
             self.end(session, "the connection was cut")
-
-    def _retained_for(self, topic_filter: str) -> list[tuple[str, bytes]]:
-        if "+" not in topic_filter and "#" not in topic_filter:
-            payload = self.retained.get(topic_filter)
-            return [] if payload is None else [(topic_filter, payload)]
-        levels = topic_filter.split("/")
-        return [one for one in self.retained.items() if matches(levels, one[0].split("/"))]
 
     # ------------------------------------------------------------------------------ later
 
