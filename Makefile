@@ -15,7 +15,7 @@ ARGS ?=
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint format types layers bench fuzz mosquitto node clean distclean
+.PHONY: help venv demo test check lint format types layers bench fuzz chaos mosquitto node clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,9 @@ bench: $(VENV)/dev.stamp mosquitto ## one benchmark: make bench BENCH=rounds ARG
 fuzz: $(VENV)/dev.stamp ## fuzz all decoders by coverage: make fuzz RUNS=10000000 (needs atheris: Linux on x86-64)
 	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/pip install --quiet "atheris>=3.0"
 	$(BIN)/python -m tests.fuzz all --runs $(or $(RUNS),200000)
+
+chaos: $(VENV)/dev.stamp mosquitto ## kill and pause a real federation, then audit it: make chaos ARGS="--kills 200 --seed 1"
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 # The agent in JavaScript is tested where Node is; without it, or its packages, those tests say that they are left out.
 node:

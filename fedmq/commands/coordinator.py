@@ -15,6 +15,8 @@ from fedmq.extras import needs
 from fedmq.tables import CoordinatorTable, FederationTable, read
 from fedmq_protocol.broker_settings import BrokerSettings
 
+_log = logging.getLogger(__name__)
+
 LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
 
 
@@ -70,6 +72,7 @@ def start(
         table="coordinator",
     )
     begin_logging(verbose=verbose)
+    _log.info("starting the coordinator of %s", settings.federation)  # what came before were imports
     host = TrainerModelHost(nursery=trainer.nursery, threads=trainer.threads, data=table.data)
     asyncio.run(run_coordinator_forever(settings, model_host=host))
 

@@ -45,6 +45,7 @@ from fedmq_coordinator.core.events import (
 )
 from fedmq_coordinator.core.facts import Fact, VersionPublished
 from fedmq_coordinator.core.machine import Coordinator
+from fedmq_coordinator.shell.checkpointing import Checkpointer
 from fedmq_coordinator.shell.clock import Clock
 from fedmq_coordinator.shell.evaluator import Evaluator
 from fedmq_coordinator.shell.model_host import ModelHost
@@ -112,6 +113,7 @@ class Service:
         clock: seconds since the epoch.
         model_host: who evaluates.
         sources: run -> where its task lies.
+        num_folded: how many facts were folded at the start, since there is no newer checkpoint.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Service:
         clock: Clock,
         model_host: ModelHost,
         sources: dict[str, str],
+        num_folded: int = 0,
     ) -> None:
         self.core = core
         self.journal = journal
@@ -135,6 +138,7 @@ class Service:
         self._outbox: Outbox | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._checkpointer = Checkpointer(core, journal, facts=num_folded)
         self._pruner = ThreadPoolExecutor(1, thread_name_prefix="retention")
         self._to_prepare: asyncio.Queue[Prepare] = asyncio.Queue()
         self._to_prune: asyncio.Queue[VersionPublished] = asyncio.Queue()
@@ -172,6 +176,7 @@ class Service:
             asyncio.create_task(self._evaluator.run(), name="evaluate"),
         ]
         stopped = asyncio.create_task(stop.wait(), name="stop")
+        well = False
         try:
             done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
@@ -182,6 +187,7 @@ class Service:
                 )
                 self._outbox.put(Send(topics.coordinator_status, goodbye, retain=True))
             await self._outbox.flush(_FAREWELL_S)
+            well = self._halted is None
         finally:
             self._stopping = True
             self._hearing.cancel()
@@ -194,6 +200,7 @@ class Service:
             self._maker.shutdown()
             self._pruner.shutdown()
             self._writer.shutdown()
+            await self._checkpointer.close(well=well)
         if self._halted is not None:
             raise HaltedError(self._halted)
 
@@ -325,6 +332,8 @@ class Service:
             await self._write(facts)
         for effect in effects:
             self._perform(effect)
+        if self._checkpointer.due:
+            self._checkpointer.take()
         for queued in batch:
             if queued.done is not None and not queued.done.done():
                 queued.done.set_result(None)
@@ -332,6 +341,7 @@ class Service:
     async def _write(self, facts: list[Fact]) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._writer, self.journal.append, facts)
+        self._checkpointer.appended(facts)
         for fact in facts:
             if isinstance(fact, VersionPublished) and fact.private is not None and fact.version > 0:
                 self._to_prune.put_nowait(fact)

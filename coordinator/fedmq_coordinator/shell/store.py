@@ -25,6 +25,7 @@ from fedmq_coordinator.core.facts import EpochBegun, Fact, VersionPublished
 from fedmq_coordinator.shell import store_retention, store_versions
 from fedmq_coordinator.shell.lock import FolderLock
 from fedmq_coordinator.shell.store_bulk import BulkTable, StoredBlob, WritingAhead
+from fedmq_coordinator.shell.store_checkpoints import Checkpoints
 from fedmq_coordinator.shell.store_database import Database
 from fedmq_coordinator.shell.store_fence import Fence
 from fedmq_coordinator.shell.store_rows import (
@@ -48,10 +49,12 @@ class Journal:
 
     Attributes:
         database: for what else lies in it.
+        checkpoints: of the state that its facts fold to.
     """
 
     def __init__(self, database: Database, lock: FolderLock) -> None:
         self.database = database
+        self.checkpoints = Checkpoints(database)
         self._lock = lock
         self._fence = Fence(database)
         self._bulk = BulkTable(database)
@@ -204,11 +207,17 @@ class Journal:
         return self.database.read(lambda connection: connection.execute(chosen).scalar())
 
     def read(
-        self, *, run: str | None = None, kinds: Collection[str] = (), leave_out: Collection[str] = ()
+        self,
+        *,
+        after: int = 0,
+        run: str | None = None,
+        kinds: Collection[str] = (),
+        leave_out: Collection[str] = (),
     ) -> Iterator[Fact]:
         """All facts that are there now, in order; none that is appended meanwhile.
 
         Args:
+            after: only facts with larger numbers.
             run: only this run's facts.
             kinds: only facts of these kinds.
             leave_out: fields out of `BULKY_FIELDS` that are not looked for where they lie beside their fact; they read
@@ -223,7 +232,7 @@ class Journal:
         if kinds:
             chosen = chosen.where(FACTS.c.kind.in_(kinds))
         complete = run is None and not kinds
-        last, done = self._last, 0
+        last, done = self._last, after
         while done < last:
             page = chosen.where(FACTS.c.seq > done, FACTS.c.seq <= last)
             rows = self.database.read(lambda connection, page=page: connection.execute(page).all())  # type: ignore[misc]
@@ -235,9 +244,25 @@ class Journal:
                 yield self._fact(row, leave_out)  # its bulk is loaded now, not with the others'
             done = rows[-1].seq if rows else last
 
-    def outline(self) -> Iterator[Fact]:
-        """All facts, without the bytes of updates."""
-        return self.read(leave_out=["payload"])
+    def outline(self, after: int = 0) -> Iterator[Fact]:
+        """All facts, or those with larger numbers than `after`, without the bytes of updates."""
+        return self.read(after=after, leave_out=["payload"])
+
+    def fetch(self, numbers: Collection[int]) -> dict[int, Fact]:
+        """Facts by their numbers, with what lies beside them.
+
+        Raises:
+            StoreError: one is not there, or the journal is damaged.
+        """
+        found: dict[int, Fact] = {}
+        wanted = sorted(numbers)
+        for start in range(0, len(wanted), _ROWS_A_READ):
+            chosen = select(FACTS).where(FACTS.c.seq.in_(wanted[start : start + _ROWS_A_READ]))
+            rows = self.database.read(lambda connection, of=chosen: connection.execute(of).all())  # type: ignore[misc]
+            found.update((row.seq, self._fact(row, ())) for row in rows)
+        if len(found) != len(set(numbers)):
+            raise self.database.damaged(f"facts of {len(set(numbers))} are missing")
+        return found
 
     def sources(self) -> dict[str, str]:
         """Where the task of each run lies on this machine."""
@@ -258,9 +283,10 @@ class Journal:
         self.database.guard = self._fence.check
 
     def _find_edges(self, connection: Connection) -> None:
-        edge = select(func.max(FACTS.c.seq), func.min(FACTS.c.at), func.max(FACTS.c.at))
-        last, self._first_at, self._last_at = connection.execute(edge).one()
-        self._last = last or 0
+        self._last = connection.execute(select(func.max(FACTS.c.seq))).scalar() or 0
+        at = select(FACTS.c.at)
+        self._first_at = connection.execute(at.order_by(FACTS.c.seq).limit(1)).scalar()
+        self._last_at = connection.execute(at.where(FACTS.c.seq == self._last)).scalar()
 
     def _are_there(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> bool:
         """Whether a transaction of which nobody heard wrote `rows`; one that is still under way is waited for."""
