@@ -50,7 +50,13 @@ async def run_coordinator(
     stop = asyncio.Event() if stop is None else stop
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(model_host.close)
-        journal = await asyncio.to_thread(Journal.open, settings.state_dir, federation=settings.federation)
+        journal = await asyncio.to_thread(
+            Journal.open,
+            settings.state_dir,
+            federation=settings.federation,
+            settings=settings.database,
+            take_over=settings.take_over,
+        )
         stack.callback(journal.close)
         shelf = StoreShelf(journal, settings.state_dir)
         found = await asyncio.to_thread(resume, journal)
@@ -67,7 +73,8 @@ async def run_coordinator(
             sources=journal.sources(),
             num_folded=found.num_folded,
         )
-        await service.begin(journal.epoch, key.public_key)
+        epoch = max(journal.epoch, core.state.epoch + 1)  # a fence that was damaged is no reason to go back
+        await service.begin(epoch, key.public_key)
         sealer = Sealer(sender=COORDINATOR, epoch=core.state.epoch, key=key)
 
         app = make_app(service, defaults=settings.run, token=load_or_create_token(settings.state_dir))

@@ -190,6 +190,7 @@ class Service:
             well = self._halted is None
         finally:
             self._stopping = True
+            self.journal.database.hurry()
             self._hearing.cancel()
             for task in (*tasks, stopped):
                 task.cancel()

@@ -24,10 +24,12 @@ from fedmq_coordinator.core.blobs import Blob
 from fedmq_coordinator.core.facts import EpochBegun, Fact, VersionPublished
 from fedmq_coordinator.shell import store_retention, store_versions
 from fedmq_coordinator.shell.lock import FolderLock
+from fedmq_coordinator.shell.settings import DatabaseSettings
 from fedmq_coordinator.shell.store_bulk import BulkTable, StoredBlob, WritingAhead
 from fedmq_coordinator.shell.store_checkpoints import Checkpoints
 from fedmq_coordinator.shell.store_database import Database
 from fedmq_coordinator.shell.store_fence import Fence
+from fedmq_coordinator.shell.store_postgresql import Postgresql
 from fedmq_coordinator.shell.store_rows import (
     BULKY_FIELDS,
     HELD,
@@ -63,8 +65,15 @@ class Journal:
         self._last_at: float | None = None
 
     @classmethod
-    def open(cls, state_dir: Path, *, federation: str) -> Journal:
-        """Open the journal in `state_dir`, making it where there is none, and keep others out until `close`.
+    def open(
+        cls,
+        state_dir: Path,
+        *,
+        federation: str,
+        settings: DatabaseSettings | None = None,
+        take_over: bool = False,
+    ) -> Journal:
+        """Open the journal of `state_dir`, making it where there is none, and keep others out until `close`.
 
         An older version of it is migrated first, in one transaction. A new epoch begins, which fences out whoever
         opened it before and is still there, all the same.
@@ -72,14 +81,21 @@ class Journal:
         Args:
             state_dir: the coordinator's folder; its lock is taken.
             federation: whose journal it must be.
+            settings: where else than in `<state_dir>/journal.sqlite` it lies.
+            take_over: let go whoever holds it there; never of the folder.
 
         Raises:
             StoreError: held by another process, of a newer version or another federation, damaged, or not writable.
         """
         lock = FolderLock(state_dir)
-        journal = cls(Database(Sqlite(state_dir / "journal.sqlite"), patience_s=0.0), lock)
         try:
-            journal.database.hold(take_over=False)
+            dialect = Sqlite(state_dir / "journal.sqlite") if settings is None else Postgresql(settings)
+            journal = cls(Database(dialect, patience_s=0.0 if settings is None else settings.timeout_s), lock)
+        except BaseException:
+            lock.release()
+            raise
+        try:
+            journal.database.hold(take_over=take_over)
             journal._prepare(federation)
         except BaseException:
             journal.close()
