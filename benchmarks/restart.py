@@ -3,9 +3,9 @@
     python benchmarks/restart.py --facts 1000,100000,1000000 --json FILE
 
 A journal is grown by the real fold: a FedBuff run of a small model with many devices, whose every update, lease, step,
-version and evaluation is a fact; retention drops what it drops in production. Its newest checkpoint is as old as one can
-be. Then a coordinator of its own process starts on it, beside a real broker, is killed, and starts again: the time from
-the end of its imports until it is connected, and its resident memory then.
+version and evaluation is a fact; retention drops what it drops in production. Its newest checkpoint is as old as one
+can be. Then a coordinator of its own process starts on it, beside a real broker, is killed, and starts again: the time
+from the end of its imports until it is connected, and its resident memory then.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmq_broker.runner import start_broker
 from fedmq_coordinator.core import facts as f
-from fedmq_coordinator.core.blobs import EMPTY, MemoryShelf
+from fedmq_coordinator.core.blobs import MemoryShelf
 from fedmq_coordinator.core.checkpoint import dump
 from fedmq_coordinator.core.packing import pack_vector
-from fedmq_coordinator.core.settings import RunSettings
+from fedmq_coordinator.core.settings import RunSettings, Start
 from fedmq_coordinator.core.state import FederationState
 from fedmq_coordinator.shell.checkpointing import EVERY_FACTS
 from fedmq_coordinator.shell.main import run_coordinator_forever
+from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.broker_settings import BrokerSettings
@@ -77,14 +79,20 @@ def main() -> None:
                 (state_dir / "grown").write_text(str(size))
             results.append(_measure(state_dir, length, broker.url, options))
     if options.json is not None:
-        options.json.write_text(json.dumps({"options": vars(options) | {"dir": "", "json": ""}, "results": results}))
+        options.json.write_text(
+            json.dumps({"options": vars(options) | {"dir": "", "json": ""}, "results": results})
+        )
 
 
 def _measure(state_dir: Path, length: int, url: str, options: argparse.Namespace) -> dict[str, Any]:
     """Start on one journal as often as asked, and print what came of it."""
     journal_bytes = (state_dir / "journal.sqlite").stat().st_size
     checkpoint_bytes = int((state_dir / "grown").read_text())
-    found: dict[str, Any] = {"facts": length, "checkpoint_bytes": checkpoint_bytes, "journal_bytes": journal_bytes}
+    found: dict[str, Any] = {
+        "facts": length,
+        "checkpoint_bytes": checkpoint_bytes,
+        "journal_bytes": journal_bytes,
+    }
     for kind, starts in (("with", options.starts), ("without", options.without)):
         if kind == "without":
             with contextlib.closing(Journal.open(state_dir, federation="bench")) as journal:
@@ -107,7 +115,7 @@ def _measure(state_dir: Path, length: int, url: str, options: argparse.Namespace
 
 def _one_start(url: str, state_dir: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", url, str(state_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603  # this program
         assert child.stdout is not None
         line = child.stdout.readline()
         child.kill()
@@ -137,18 +145,26 @@ class _Watch(logging.Handler):
 
 
 class _NoModel:
-    """No evaluation is asked of it before the time is taken."""
+    """No model work is asked of it before the time is taken."""
 
-    async def describe(self, task: str) -> Any:
+    async def describe(self, task: str) -> TaskDescription:
         raise NotImplementedError
 
-    async def initial(self, task: str, **_: Any) -> Any:
+    async def initial(
+        self,
+        task: str,
+        *,
+        seed: int,
+        checkpoint: Path | None,
+        start: Start = "snapshot",
+        snapshot: str = "int8",
+    ) -> Beginning:
         raise NotImplementedError
 
-    async def evaluate(self, task: str, vector: Any) -> Any:
+    async def evaluate(self, task: str, vector: NDArray[np.float32]) -> tuple[float, int, dict[str, float]]:
         raise NotImplementedError
 
-    async def export(self, task: str, vector: Any, out: Path) -> None:
+    async def export(self, task: str, vector: NDArray[np.float32], out: Path) -> None:
         raise NotImplementedError
 
     async def close(self) -> None:
@@ -226,7 +242,13 @@ def _history(state: FederationState, num_devices: int, num_parameters: int) -> I
     initial = pack_vector(rng.normal(size=num_parameters).astype(np.float32), shelf)
     yield so(
         f.RunCreated(
-            at=at, run="r", settings=settings, task=task, tensor_schema=schema, initial=initial, has_central_data=True
+            at=at,
+            run="r",
+            settings=settings,
+            task=task,
+            tensor_schema=schema,
+            initial=initial,
+            has_central_data=True,
         )
     )
     yield so(f.RunActivated(at=at, run="r"))
@@ -243,7 +265,12 @@ def _history(state: FederationState, num_devices: int, num_parameters: int) -> I
                 scale = 1.0 / run.accumulator.total_weight
                 yield so(
                     f.StepTaken(
-                        at=at, run="r", round=run.version, scale=scale, num_updates=_BUFFER, closed_by="buffer"
+                        at=at,
+                        run="r",
+                        round=run.version,
+                        scale=scale,
+                        num_updates=_BUFFER,
+                        closed_by="buffer",
                     )
                 )
                 fact = run.model.next_version(shelf, run="r", at=at)
@@ -257,7 +284,12 @@ def _history(state: FederationState, num_devices: int, num_parameters: int) -> I
         held[device] = run.lease + 1
         yield so(
             f.LeaseGranted(
-                at=at, run="r", device=device, lease=run.lease + 1, version=run.version, lease_expires_at=at + 600.0
+                at=at,
+                run="r",
+                device=device,
+                lease=run.lease + 1,
+                version=run.version,
+                lease_expires_at=at + 600.0,
             )
         )
         turn += 1
