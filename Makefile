@@ -15,7 +15,7 @@ ARGS ?=
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint format types layers bench fuzz mosquitto node clean distclean
+.PHONY: help venv demo test check lint format types layers bench fuzz chaos mosquitto postgres node clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +25,7 @@ venv: $(VENV)/dev.stamp ## an environment in .venv with everything for running a
 demo: $(VENV)/demo.stamp ## train on ten devices over a real broker: make demo ARGS="--rounds 5"
 	@$(BIN)/fedmq demo $(ARGS)
 
-test: $(VENV)/dev.stamp mosquitto node ## the tests: make test ARGS="tests/protocol -k chunk"
+test: $(VENV)/dev.stamp mosquitto postgres node ## the tests: make test ARGS="tests/protocol -k chunk"
 	$(BIN)/pytest $(ARGS)
 
 check: lint types layers ## ruff, mypy and import-linter, as CI runs them
@@ -55,6 +55,9 @@ bench: $(VENV)/dev.stamp mosquitto ## one benchmark: make bench BENCH=rounds ARG
 fuzz: $(VENV)/dev.stamp ## fuzz all decoders by coverage: make fuzz RUNS=10000000 (needs atheris: Linux on x86-64)
 	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/pip install --quiet "atheris>=3.0"
 	$(BIN)/python -m tests.fuzz all --runs $(or $(RUNS),200000)
+
+chaos: $(VENV)/dev.stamp mosquitto ## kill and pause a real federation, then audit it: make chaos ARGS="--kills 200 --seed 1"
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 # The agent in JavaScript is tested where Node is; without it, or its packages, those tests say that they are left out.
 node:
@@ -87,16 +90,28 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP_INSTALL) --editable '.[demo,dev]'
 	@touch $(VENV)/demo.stamp $@
 
-# Mosquitto is the broker for production, and the tests use it where it is. Without it they skip, with the reason.
+# Mosquitto is the broker for production, and PostgreSQL may hold the journal. The tests use both where they are; without
+# them they skip, with the reason.
 mosquitto:
-	@command -v mosquitto >/dev/null && exit 0; \
-	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sudo=; \
+	@command -v mosquitto >/dev/null && exit 0; $(call install,mosquitto); \
+	command -v mosquitto >/dev/null || echo "no mosquitto here: what needs it is skipped (apt-get install mosquitto, or brew install mosquitto)"
+
+postgres:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null && exit 0; $(call install,postgresql); \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || echo "no PostgreSQL here: what needs it is skipped (apt-get install postgresql, or brew install postgresql)"
+
+# With apt-get where that may be used, else with brew where there is one. Debian is asked not to start a PostgreSQL server.
+define install
+if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sudo=; \
 	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then sudo="sudo -n"; \
-	elif command -v brew >/dev/null; then brew install --quiet mosquitto && exit 0; sudo=no; \
+	elif command -v brew >/dev/null; then brew install --quiet $(1); sudo=no; \
 	else sudo=no; fi; \
 	if [ "$$sudo" != no ]; then \
-		echo "installing mosquitto with apt-get"; \
+		echo "installing $(1) with apt-get"; \
+		quiet=/etc/postgresql-common/createcluster.d/fedmq-tests.conf; \
+		$$sudo mkdir -p $${quiet%/*}; echo "create_main_cluster = false" | $$sudo tee $$quiet >/dev/null; \
 		$$sudo apt-get -qq update </dev/null >/dev/null 2>&1; \
-		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends mosquitto </dev/null >/dev/null 2>&1; \
-	fi; \
-	command -v mosquitto >/dev/null || echo "no mosquitto here: what needs it is skipped (apt-get install mosquitto, or brew install mosquitto)"
+		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $(1) </dev/null >/dev/null 2>&1; \
+		$$sudo rm -f $$quiet; \
+	fi
+endef

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, FiniteFloat, SecretStr
 
 from fedmq.config import Configuration, load
 from fedmq_protocol.errors import ConfigError
@@ -36,11 +36,34 @@ class CoordinatorTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     state_dir: Path = Field(default=Path("state/coordinator"), description="Journal, keys, the API's token.")
+    database: str | None = Field(
+        default=None,
+        repr=False,  # it may hold a password
+        description="postgresql://user@host/database for the journal; else SQLite in state_dir.",
+    )
+    database_password: SecretStr | None = Field(default=None, description="Its password.")
+    database_password_file: Path | None = Field(
+        default=None, description="A file whose first line is that, read anew at each connection."
+    )
+    database_timeout_s: Annotated[FiniteFloat, Field(gt=0)] = Field(
+        default=60.0, description="A lost connection is tried for so long; then the coordinator ends."
+    )
     listen: str = Field(
         default="127.0.0.1:8470", description="host:port of the HTTP API; port 0: any free one."
     )
     key_file: Path | None = Field(default=None, description="The signing key; default: <state_dir>/key.")
     data: dict[str, Any] = Field(default={}, description="Free keys for the task's load_test_data.")
+
+    def database_settings(self) -> dict[str, Any] | None:
+        """What the coordinator is told of its database; None: the journal lies in `state_dir`."""
+        if self.database is None:
+            return None
+        return {
+            "url": self.database,
+            "password": self.database_password,
+            "password_file": self.database_password_file,
+            "timeout_s": self.database_timeout_s,
+        }
 
 
 class DeviceTable(BaseModel):

@@ -10,4 +10,4 @@ settings.register_profile(
 )
 settings.load_profile("fedmq")
 
-pytest_plugins = ["tests.broker_fixtures"]
+pytest_plugins = ["tests.broker_fixtures", "tests.postgres_fixtures"]

@@ -10,10 +10,12 @@ from typing import Final
 
 import click
 
-from fedmq.commands.options import broker_option, config_option, federation_option
+from fedmq.commands.options import broker_option, config_option, database_option, federation_option
 from fedmq.extras import needs
 from fedmq.tables import CoordinatorTable, FederationTable, read
 from fedmq_protocol.broker_settings import BrokerSettings
+
+_log = logging.getLogger(__name__)
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
 
@@ -28,6 +30,12 @@ def coordinator() -> None:
 @broker_option
 @federation_option
 @click.option("--state-dir", type=click.Path(path_type=Path), help="The journal, keys, the API's token.")
+@database_option
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="End the hold of a coordinator elsewhere that hangs, or cannot be reached.",
+)
 @click.option("--listen", metavar="HOST:PORT", help="Where the HTTP API listens; port 0 takes a free one.")
 @click.option("--verbose", is_flag=True, help="Log everything.")
 def start(
@@ -35,6 +43,8 @@ def start(
     broker_url: str | None,
     federation: str | None,
     state_dir: Path | None,
+    database: str | None,
+    take_over: bool,  # noqa: FBT001 - click's signature
     listen: str | None,
     verbose: bool,  # noqa: FBT001 - click's signature
 ) -> None:
@@ -52,6 +62,7 @@ def start(
             "broker.url": ("--broker", broker_url),
             "federation.name": ("--federation", federation),
             "coordinator.state_dir": ("--state-dir", state_dir),
+            "coordinator.database": ("--database", database),
             "coordinator.listen": ("--listen", listen),
         },
     )
@@ -64,12 +75,15 @@ def start(
             "broker": configuration.table("broker", BrokerSettings),
             "run": configuration.table("run", RunSettings),
             "state_dir": table.state_dir,
+            "database": table.database_settings(),
+            "take_over": take_over,
             "listen": table.listen,
             "key_file": table.key_file,
         },
         table="coordinator",
     )
     begin_logging(verbose=verbose)
+    _log.info("starting the coordinator of %s", settings.federation)  # what came before were imports
     host = TrainerModelHost(nursery=trainer.nursery, threads=trainer.threads, data=table.data)
     asyncio.run(run_coordinator_forever(settings, model_host=host))
 

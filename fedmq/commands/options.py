@@ -23,3 +23,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 state_dir_option = click.option(
     "--state-dir", type=click.Path(path_type=Path), help="The coordinator's folder, where its API is found."
 )
+database_option = click.option(
+    "--database",
+    metavar="URL",
+    help="postgresql://user@host/database for the journal, in place of SQLite in the state folder.",
+)

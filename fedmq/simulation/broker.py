@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 from fedmq.simulation.network import Fate, Network, Way
-from fedmq_broker.embedded.topics import Subscriptions, matches
+from fedmq.simulation.retained import Retained
+from fedmq_broker.embedded.topics import Subscriptions
 
 Action: TypeAlias = Callable[[], None]
 
@@ -167,9 +168,11 @@ class Broker:
         self.up = True
         self.num_dropped = 0
         """Messages that a full queue had no room for."""
-        self.retained: dict[str, bytes] = {}
+        self.retained = Retained()
         self._sessions: dict[str, Session] = {}
         self._subscriptions: Subscriptions[Session] = Subscriptions()
+        self._hearers: dict[str, tuple[Session, ...]] = {}
+        """Who subscribes to a topic, as found before; forgotten when any subscription changes."""
         self._wills: dict[str, Will] = {}
         self._life = 0
 
@@ -250,11 +253,12 @@ class Broker:
         for topic_filter in filters:
             session.filters[topic_filter] = None
             self._subscriptions.add(topic_filter, session, 1)
+        self._hearers.clear()
         if on_ack is not None:
             acknowledged = on_ack
             self._tell_later(session, lambda: acknowledged() if session.alive else None)
         for topic_filter in filters:
-            for topic, payload in self._retained_for(topic_filter):
+            for topic, payload in self.retained.matching(topic_filter):
                 self._deliver(session, Arrived(topic, payload, retained=True))
 
     def unsubscribe(self, session: Session, filters: tuple[str, ...]) -> None:
@@ -264,6 +268,7 @@ class Broker:
                 if topic_filter in session.filters:
                     del session.filters[topic_filter]
                     self._subscriptions.remove(topic_filter, session)
+            self._hearers.clear()
 
     def end(self, session: Session, reason: str, *, with_will: bool = True) -> None:
         """End a connection."""
@@ -273,6 +278,7 @@ class Broker:
         del self._sessions[session.client_id]
         for topic_filter in session.filters:
             self._subscriptions.remove(topic_filter, session)
+        self._hearers.clear()
         session.queue.clear()
         self._tell_later(session, lambda: session.on_event(Closed(reason)))
         if with_will and session.will is not None:
@@ -283,14 +289,15 @@ class Broker:
     def route(self, message: Arrived) -> None:
         """Keep a message if it is to be retained, and pass it on to whoever subscribes."""
         topic, payload, retain = message
-        if retain and payload:
-            self.retained[topic] = payload
-        elif retain:
-            self.retained.pop(topic, None)
+        if retain:
+            self.retained.put(topic, payload)
         live = Arrived(
             topic, payload, retained=False
         )  # section 3.3.1.3: so it is for those who subscribed before
-        for session in self._subscriptions.matching(topic):
+        hearers = self._hearers.get(topic)
+        if hearers is None:
+            hearers = self._hearers[topic] = tuple(self._subscriptions.matching(topic))
+        for session in hearers:
             self._deliver(session, live)
 
     def _deliver(self, session: Session, message: Arrived) -> None:
@@ -318,13 +325,6 @@ class Broker:
                 session.on_event(message)
         if fate.cuts:
             self.end(session, "the connection was cut")
-
-    def _retained_for(self, topic_filter: str) -> list[tuple[str, bytes]]:
-        if "+" not in topic_filter and "#" not in topic_filter:
-            payload = self.retained.get(topic_filter)
-            return [] if payload is None else [(topic_filter, payload)]
-        levels = topic_filter.split("/")
-        return [one for one in self.retained.items() if matches(levels, one[0].split("/"))]
 
     # ------------------------------------------------------------------------------ later
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedmq.simulation.broker import Broker, Will
 from fedmq.simulation.connection import Connection
 from fedmq.simulation.journal import VirtualJournal
-from fedmq.simulation.mail import CheapKey
+from fedmq.simulation.mail import CheapKey, Mail
 from fedmq.simulation.watch import Watch
 from fedmq.simulation.world import LocalClock, Timer, World
 from fedmq_coordinator.core.effects import (
@@ -43,7 +43,7 @@ from fedmq_coordinator.core.events import (
 )
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.core.progress import LARGE_MODEL
-from fedmq_protocol.envelope import COORDINATOR, Reader, Sealer
+from fedmq_protocol.envelope import COORDINATOR, Sealer
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Body, Status
 from fedmq_protocol.topics import Topics
@@ -85,7 +85,7 @@ class VirtualCoordinator:
         world: the clock, and chance.
         broker: where it connects.
         federation: its name.
-        reader: opens and verifies packets.
+        mail: seals, opens and verifies packets.
         options: what it is told.
         evaluate: measures float32[schema.size] on held-out data; None: every evaluation fails.
         watch: told of what it does.
@@ -105,7 +105,7 @@ class VirtualCoordinator:
         broker: Broker,
         *,
         federation: str,
-        reader: Reader,
+        mail: Mail,
         options: CoordinatorOptions | None = None,
         evaluate: Callable[[Vector], Evaluation] | None = None,
         watch: Watch | None = None,
@@ -113,7 +113,7 @@ class VirtualCoordinator:
         self.world, self.broker, self.topics = world, broker, Topics(federation)
         self.options = CoordinatorOptions() if options is None else options
         self.watch = Watch() if watch is None else watch
-        self._reader, self._evaluate = reader, evaluate
+        self._mail, self._evaluate = mail, evaluate
         self.key = CheapKey("coordinator")
         self.journal = VirtualJournal()
         self.clock = LocalClock(world, ahead_s=self.options.ahead_s)
@@ -136,7 +136,7 @@ class VirtualCoordinator:
     def make_core(self) -> Coordinator:
         """A core that knows the journal alone, through its bytes."""
         core = Coordinator(
-            federation=self.topics.federation, aside_from=self.options.aside_from, reader=self._reader
+            federation=self.topics.federation, aside_from=self.options.aside_from, reader=self._mail
         )
         core.state.replay(self.journal.read)
         return core
@@ -155,7 +155,7 @@ class VirtualCoordinator:
         self._offset = max(self.clock(), self.journal.last_at) - world.now
         self.watch.coordinator_started(self)
         self._handle([CoordinatorStarted(self.core.state.epoch + 1, self.key.public_key)], at_once=True)
-        self._sealer = Sealer(sender=COORDINATOR, epoch=self.core.state.epoch, key=self.key)
+        self._sealer = self._mail.sealer(sender=COORDINATOR, epoch=self.core.state.epoch, key=self.key)
         self.connection = Connection(
             world,
             self.broker,
@@ -179,6 +179,15 @@ class VirtualCoordinator:
             down_s: when it is started again, after that; None: not by itself.
         """
         self._dies = moment, sends, down_s
+
+    def spare(self) -> None:
+        """Take back what `fail_at` asked for."""
+        self._dies = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether facts are on their way to the disk; until they are there, nothing is said or handled."""
+        return self._busy
 
     def kill(self, *, down_s: float | None = None, why: str = "it was killed") -> None:
         """End its process; what is not on disk is gone."""
@@ -220,6 +229,11 @@ class VirtualCoordinator:
         self._requests.append(event)
         if self.alive:
             self.tell(event)
+
+    @property
+    def told_at(self) -> float:
+        """When the core was told something last, by its clock."""
+        return self._told_at
 
     def tell(self, event: Event) -> None:
         """Put an event into the inbox."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from fedmq.simulation.broker import Broker, Will
 from fedmq.simulation.connection import Connection
 from fedmq.simulation.disk import VirtualDisk
-from fedmq.simulation.mail import CheapKey
+from fedmq.simulation.mail import CheapKey, Mail
 from fedmq.simulation.post import VirtualPost
 from fedmq.simulation.replicas import Replicas
 from fedmq.simulation.trainer import TrainerTimes, VirtualTrainer
@@ -60,7 +60,7 @@ from fedmq_edge_agent.core.state import blob_file
 from fedmq_edge_agent.core.supervision import TimeLimits
 from fedmq_edge_agent.disk_faults import code_of
 from fedmq_edge_agent.shell.disk import DiskError
-from fedmq_protocol.envelope import Reader, Sealer
+from fedmq_protocol.envelope import Sealer
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Body
 from fedmq_protocol.topics import Topics
@@ -103,7 +103,7 @@ class VirtualDevice:
         broker: where it connects.
         federation: its name.
         name: the device's id.
-        reader: opens and verifies packets.
+        mail: seals, opens and verifies packets.
         learner: what it trains.
         replicas: decodes versions.
         options: what it is told.
@@ -124,7 +124,7 @@ class VirtualDevice:
         *,
         federation: str,
         name: str,
-        reader: Reader,
+        mail: Mail,
         learner: Learner,
         replicas: Replicas,
         options: DeviceOptions | None = None,
@@ -134,7 +134,7 @@ class VirtualDevice:
         self.topics, self.name = Topics(federation), name
         self.options = DeviceOptions() if options is None else options
         self.watch = Watch() if watch is None else watch
-        self._reader, self._learner, self._replicas = reader, learner, replicas
+        self._mail, self._learner, self._replicas = mail, learner, replicas
         self._limits = AgentLimits(
             federation=federation,
             device=name,
@@ -179,10 +179,10 @@ class VirtualDevice:
             chance=world.stream("agent", self.name, life).random,
             clock_s=self.clock(),
             parts=parts,
-            reader=self._reader,
+            reader=self._mail,
         )
         self._trainer = None
-        self._sealer = Sealer(sender=self.name, epoch=0, key=self.key)
+        self._sealer = self._mail.sealer(sender=self.name, epoch=0, key=self.key)
         self._post = VirtualPost(self)
         self.connection = Connection(
             world,
@@ -209,6 +209,10 @@ class VirtualDevice:
             torn: draws what becomes of what was not flushed; None: it is kept.
         """
         self._dies_in, self._down_s, self._torn = effects, down_s, torn
+
+    def spare(self) -> None:
+        """Take back what `fail_after` asked for."""
+        self._dies_in = None
 
     def cut_power(
         self,
@@ -238,6 +242,7 @@ class VirtualDevice:
         with contextlib.suppress(DiskError):  # nothing would be lost, only learnt again
             for effect in self.agent.last_effects():
                 self._perform(effect)
+                self.watch.device_did(self, effect)
         if self.agent.session is not None:
             goodbye = self.agent.presence(online=False, session=self.agent.session)
             goodbye = goodbye.model_copy(update={"traffic": self.traffic})
@@ -333,7 +338,7 @@ class VirtualDevice:
 
     def _will(self) -> Will:
         self._session = self.agent.next_session()
-        self._sealer = Sealer(sender=self.name, epoch=self._session, key=self.key)
+        self._sealer = self._mail.sealer(sender=self.name, epoch=self._session, key=self.key)
         topic = self.topics.presence(self.name)
         return Will(topic, self.seal(topic, self.agent.presence(online=False, session=self._session)))
 

@@ -43,6 +43,7 @@ class VirtualDisk:
         files: by run and name.
         parts: model files that are being fetched, by run and name: what they are, and their chunks.
         full: it takes nothing more.
+        refused: how often it did not.
     """
 
     state: AgentState = field(default_factory=AgentState)
@@ -51,12 +52,14 @@ class VirtualDisk:
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     parts: dict[tuple[str, str], tuple[PartHead, dict[int, bytes]]] = field(default_factory=dict)
     full: bool = False
+    refused: int = 0
     _unflushed: dict[tuple[str, str], None] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------ writing
 
     def _room(self) -> None:
         if self.full:
+            self.refused += 1
             raise DiskError(OSError(errno.ENOSPC, "No space left on device"), Path("state_dir"))
 
     def save_state(self, state: AgentState) -> None:

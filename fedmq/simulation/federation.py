@@ -12,7 +12,7 @@ from fedmq.simulation.broker import Broker, Limits
 from fedmq.simulation.coordinator import CoordinatorOptions, Evaluation, VirtualCoordinator
 from fedmq.simulation.device import DeviceOptions, VirtualDevice
 from fedmq.simulation.learner import Learner
-from fedmq.simulation.mail import CheapReader
+from fedmq.simulation.mail import Mail
 from fedmq.simulation.network import Calm, Network
 from fedmq.simulation.replicas import Replicas
 from fedmq.simulation.watch import Watch
@@ -37,6 +37,8 @@ class Cast:
         coordinator: its options.
         limits: the broker's.
         evaluate: measures float32[schema.size] at the coordinator; None: there is no central data.
+        parsed: every packet is parsed from its bytes; else who hears it gets the message that was sealed.
+        packed: those who can write the shorter form of envelopes do.
     """
 
     learner: Learner
@@ -45,6 +47,8 @@ class Cast:
     coordinator: CoordinatorOptions = field(default_factory=CoordinatorOptions)
     limits: Limits = field(default_factory=Limits)
     evaluate: Callable[[Vector], Evaluation] | None = None
+    parsed: bool = True
+    packed: bool = True
 
 
 class Federation:
@@ -64,12 +68,12 @@ class Federation:
         self.cast = cast
         self.watch = Watch() if watch is None else watch
         self.broker = Broker(self.world, Calm() if network is None else network, cast.limits)
-        reader = CheapReader()
+        mail = Mail(parsed=cast.parsed, packed=cast.packed)
         self.coordinator = VirtualCoordinator(
             self.world,
             self.broker,
             federation=FEDERATION,
-            reader=reader,
+            mail=mail,
             options=cast.coordinator,
             evaluate=cast.evaluate,
             watch=self.watch,
@@ -82,7 +86,7 @@ class Federation:
                 self.broker,
                 federation=FEDERATION,
                 name=name,
-                reader=reader,
+                mail=mail,
                 learner=cast.learner,
                 replicas=self.replicas,
                 options=cast.options.get(name, usual),

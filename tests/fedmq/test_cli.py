@@ -205,6 +205,7 @@ def test_the_parts_by_hand(fedmq: CommandLine) -> None:
         )
         parts.append(fedmq.start("coordinator", "start", "--config", "fed.toml"))
         assert parts[-1].stderr is not None
+        assert "starting the coordinator" in parts[-1].stderr.readline()
         assert "the API listens" in parts[-1].stderr.readline()
         for number, name in enumerate(("alice", "bob")):
             data = ["--data", f"partition_id={number}", "--data", "num_partitions=2"]

@@ -119,6 +119,7 @@ def test_it_improves_a_model_over_tcp_and_websockets_and_survives_a_kill(
     )
     coordinator = fedmq.start("coordinator", "start", "--config", "fed.toml")
     assert coordinator.stderr is not None
+    assert "starting the coordinator" in coordinator.stderr.readline()
     assert "the API listens" in coordinator.stderr.readline()
 
     said: dict[str, list[str]] = {"js-0": [], "js-1": []}

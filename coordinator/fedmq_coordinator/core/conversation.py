@@ -185,8 +185,7 @@ class Conversation:
         if run is None:
             self._receipt(device, header, Outcome("rejected", "discard", "unknown-run", "no such run here"))
             return
-        settled = run.settled.get(device.id)
-        outcome = settled.find(header.counter) if settled is not None else None
+        outcome = run.outcome_of(device.id, header)
         if outcome is None and (run.state != "active" or run.rounds_done):
             outcome = Outcome(
                 "rejected", "discard", "run-over", f"the run is over: {run.end_reason or run.state}"
@@ -231,12 +230,7 @@ class Conversation:
     def _offer(self, device: Device, offer: Offer) -> None:
         header = offer.header
         run = self._desk.state.runs.get(header.run)
-        settled = None if run is None else run.settled.get(device.id)
-        if (
-            run is None
-            or run.state != "active"
-            or (settled is not None and settled.find(header.counter) is not None)
-        ):
+        if run is None or run.state != "active" or run.outcome_of(device.id, header) is not None:
             self._update(device, header, b"")
             return
         if run.was_granted(device.id, header.lease) is None:

@@ -8,6 +8,8 @@ from typing import Any, Final, Literal, cast
 
 WINDOW: Final = 64
 """Far more than a device's outbox holds."""
+DIGEST_BYTES: Final = 8
+"""Of a payload's hash: by accident no two of one device's are alike in so many."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,22 @@ ACCEPTED: Final = Outcome("accepted", "keep")
 FORGOTTEN: Final = Outcome("accepted", "keep", "duplicate", "this update was settled long ago")
 
 
+NUMBER_USED: Final = Outcome(
+    "rejected", "restore", "number-used", "another update of this device had this number, and is settled"
+)
+
+
 class SettledUpdates:
     """The outcomes of one device's updates in one run."""
 
     def __init__(self) -> None:
         self._high = -1
         self._outcomes: OrderedDict[int, Outcome] = OrderedDict()
+
+    @property
+    def newest(self) -> int:
+        """The highest number that is settled."""
+        return self._high
 
     def find(self, counter: int) -> Outcome | None:
         """The outcome of an update that is settled already."""

@@ -17,7 +17,7 @@ from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import Evaluation, TaskRef
 from fedmq_protocol.schema import TensorSchema
 
-JOURNAL_VERSION: Final = 3
+JOURNAL_VERSION: Final = 4
 """Written into the store; another one is migrated or refused, never guessed at."""
 
 
@@ -144,6 +144,9 @@ class UpdateAccepted(RunFact):
     traffic: tuple[int, int] | None
     session: int = 0
     """Of the device, when it sent this: earlier ones are over, for a coordinator that starts anew, too."""
+    digest: bytes = b""
+    """The first 8 bytes of the payload's SHA-256, by which another update of the same number is told; empty in the
+    journals of earlier versions."""
 
 
 class UpdateRejected(RunFact):

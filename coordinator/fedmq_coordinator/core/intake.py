@@ -7,6 +7,7 @@ import math
 from statistics import median
 from typing import Final
 
+from fedmq_coordinator.core.dedupe import DIGEST_BYTES
 from fedmq_coordinator.core.facts import UpdateAccepted, UpdateRejected
 from fedmq_coordinator.core.run import NORMS_NEEDED, Run
 from fedmq_coordinator.core.strategies import Rejection, Strategy, Submission
@@ -124,4 +125,5 @@ def _accept(
         metrics=header.metrics,
         evaluation=_credible(run, header),
         traffic=header.traffic,
+        digest=header.payload.sha256[:DIGEST_BYTES],
     )

@@ -141,14 +141,19 @@ class Roster:
             if self.paused.get(device, now + 1.0) <= now:
                 del self.paused[device]
             self._touched.add(device)
+        version = run.version
+        known = (self._run, self._version, self._presuming)
+        nothing_new = known == (run, version, presuming) and run.members is self._members
+        if nothing_new and not (self._all or self._touched):
+            return self
         if run is not self._run or presuming != self._presuming:
             self._all = True
-        if run.version != self._version:
+        if version != self._version:
             self._touched |= self._spent
         if run.members is not self._members:
             self._touched |= self._members
         self._run, self._presuming, self._extended = run, presuming, extended
-        self._version, self._members = run.version, run.members
+        self._version, self._members = version, run.members
         num_touched = len(self._touched)
         if self._all or (num_touched > _FEW and _MANY * num_touched > len(self._devices)):
             self._look_at_all(run)

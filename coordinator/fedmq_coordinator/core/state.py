@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.devices import Device
@@ -10,6 +11,9 @@ from fedmq_coordinator.core.replay import steps_before_snapshot
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.traffic import Meter, Moved
 from fedmq_protocol.errors import RemoteError, StoreError
+
+RUNS_ANSWERED: Final = 4
+"""Runs that are over, and of which it is still known which updates were accepted."""
 
 
 class FederationState:
@@ -121,6 +125,7 @@ class FederationState:
                 self.queue.remove(fact.run)
                 for run in self.runs.values():
                     run.release_model()
+                self._forget_settled()
                 self.runs[fact.run].apply(fact)
                 self._active = fact.run
             case f.RunEnded():
@@ -139,6 +144,12 @@ class FederationState:
             case _:
                 msg = f"unknown fact {type(fact).__name__}"
                 raise AssertionError(msg)
+
+    def _forget_settled(self) -> None:
+        """A receipt is repeated as it was for as long as its run is among those that ended last."""
+        over = [run for run in self.runs.values() if run.over and run.settled]
+        for run in sorted(over, key=lambda run: run.ended_at or 0.0)[:-RUNS_ANSWERED]:
+            run.forget_settled()
 
     def _remember(self, fact: f.UpdateAccepted) -> None:
         """What an update says of its sender."""

@@ -7,6 +7,10 @@ presence, some of them more than once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
+
+_MOST: Final = 2**63 - 1
+"""More than anything moves, and as much as is written down: counters that lie must not grow without end."""
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Moved:
         """Count what a device moved; nothing is no entry."""
         if sent or received:
             before = self.by_device.get(device, (0, 0))
-            self.by_device[device] = before[0] + sent, before[1] + received
+            self.by_device[device] = min(_MOST, before[0] + sent), min(_MOST, before[1] + received)
 
     def take(self, other: Moved) -> None:
         """Add another account to this one."""

@@ -13,6 +13,7 @@ from fedmq_coordinator.shell.api import make_app
 from fedmq_coordinator.shell.api_server import ApiServer, bind, load_or_create_token
 from fedmq_coordinator.shell.clock import Clock
 from fedmq_coordinator.shell.model_host import ModelHost
+from fedmq_coordinator.shell.resume import Resumed, resume
 from fedmq_coordinator.shell.service import HaltedError, Service
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_coordinator.shell.shelf import StoreShelf
@@ -49,16 +50,31 @@ async def run_coordinator(
     stop = asyncio.Event() if stop is None else stop
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(model_host.close)
-        journal = await asyncio.to_thread(Journal.open, settings.state_dir, federation=settings.federation)
+        journal = await asyncio.to_thread(
+            Journal.open,
+            settings.state_dir,
+            federation=settings.federation,
+            settings=settings.database,
+            take_over=settings.take_over,
+        )
         stack.callback(journal.close)
         shelf = StoreShelf(journal, settings.state_dir)
-        core = Coordinator(federation=settings.federation, shelf=shelf)
-        await asyncio.to_thread(core.state.replay, journal.read, journal.outline)
+        found = await asyncio.to_thread(resume, journal)
+        core = Coordinator(federation=settings.federation, shelf=shelf, state=found.state)
         clock = Clock(not_before=journal.last_at or 0.0)
-        resumed = _resumed(core, journal, now=clock())
+        resumed = _resumed(core, journal, found, now=clock())
         key = load_or_create_key(settings.key_path)
-        service = Service(core, journal, shelf, clock=clock, model_host=model_host, sources=journal.sources())
-        await service.begin(journal.epoch, key.public_key)
+        service = Service(
+            core,
+            journal,
+            shelf,
+            clock=clock,
+            model_host=model_host,
+            sources=journal.sources(),
+            num_folded=found.num_folded,
+        )
+        epoch = max(journal.epoch, core.state.epoch + 1)  # a fence that was damaged is no reason to go back
+        await service.begin(epoch, key.public_key)
         sealer = Sealer(sender=COORDINATOR, epoch=core.state.epoch, key=key)
 
         app = make_app(service, defaults=settings.run, token=load_or_create_token(settings.state_dir))
@@ -105,13 +121,17 @@ async def run_coordinator_forever(settings: CoordinatorSettings, *, model_host: 
     _log.info("stopped")
 
 
-def _resumed(core: Coordinator, journal: Journal, *, now: float) -> str:
+def _resumed(core: Coordinator, journal: Journal, resumed: Resumed, *, now: float) -> str:
     """What a start finds, in a line."""
     if not journal.num_facts or journal.first_at is None:
         return f"a new journal in {journal.name}"
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(journal.first_at))
+    folded = "1 fact" if resumed.num_folded == 1 else f"{resumed.num_folded:,} facts"
+    how = f"{folded} folded"
+    if resumed.checkpoint is not None:
+        made = f"{resumed.checkpoint.number:,} of {_moment(resumed.checkpoint.at)}"
+        how = f"checkpoint of fact {made} and {folded} after it"
     facts = "1 fact" if journal.num_facts == 1 else f"{journal.num_facts:,} facts"
-    found = f"journal of {facts} since {since}"
+    found = f"journal of {facts} since {_moment(journal.first_at)}; {how}, in {resumed.seconds:.2f} s"
     run = core.active
     if run is None:
         return f"no run to resume; {found}"
@@ -120,3 +140,7 @@ def _resumed(core: Coordinator, journal: Journal, *, now: float) -> str:
         f"{view.updates_in_buffer} of {view.goal} updates in the buffer" if view.goal else "no round open"
     )
     return f"resumed run {run.id} at round {view.round}, {buffer}; {found}"
+
+
+def _moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from fedmq_coordinator.core.events import (
 )
 from fedmq_coordinator.core.facts import Fact, VersionPublished
 from fedmq_coordinator.core.machine import Coordinator
+from fedmq_coordinator.shell.checkpointing import Checkpointer
 from fedmq_coordinator.shell.clock import Clock
 from fedmq_coordinator.shell.evaluator import Evaluator
 from fedmq_coordinator.shell.model_host import ModelHost
@@ -112,6 +114,7 @@ class Service:
         clock: seconds since the epoch.
         model_host: who evaluates.
         sources: run -> where its task lies.
+        num_folded: how many facts were folded at the start, since there is no newer checkpoint.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Service:
         clock: Clock,
         model_host: ModelHost,
         sources: dict[str, str],
+        num_folded: int = 0,
     ) -> None:
         self.core = core
         self.journal = journal
@@ -135,6 +139,7 @@ class Service:
         self._outbox: Outbox | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._checkpointer = Checkpointer(core, journal, facts=num_folded)
         self._pruner = ThreadPoolExecutor(1, thread_name_prefix="retention")
         self._to_prepare: asyncio.Queue[Prepare] = asyncio.Queue()
         self._to_prune: asyncio.Queue[VersionPublished] = asyncio.Queue()
@@ -172,6 +177,7 @@ class Service:
             asyncio.create_task(self._evaluator.run(), name="evaluate"),
         ]
         stopped = asyncio.create_task(stop.wait(), name="stop")
+        well = False
         try:
             done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
@@ -182,8 +188,10 @@ class Service:
                 )
                 self._outbox.put(Send(topics.coordinator_status, goodbye, retain=True))
             await self._outbox.flush(_FAREWELL_S)
+            well = self._halted is None
         finally:
             self._stopping = True
+            self.journal.database.hurry()
             self._hearing.cancel()
             for task in (*tasks, stopped):
                 task.cancel()
@@ -194,6 +202,7 @@ class Service:
             self._maker.shutdown()
             self._pruner.shutdown()
             self._writer.shutdown()
+            await self._checkpointer.close(well=well)
         if self._halted is not None:
             raise HaltedError(self._halted)
 
@@ -318,13 +327,17 @@ class Service:
     async def _handle(self, batch: Sequence[_Queued]) -> None:
         effects: list[Effect] = []
         for queued in batch:
+            began = time.thread_time()
             effects += self.core.handle(queued.event, now=self.clock())
+            self._checkpointer.work_s += time.thread_time() - began
             await asyncio.sleep(0)  # the broker's keepalive and the API have their turn between two events
         facts = [effect.fact for effect in effects if isinstance(effect, Record)]
         if facts:
             await self._write(facts)
         for effect in effects:
             self._perform(effect)
+        if self._checkpointer.due:
+            self._checkpointer.take()
         for queued in batch:
             if queued.done is not None and not queued.done.done():
                 queued.done.set_result(None)
@@ -332,6 +345,7 @@ class Service:
     async def _write(self, facts: list[Fact]) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._writer, self.journal.append, facts)
+        self._checkpointer.facts += len(facts)
         for fact in facts:
             if isinstance(fact, VersionPublished) and fact.private is not None and fact.version > 0:
                 self._to_prune.put_nowait(fact)

@@ -5,13 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr, field_validator
 
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.topics import ID_PATTERN
 
 _MAX_PORT = 65_535
+
+
+class DatabaseSettings(BaseModel):
+    """Where a journal lies that does not lie in the state folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    url: Annotated[str, Field(repr=False)]
+    """postgresql://user@host:port/database; parameters of libpq may follow."""
+    password: SecretStr | None = None
+    """Wins over the file's and the URL's; without any, libpq looks into PGPASSWORD and PGPASSFILE."""
+    password_file: Path | None = None
+    """A file whose first line is the password, read anew at each connection."""
+    timeout_s: Annotated[FiniteFloat, Field(gt=0)] = 60.0
+    """So long a lost connection is tried for again, while everything waits; then the coordinator ends."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_server(cls, url: str) -> str:
+        scheme, _, rest = url.partition("://")
+        if scheme not in {"postgresql", "postgres"} or "/" not in rest:
+            raise ValueError(
+                "the database must be a URL such as postgresql://user@host/fedmq; SQLite in state_dir needs none"
+            )
+        if "password=" in rest:
+            raise ValueError("the password stands before the host, or better in database_password_file")
+        return url
 
 
 class CoordinatorSettings(BaseModel):
@@ -24,6 +51,10 @@ class CoordinatorSettings(BaseModel):
     broker: BrokerSettings = BrokerSettings()
     state_dir: Path = Path("state/coordinator")
     """The journal, the signing key, the API's token and its address. One coordinator a folder."""
+    database: DatabaseSettings | None = None
+    """The journal's server; None: `<state_dir>/journal.sqlite`."""
+    take_over: bool = False
+    """End the hold of another coordinator on the database, which hangs or is out of reach."""
     listen: str = "127.0.0.1:8470"
     """host:port of the HTTP API; port 0 takes any free one, which `<state_dir>/api.json` then names."""
     key_file: Path | None = None

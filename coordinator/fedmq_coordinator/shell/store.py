@@ -24,9 +24,12 @@ from fedmq_coordinator.core.blobs import Blob
 from fedmq_coordinator.core.facts import EpochBegun, Fact, VersionPublished
 from fedmq_coordinator.shell import store_retention, store_versions
 from fedmq_coordinator.shell.lock import FolderLock
+from fedmq_coordinator.shell.settings import DatabaseSettings
 from fedmq_coordinator.shell.store_bulk import BulkTable, StoredBlob, WritingAhead
+from fedmq_coordinator.shell.store_checkpoints import Checkpoints
 from fedmq_coordinator.shell.store_database import Database
 from fedmq_coordinator.shell.store_fence import Fence
+from fedmq_coordinator.shell.store_postgresql import Postgresql
 from fedmq_coordinator.shell.store_rows import (
     BULKY_FIELDS,
     HELD,
@@ -48,10 +51,12 @@ class Journal:
 
     Attributes:
         database: for what else lies in it.
+        checkpoints: of the state that its facts fold to.
     """
 
     def __init__(self, database: Database, lock: FolderLock) -> None:
         self.database = database
+        self.checkpoints = Checkpoints(database)
         self._lock = lock
         self._fence = Fence(database)
         self._bulk = BulkTable(database)
@@ -60,8 +65,15 @@ class Journal:
         self._last_at: float | None = None
 
     @classmethod
-    def open(cls, state_dir: Path, *, federation: str) -> Journal:
-        """Open the journal in `state_dir`, making it where there is none, and keep others out until `close`.
+    def open(
+        cls,
+        state_dir: Path,
+        *,
+        federation: str,
+        settings: DatabaseSettings | None = None,
+        take_over: bool = False,
+    ) -> Journal:
+        """Open the journal of `state_dir`, making it where there is none, and keep others out until `close`.
 
         An older version of it is migrated first, in one transaction. A new epoch begins, which fences out whoever
         opened it before and is still there, all the same.
@@ -69,14 +81,21 @@ class Journal:
         Args:
             state_dir: the coordinator's folder; its lock is taken.
             federation: whose journal it must be.
+            settings: where else than in `<state_dir>/journal.sqlite` it lies.
+            take_over: let go whoever holds it there; never of the folder.
 
         Raises:
             StoreError: held by another process, of a newer version or another federation, damaged, or not writable.
         """
         lock = FolderLock(state_dir)
-        journal = cls(Database(Sqlite(state_dir / "journal.sqlite"), patience_s=0.0), lock)
         try:
-            journal.database.hold(take_over=False)
+            dialect = Sqlite(state_dir / "journal.sqlite") if settings is None else Postgresql(settings)
+            journal = cls(Database(dialect, patience_s=0.0 if settings is None else settings.timeout_s), lock)
+        except BaseException:
+            lock.release()
+            raise
+        try:
+            journal.database.hold(take_over=take_over)
             journal._prepare(federation)
         except BaseException:
             journal.close()
@@ -204,11 +223,17 @@ class Journal:
         return self.database.read(lambda connection: connection.execute(chosen).scalar())
 
     def read(
-        self, *, run: str | None = None, kinds: Collection[str] = (), leave_out: Collection[str] = ()
+        self,
+        *,
+        after: int = 0,
+        run: str | None = None,
+        kinds: Collection[str] = (),
+        leave_out: Collection[str] = (),
     ) -> Iterator[Fact]:
         """All facts that are there now, in order; none that is appended meanwhile.
 
         Args:
+            after: only facts with larger numbers.
             run: only this run's facts.
             kinds: only facts of these kinds.
             leave_out: fields out of `BULKY_FIELDS` that are not looked for where they lie beside their fact; they read
@@ -223,7 +248,7 @@ class Journal:
         if kinds:
             chosen = chosen.where(FACTS.c.kind.in_(kinds))
         complete = run is None and not kinds
-        last, done = self._last, 0
+        last, done = self._last, after
         while done < last:
             page = chosen.where(FACTS.c.seq > done, FACTS.c.seq <= last)
             rows = self.database.read(lambda connection, page=page: connection.execute(page).all())  # type: ignore[misc]
@@ -235,9 +260,25 @@ class Journal:
                 yield self._fact(row, leave_out)  # its bulk is loaded now, not with the others'
             done = rows[-1].seq if rows else last
 
-    def outline(self) -> Iterator[Fact]:
-        """All facts, without the bytes of updates."""
-        return self.read(leave_out=["payload"])
+    def outline(self, after: int = 0) -> Iterator[Fact]:
+        """All facts, or those with larger numbers than `after`, without the bytes of updates."""
+        return self.read(after=after, leave_out=["payload"])
+
+    def fetch(self, numbers: Collection[int]) -> dict[int, Fact]:
+        """Facts by their numbers, with what lies beside them.
+
+        Raises:
+            StoreError: one is not there, or the journal is damaged.
+        """
+        found: dict[int, Fact] = {}
+        wanted = sorted(numbers)
+        for start in range(0, len(wanted), _ROWS_A_READ):
+            chosen = select(FACTS).where(FACTS.c.seq.in_(wanted[start : start + _ROWS_A_READ]))
+            rows = self.database.read(lambda connection, of=chosen: connection.execute(of).all())  # type: ignore[misc]
+            found.update((row.seq, self._fact(row, ())) for row in rows)
+        if len(found) != len(set(numbers)):
+            raise self.database.damaged(f"facts of {len(set(numbers))} are missing")
+        return found
 
     def sources(self) -> dict[str, str]:
         """Where the task of each run lies on this machine."""
@@ -258,9 +299,10 @@ class Journal:
         self.database.guard = self._fence.check
 
     def _find_edges(self, connection: Connection) -> None:
-        edge = select(func.max(FACTS.c.seq), func.min(FACTS.c.at), func.max(FACTS.c.at))
-        last, self._first_at, self._last_at = connection.execute(edge).one()
-        self._last = last or 0
+        self._last = connection.execute(select(func.max(FACTS.c.seq))).scalar() or 0
+        at = select(FACTS.c.at)
+        self._first_at = connection.execute(at.order_by(FACTS.c.seq).limit(1)).scalar()
+        self._last_at = connection.execute(at.where(FACTS.c.seq == self._last)).scalar()
 
     def _are_there(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> bool:
         """Whether a transaction of which nobody heard wrote `rows`; one that is still under way is waited for."""

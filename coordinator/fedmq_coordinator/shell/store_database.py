@@ -27,7 +27,7 @@ T = TypeVar("T")
 WRITES: Final = "fedmq_writes"
 """The execution option of a connection whose transaction is going to write."""
 
-_FIRST_WAIT_S: Final = 0.1
+_FIRST_WAIT_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 2.0
 
 

@@ -5,6 +5,8 @@ fence    one row: the newest epoch that has begun, and who began it; every write
 facts    append-only; never changed, never deleted
 bulk     large bytes of facts, in pieces; the only thing that retention deletes. `seq` is the fact's, or a negative
          number that the fact's `beside` says, for bytes that were written ahead of their fact
+checkpoints, checkpoint_pieces
+         the fold of all facts up to number `seq`, in pieces; a cache (`store_checkpoints`)
 pruned   before which fact of a run retention has deleted a field's bulk
 notes    what the shell remembers for its next start; nothing that a replay needs
 sources  where the task of a run lies on this machine; nothing that a replay needs
@@ -79,6 +81,25 @@ BULK: Final = Table(
 # Updates and models are compressed already.
 _UNPACKED: Final = DDL("ALTER TABLE bulk ALTER COLUMN data SET STORAGE EXTERNAL")  # type: ignore[no-untyped-call]
 event.listen(BULK, "after_create", _UNPACKED.execute_if(dialect="postgresql"))
+
+CHECKPOINTS: Final = Table(
+    "checkpoints",
+    METADATA,
+    # The newest fact's, as its time and its checksum are.
+    Column("seq", _NUMBER, primary_key=True, autoincrement=False),
+    Column("at", Float, nullable=False),
+    Column("fact_checksum", BigInteger, nullable=False),
+    # Of all pieces together.
+    Column("sha256", LargeBinary, nullable=False),
+)
+
+CHECKPOINT_PIECES: Final = Table(
+    "checkpoint_pieces",
+    METADATA,
+    Column("seq", _NUMBER, primary_key=True, autoincrement=False),
+    Column("piece", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
 
 PRUNED: Final = Table(
     "pruned",

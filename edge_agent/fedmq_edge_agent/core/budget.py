@@ -42,7 +42,11 @@ class Budget:
         self.limit = limit
         self.problem = ""
         """Why the device rests, in words for the operator; empty while it does not."""
-        self._spent = spent
+        self._day = spent.day
+        self._today = spent.today
+        self._sent = spent.sent
+        self._received = spent.received
+        self._ran_s = spent.ran_s
         self._kept = spent
         self._seen = (0, 0)
         self._now = 0.0
@@ -60,14 +64,21 @@ class Budget:
     @property
     def spent(self) -> Spent:
         """The count as it stands."""
-        return self._spent
+        return Spent(
+            day=self._day, today=self._today, sent=self._sent, received=self._received, ran_s=self._ran_s
+        )
+
+    @property
+    def received(self) -> int:
+        """Bytes received since the state was made."""
+        return self._received
 
     @property
     def left(self) -> int | None:
         """Bytes that may still be planned with today; None: there is no limit."""
         if self.limit is None:
             return None
-        return max(0, self.limit - self._reserve - self._spent.today)
+        return max(0, self.limit - self._reserve - self._today)
 
     @property
     def _reserve(self) -> int:
@@ -78,8 +89,9 @@ class Budget:
     def worth_keeping(self) -> bool:
         """Whether so much has been counted since the last commit that it should be written down."""
         step = KEEP_BYTES if self.limit is None else max(1, self.limit // KEEP_STEP)
-        much = self._total(self._spent) - self._total(self._kept) >= step
-        anew = self._spent.day != self._kept.day or self._spent.today < self._kept.today
+        kept = self._kept
+        much = self._sent + self._received - kept.sent - kept.received >= step
+        anew = self._day != kept.day or self._today < kept.today
         return much or anew or (self.resting and self._now >= self._keep_at)
 
     @property
@@ -89,12 +101,11 @@ class Budget:
 
     def keep(self) -> Spent:
         """The count, for a commit that is made now."""
-        ran_s = 0
+        self._ran_s = 0
         if self._ends_at is not None and not self._by_clock:
-            ran_s = int(self._now + DAY_S - self._ends_at)
-        self._kept = self._spent = self._spent.model_copy(update={"ran_s": ran_s})
-        self._kept_at = self._now
-        return self._spent
+            self._ran_s = int(self._now + DAY_S - self._ends_at)
+        self._kept, self._kept_at = self.spent, self._now
+        return self._kept
 
     def next_deadline(self) -> float | None:
         """When a rest is over, or worth writing down."""
@@ -113,30 +124,24 @@ class Budget:
         """
         more_sent, more_received = sent - self._seen[0], received - self._seen[1]
         self._seen, self._now = (sent, received), now
-        before = self._spent
         self._turn_day(clock_s, now)
-        today = self._spent.today + more_sent + more_received
-        self._spent = Spent(
-            day=self._spent.day,
-            today=today,
-            sent=before.sent + more_sent,
-            received=before.received + more_received,
-            ran_s=self._spent.ran_s,
-        )
+        self._today += more_sent + more_received
+        self._sent += more_sent
+        self._received += more_received
         if self.limit is not None and not self.resting and self.left == 0:
             self.rest("")
 
     def _turn_day(self, clock_s: float, now: float) -> None:
         if self._ends_at is None:
-            self._ends_at, self._kept_at = now + DAY_S - self._spent.ran_s, now
+            self._ends_at, self._kept_at = now + DAY_S - self._ran_s, now
         today = int(clock_s // DAY_S) if clock_s >= SANE_CLOCK_S else 0
-        if 0 < today == self._spent.day or (today and not self._spent.day):
+        if 0 < today == self._day or (today and not self._day):
             # The clock agrees with what is counted; or it has been set at last, and what was counted is today's.
-            self._spent = self._spent.model_copy(update={"day": today})
+            self._day = today
             self._ends_at, self._by_clock = now + DAY_S - clock_s % DAY_S, True
-        elif today > self._spent.day or now >= self._ends_at:
-            grew = today > self._spent.day
-            self._spent = self._spent.model_copy(update={"day": max(today, self._spent.day), "today": 0})
+        elif today > self._day or now >= self._ends_at:
+            grew = today > self._day
+            self._day, self._today = max(today, self._day), 0
             self._ends_at, self._by_clock = now + (DAY_S - clock_s % DAY_S if grew else DAY_S), grew
             self.problem = ""
         else:
@@ -161,10 +166,6 @@ class Budget:
         """Begin nothing before the day is over."""
         assert self.limit is not None
         assert self._ends_at is not None
-        used = f"{size(self._spent.today)} of the daily budget of {size(self.limit)} are used"
+        used = f"{size(self._today)} of the daily budget of {size(self.limit)} are used"
         ends = "at 00:00 UTC" if self._by_clock else f"in {span(self._ends_at - self._now)}"
         self.problem = f"{used}{', and ' if why else ''}{why}; back {ends}"
-
-    @staticmethod
-    def _total(spent: Spent) -> int:
-        return spent.sent + spent.received

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from fedmq_edge_agent.core.backoff import Backoff, Chance
-from fedmq_protocol.messages import Presence, Status
+from fedmq_protocol.messages import Status
 
 HELLO = Backoff(first_s=3.0, longest_s=60.0)
 SILENCE_S = 300.0
@@ -33,7 +35,7 @@ class Contact:
         self._chance = chance
         self._attempts = 0
         self._status_seen = (0, 0)
-        self._born: Presence | None = None
+        self._born: Hashable = None
 
     def connected(self, session: int, *, now: float) -> None:
         """The broker took us; an announcement should come by itself."""
@@ -50,8 +52,12 @@ class Contact:
         """Whoever listens now may never have heard the birth certificate: no broker need have kept it."""
         self._born = None
 
-    def changed(self, presence: Presence) -> bool:
-        """Whether the birth certificate is to be published: it differs from the last one, or was forgotten."""
+    def changed(self, presence: Hashable) -> bool:
+        """Whether the birth certificate is to be published: it differs from the last one, or was forgotten.
+
+        Args:
+            presence: all that it is made of and that may change.
+        """
         changed = presence != self._born
         self._born = presence
         return changed

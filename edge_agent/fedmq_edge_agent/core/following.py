@@ -268,7 +268,7 @@ class Following:
         if not self._index_dirty or not self.disk_takes:
             return []
         self._index_dirty = False
-        names = tuple(_unique(self._garbage, but=self.replica.index))
+        names = tuple(_unique(self._garbage, but=self.replica.index)) if self._garbage else ()
         self._garbage.clear()
         effects: list[Effect] = [SaveModelIndex(self.run, self.replica.index)]
         return [*effects, RemoveFiles(self.run, names)] if names else effects

@@ -43,6 +43,7 @@ class Ledger:
         self._session = max(state.session, int(clock_s) if clock_s >= SANE_CLOCK_S else 0)
         self._useless: list[tuple[str, str]] = []
         self._over: list[str] = []
+        self._announced = state.announced
         self._before = state
         self._leaving: tuple[list[tuple[str, str]], list[str]] = [], []
 
@@ -64,7 +65,7 @@ class Ledger:
     def commit(self, spent: Spent) -> list[Effect]:
         """Write the state, with the bytes counted so far, then remove what it names no more."""
         self.commit_at = None
-        self.state = self.state.model_copy(update={"spent": spent})
+        self.state = self.state.model_copy(update={"spent": spent, "announced": self._announced})
         self._before, self.durable = self.durable, self.state
         self._leaving = self._useless.copy(), self._over.copy()
         effects: list[Effect] = [CommitState(self.state)]
@@ -114,11 +115,12 @@ class Ledger:
         self.state = self.state.model_copy(
             update={"epoch": epoch, "coordinator": coordinator, "announced": 0}
         )
+        self._announced = 0
         self.commit_soon(now=now)
 
     def announced(self, sequence: int) -> None:
         """An announcement came. It is written down with the next commit: an older one would only cost a download."""
-        self.state = self.state.model_copy(update={"announced": sequence})
+        self._announced = sequence
 
     def activate(self, run: str, *, now: float) -> bool:
         """`run` is the one that is followed; whether it is a new one."""
@@ -194,6 +196,8 @@ class Ledger:
 
     def sweep(self, *, busy: str | None, now: float) -> list[str]:
         """Forget runs that are neither active, nor at work in the trainer, nor waiting for a receipt; name them."""
+        if len(self.state.runs) == 1 and self.state.active in self.state.runs:
+            return []  # as always
         over = [
             run
             for run, kept in self.state.runs.items()

@@ -165,8 +165,13 @@ class Agent:
             tasks=[] if opened is None else [opened.task],
             codecs=[] if opened is None else [*opened.codecs, PACKED],
             num_examples=None if opened is None else opened.num_examples,
-            problem=self.desk.storage.problem or self.workshop.problem or self.desk.budget.problem,
+            problem=self._problem,
         )
+
+    @property
+    def _problem(self) -> str:
+        """Why this device cannot take part now."""
+        return self.desk.storage.problem or self.workshop.problem or self.desk.budget.problem
 
     # ------------------------------------------------------------------------------ events
 
@@ -276,7 +281,7 @@ class Agent:
         wanted = following.pull.wanted_bytes
         if wanted and not self.desk.budget.fits(wanted, f"the model ({following.pull.progress})"):
             self.desk.do(*following.pull.disconnected())
-        self.desk.do(*following.poll(now=now, received=self.desk.budget.spent.received))
+        self.desk.do(*following.poll(now=now, received=self.desk.budget.received))
         trouble = following.take_trouble()
         if trouble:
             self.desk.note("warning", f"cannot get the model: {trouble}", run=following.run)
@@ -358,10 +363,9 @@ class Agent:
     def _greet(self) -> None:
         """Publish the birth certificate, again when something in it changes or somebody may have missed it."""
         desk = self.desk
-        if desk.contact.session is None:
-            return
-        presence = self.presence(online=True, session=desk.contact.session)
-        if desk.contact.changed(presence):
+        session = desk.contact.session
+        if session is not None and desk.contact.changed((session, desk.trainer.opened, self._problem)):
+            presence = self.presence(online=True, session=session)
             desk.do(Send(desk.topics.presence(desk.device), presence, retain=True))
 
     def _say_hello(self) -> None:

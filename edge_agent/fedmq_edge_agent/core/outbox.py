@@ -209,7 +209,7 @@ class Outbox:
             left: bytes that may still be planned with today; None: as many as it takes.
             now: the time.
         """
-        if self._max_packet_bytes is None:
+        if self._max_packet_bytes is None or not self._entries:
             return []
         sent: list[Effect] = []
         due = [entry for entry in self._entries.values() if entry.next_send_at <= now and entry.to_be_sent]

@@ -1,16 +1,10 @@
-"""The journal, against real files: what is committed is there, what is damaged is said so, what is dropped is None."""
+"""The journal, in real databases of each kind: committed is there, damaged is said, dropped is None."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import signal
-import sqlite3
-import subprocess
-import sys
-import textwrap
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -21,90 +15,24 @@ from fedmq_coordinator.core.facts import (
     Fact,
     RunActivated,
     RunCreated,
-    StepTaken,
     TrafficSeen,
     UpdateAccepted,
     VersionPublished,
 )
-from fedmq_coordinator.core.settings import RunSettings
 from fedmq_coordinator.shell import store_bulk
 from fedmq_coordinator.shell.store import Journal
 from fedmq_coordinator.shell.store_rows import BESIDE_BYTES, BULKY_FIELDS
 from fedmq_protocol.errors import StoreError
-from fedmq_protocol.messages import Evaluation, TaskRef
-from fedmq_protocol.schema import TensorEntry, TensorSchema
-
-SCHEMA = TensorSchema(entries=(TensorEntry(name="w", shape=(2, 3), dtype="float32", role="parameter"),))
+from tests.coordinator.shell.places import Place, opening_process
+from tests.coordinator.shell.some_facts import accepted, created, published, step
 
 
-def created(run: str = "r", initial: bytes = b"\1" * 24) -> RunCreated:
-    return RunCreated(
-        at=1.0,
-        run=run,
-        settings=RunSettings(),
-        task=TaskRef(name="t", version="1", schema_hash=SCHEMA.hash),
-        tensor_schema=SCHEMA,
-        initial=initial,
-        has_central_data=True,
-    )
-
-
-def accepted(counter: int, payload: bytes | None, run: str = "r", at: float = 2.0) -> UpdateAccepted:
-    return UpdateAccepted(
-        at=at,
-        run=run,
-        device="dev-1",
-        counter=counter,
-        lease=counter,
-        base_version=0,
-        staleness=0,
-        weight=0.1,
-        clip=1.0,
-        norm=3.5,
-        num_examples=10,
-        duration_s=None,
-        train_s=0.25,
-        payload=payload,
-        metrics={"loss": 0.5},
-        evaluation=Evaluation(version=0, num_examples=5, loss=0.25, metrics={"accuracy": 0.9}),
-        traffic=(100, 200),
-    )
-
-
-def published(version: int, *, private: bytes | None = None, run: str = "r") -> VersionPublished:
-    return VersionPublished(
-        at=3.0,
-        run=run,
-        version=version,
-        delta=bytes([version]) * 40 if version else None,
-        snapshot=b"s" * 50 if private is not None else None,
-        private=private,
-        chain_hash=bytes(32),
-        replica_hash=bytes(32) if private is not None else None,
-    )
-
-
-def step(run: str = "r") -> StepTaken:
-    return StepTaken(at=2.5, run=run, round=1, scale=1.0, num_updates=2, closed_by="all")
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = Journal.open(tmp_path, federation="home")
-    yield opened
-    opened.close()
-
-
-def reopened(journal: Journal, tmp_path: Path) -> list[Fact]:
+def reopened(journal: Journal, place: Place) -> list[Fact]:
     journal.close()
-    again = Journal.open(tmp_path, federation="home")
-    try:
-        return list(again.read())
-    finally:
-        again.close()
+    return place.read()
 
 
-def test_facts_read_back_as_they_were_written(journal: Journal, tmp_path: Path) -> None:
+def test_facts_read_back_as_they_were_written(journal: Journal, place: Place) -> None:
     facts: list[Fact] = [
         EpochBegun(at=0.5, epoch=1),
         created(),
@@ -120,7 +48,7 @@ def test_facts_read_back_as_they_were_written(journal: Journal, tmp_path: Path) 
     journal.append(facts[3:])
     assert list(journal.read()) == facts
     assert (journal.num_facts, journal.first_at, journal.last_at) == (8, 0.5, 9.0)
-    assert reopened(journal, tmp_path) == facts
+    assert reopened(journal, place) == facts
 
 
 def test_an_empty_payload_is_not_a_dropped_one(journal: Journal) -> None:
@@ -128,17 +56,12 @@ def test_an_empty_payload_is_not_a_dropped_one(journal: Journal) -> None:
     assert [fact.payload for fact in journal.read() if isinstance(fact, UpdateAccepted)] == [b"", None]
 
 
-def test_bulk_larger_than_a_piece_comes_back_whole(journal: Journal, tmp_path: Path) -> None:
+def test_bulk_larger_than_a_piece_comes_back_whole(journal: Journal, place: Place) -> None:
     large = os.urandom(2 * PIECE_BYTES + 17)
     journal.append([created(initial=large), published(0, private=large)])
-    assert reopened(journal, tmp_path) == [created(initial=large), published(0, private=large)]
-    rows = sqlite3.connect(tmp_path / "journal.sqlite")
-    assert [size for (size,) in rows.execute("SELECT length(data) FROM bulk WHERE field = 'initial'")] == [
-        PIECE_BYTES,
-        PIECE_BYTES,
-        17,
-    ]
-    rows.close()
+    assert reopened(journal, place) == [created(initial=large), published(0, private=large)]
+    pieces = place.query("SELECT length(data) FROM bulk WHERE field = 'initial' ORDER BY piece")
+    assert pieces == [(PIECE_BYTES,), (PIECE_BYTES,), (17,)]
 
 
 def test_the_recipe_of_a_model_of_very_many_tensors_comes_back_as_bytes(journal: Journal) -> None:
@@ -175,9 +98,7 @@ def test_a_run_and_kinds_are_read_by_themselves_and_lightly(journal: Journal) ->
 
 
 class TestRetention:
-    def test_drops_what_a_replay_does_not_need_and_nothing_else(
-        self, journal: Journal, tmp_path: Path
-    ) -> None:
+    def test_drops_what_a_replay_does_not_need_and_nothing_else(self, journal: Journal, place: Place) -> None:
         before: list[Fact] = [
             created(),
             published(0, private=b"p0" * 12),
@@ -201,7 +122,7 @@ class TestRetention:
         ]
         assert list(journal.read()) == expected
         assert journal.prune("r", 1) == 0
-        assert reopened(journal, tmp_path) == expected
+        assert reopened(journal, place) == expected
 
     def test_keeps_everything_before_a_version_without_private_weights(self, journal: Journal) -> None:
         journal.append([published(0, private=b"p"), accepted(1, b"u1"), step(), published(1)])
@@ -238,20 +159,19 @@ class TestWrittenAhead:
             writing.write(data[start : start + 1_000_003])
         return writing.done()
 
-    def rows(self, tmp_path: Path) -> int:
-        with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as raw:
-            return int(raw.execute("SELECT count(*) FROM bulk").fetchone()[0])
+    def rows(self, place: Place) -> int:
+        return int(place.query("SELECT count(*) FROM bulk")[0][0])
 
-    def test_comes_back_whole_and_in_parts(self, journal: Journal, tmp_path: Path) -> None:
+    def test_comes_back_whole_and_in_parts(self, journal: Journal, place: Place) -> None:
         blob = self.blob(journal, b"weights")
         data = blob.data
         assert len(data) == self.SIZE
         assert blob == MemoryBlob(data)
         fact = published(0, private=b"p").model_copy(update={"snapshot": blob})
         journal.append([created(), fact])
-        (_, again) = reopened(journal, tmp_path)
+        (_, again) = reopened(journal, place)
         assert again == fact
-        opened = Journal.open(tmp_path, federation="home")
+        opened = place.open()
         (found,) = opened.read(kinds=["VersionPublished"])
         assert isinstance(found, VersionPublished)
         assert found.snapshot is not None
@@ -259,53 +179,52 @@ class TestWrittenAhead:
             assert found.snapshot.read(start, length) == data[start : start + length]
         opened.close()
 
-    def test_small_bytes_stay_with_their_fact(self, journal: Journal, tmp_path: Path) -> None:
+    def test_small_bytes_stay_with_their_fact(self, journal: Journal, place: Place) -> None:
         writing = journal.begin_blob()
         writing.write(b"small")
         assert isinstance(writing.done(), MemoryBlob)
-        assert self.rows(tmp_path) == 0
+        assert self.rows(place) == 0
 
     def test_what_no_fact_names_is_removed_when_the_journal_opens(
-        self, journal: Journal, tmp_path: Path
+        self, journal: Journal, place: Place
     ) -> None:
         kept, lost = self.blob(journal, b"kept"), self.blob(journal, b"lost")
         half = journal.begin_blob()
         half.write(bytes(self.SIZE))  # killed before it was done
         journal.append([published(0, private=b"p").model_copy(update={"snapshot": kept})])
         assert lost.ref.size == self.SIZE
-        assert self.rows(tmp_path) == 3 + 3 + 2 + 1
+        assert self.rows(place) == 3 + 3 + 2 + 1
         journal.close()
-        again = Journal.open(tmp_path, federation="home")
-        assert self.rows(tmp_path) == 3 + 1
+        again = place.open()
+        assert self.rows(place) == 3 + 1
         (fact,) = again.read()
         assert isinstance(fact, VersionPublished)
         assert fact.snapshot == kept
         assert len(self.blob(again, b"next").data) == self.SIZE  # its number is a free one
         again.close()
 
-    def test_goes_with_retention(self, journal: Journal, tmp_path: Path) -> None:
+    def test_goes_with_retention(self, journal: Journal, place: Place) -> None:
         for version in (0, 1):
             private, snapshot = self.blob(journal, b"private"), self.blob(journal, b"snapshot")
             fact = published(version, private=b"").model_copy(
                 update={"private": private, "snapshot": snapshot}
             )
             journal.append([fact])
-        assert self.rows(tmp_path) == 4 * 3
+        assert self.rows(place) == 4 * 3
         assert journal.prune("r", 1) == 1
-        assert self.rows(tmp_path) == 3 * 3
+        assert self.rows(place) == 3 * 3
         found = [fact for fact in journal.read() if isinstance(fact, VersionPublished)]
         assert [fact.private is None for fact in found] == [True, False]
         assert all(fact.snapshot is not None and len(fact.snapshot.data) == self.SIZE for fact in found)
 
     @pytest.mark.parametrize(
         "damage",
-        ["DELETE FROM bulk WHERE piece = 1", "UPDATE bulk SET data = zeroblob(length(data)) WHERE piece = 1"],
+        ["DELETE FROM bulk WHERE piece = 1", "UPDATE bulk SET data = :zeros WHERE piece = 1"],
     )
-    def test_damage_is_found_when_it_is_read(self, journal: Journal, tmp_path: Path, damage: str) -> None:
+    def test_damage_is_found_when_it_is_read(self, journal: Journal, place: Place, damage: str) -> None:
         fact = published(0, private=b"p").model_copy(update={"snapshot": self.blob(journal, b"s")})
         journal.append([fact])
-        with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as raw, raw:
-            raw.execute(damage)
+        place.query(damage, **({"zeros": bytes(PIECE_BYTES)} if ":zeros" in damage else {}))
 
         def read() -> None:
             (found,) = journal.read()
@@ -314,11 +233,11 @@ class TestWrittenAhead:
             for _ in found.snapshot.pieces():
                 pass
 
-        with pytest.raises(StoreError, match=r"journal\.sqlite.*damaged"):
+        with pytest.raises(StoreError, match=f"{re.escape(place.name)} is damaged"):
             read()
 
     def test_retention_that_was_cut_off_is_no_damage_and_goes_on_next_time(
-        self, journal: Journal, tmp_path: Path
+        self, journal: Journal, place: Place
     ) -> None:
         for version in range(3):
             private = self.blob(journal, b"private")
@@ -338,11 +257,11 @@ class TestWrittenAhead:
             patch.setattr(journal._bulk, "_remove", first_alone)
             with pytest.raises(KeyboardInterrupt):
                 journal.prune("r", 1)
-        assert self.rows(tmp_path) == 3 * 3 - 1
+        assert self.rows(place) == 3 * 3 - 1
         found = [fact.private for fact in journal.read() if isinstance(fact, VersionPublished)]
         assert [private is None for private in found] == [True, False, False]
         journal.prune("r", 2)
-        assert self.rows(tmp_path) == 3
+        assert self.rows(place) == 3
 
     def test_others_write_between_two_pieces(self, journal: Journal) -> None:
         writing = journal.begin_blob()
@@ -354,107 +273,54 @@ class TestWrittenAhead:
 
 
 class TestRefusals:
-    def test_another_federation(self, journal: Journal, tmp_path: Path) -> None:
+    def test_another_federation(self, journal: Journal, place: Place) -> None:
         journal.close()
         with pytest.raises(
-            StoreError, match=r"journal\.sqlite is the journal of the federation 'home', not 'office'"
+            StoreError,
+            match=rf"{re.escape(place.name)} is the journal of the federation 'home', not 'office'",
         ):
-            Journal.open(tmp_path, federation="office")
+            place.open(federation="office")
 
-    def test_another_version(self, journal: Journal, tmp_path: Path) -> None:
+    def test_another_version(self, journal: Journal, place: Place) -> None:
         journal.close()
-        with sqlite3.connect(tmp_path / "journal.sqlite") as raw:
-            raw.execute("UPDATE meta SET journal_version = 99")
-        raw.close()
+        place.query("UPDATE meta SET journal_version = 99")
         with pytest.raises(
             StoreError,
             match=rf"of version 99, written by fedmq .*; this is .*, which knows versions up to {JOURNAL_VERSION}",
         ):
-            Journal.open(tmp_path, federation="home")
+            place.open()
 
-    def test_a_file_that_is_no_database(self, tmp_path: Path) -> None:
-        (tmp_path / "journal.sqlite").write_bytes(b"what is this? " * 1_000)
-        with pytest.raises(StoreError, match=r"journal\.sqlite is damaged .*backup"):
-            Journal.open(tmp_path, federation="home")
-
-    def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("in the way")
-        with pytest.raises(StoreError, match="cannot write in the state folder"):
-            Journal.open(tmp_path / "file", federation="home")
-
-    def test_a_refusal_lets_go_of_the_folder(self, journal: Journal, tmp_path: Path) -> None:
+    def test_a_refusal_lets_go_of_the_folder(self, journal: Journal, place: Place) -> None:
         journal.close()
         with pytest.raises(StoreError):
-            Journal.open(tmp_path, federation="office")
-        Journal.open(tmp_path, federation="home").close()
+            place.open(federation="office")
+        place.open().close()
 
     @pytest.mark.parametrize(
         ("damage", "said"),
         [
-            ("UPDATE facts SET body = zeroblob(length(body)) WHERE seq = 2", "fact number 2"),
+            ("UPDATE facts SET body = :zeros WHERE seq = 2", "fact number 2"),
             ("UPDATE facts SET kind = 'RunActivated' WHERE seq = 1", "fact number 1"),
             ("DELETE FROM facts WHERE seq = 2", "missing after number 0"),
             ("DELETE FROM bulk WHERE seq = 3", "the payload of fact number 3"),
-            ("UPDATE bulk SET data = zeroblob(length(data)) WHERE seq = 3", "the payload of fact number 3"),
+            ("UPDATE bulk SET data = :zeros WHERE seq = 3", "the payload of fact number 3"),
             ("DELETE FROM meta", "0 rows instead of one"),
-            ("DROP TABLE facts", "no such table"),
+            ("DELETE FROM fence", "0 rows instead of one"),
+            ("DROP TABLE facts", "(no such table|does not exist)"),
         ],
     )
-    def test_damage_inside(self, journal: Journal, tmp_path: Path, damage: str, said: str) -> None:
+    def test_damage_inside(self, journal: Journal, place: Place, damage: str, said: str) -> None:
         journal.append([EpochBegun(at=0.0, epoch=1), created(), accepted(1, b"payload")])
         journal.close()
-        with sqlite3.connect(tmp_path / "journal.sqlite") as raw:
-            raw.execute(damage)
-        raw.close()
-        with pytest.raises(StoreError, match=rf"journal\.sqlite.*{said}"):
-            self._read(tmp_path)
-
-    def test_flipped_bits_anywhere_are_never_read_as_something_else(
-        self, journal: Journal, tmp_path: Path
-    ) -> None:
-        facts: list[Fact] = [accepted(counter, os.urandom(300)) for counter in range(40)]
-        journal.append(facts)
-        journal.close()
-        path = tmp_path / "journal.sqlite"
-        healthy = path.read_bytes()
-        refusals = []
-        for place in range(100, len(healthy), 397):
-            path.write_bytes(healthy[:place] + bytes([healthy[place] ^ 0x10]) + healthy[place + 1 :])
-            try:
-                found = self._read(tmp_path)
-            except StoreError as error:
-                refusals.append(str(error))
-            else:
-                assert found == facts
-        assert len(refusals) > 50
-        assert all("journal.sqlite" in refusal for refusal in refusals)
-
-    def _read(self, tmp_path: Path) -> list[Fact]:
-        again = Journal.open(tmp_path, federation="home")
-        try:
-            return list(again.read())
-        finally:
-            again.close()
+        place.query(damage, **({"zeros": bytes(7)} if ":zeros" in damage else {}))
+        with pytest.raises(StoreError, match=f"{re.escape(place.name)}.*{said}"):
+            place.read()
 
 
 class TestProcesses:
-    def test_a_second_coordinator_is_refused_with_the_pid_of_the_first(self, tmp_path: Path) -> None:
-        holder = _process(tmp_path, "import sys; print('ready', flush=True); sys.stdin.read()")
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == b"ready\n"
-            with pytest.raises(
-                StoreError, match=rf"another coordinator \(pid {holder.pid}\) holds {tmp_path}"
-            ):
-                Journal.open(tmp_path, federation="home")
-        finally:
-            holder.kill()
-            holder.communicate()
-        Journal.open(tmp_path, federation="home").close()  # the kernel let go of a killed holder's lock
-
     @pytest.mark.parametrize("kill_after", [1, 7, 40])
     def test_a_writer_killed_at_any_moment_loses_nothing_committed_and_tears_nothing(
-        self, tmp_path: Path, kill_after: int
+        self, place: Place, kill_after: int
     ) -> None:
         body = """
             import itertools, os
@@ -466,14 +332,14 @@ class TestProcesses:
                 journal.append([version, *(EpochBegun(at=batch, epoch=i) for i in range(9))])
                 print(batch, flush=True)
         """
-        writer = _process(tmp_path, body)
+        writer = opening_process(place, body)
         assert writer.stdout is not None
         for _ in range(kill_after):
             writer.stdout.readline()
         os.kill(writer.pid, signal.SIGKILL)
         told = int((writer.stdout.read().splitlines() or [str(kill_after - 1).encode()])[-1])
         writer.communicate()
-        journal = Journal.open(tmp_path, federation="home")
+        journal = place.open()
         facts = list(journal.read())
         journal.close()
         assert len(facts) % 10 == 0  # whole transactions alone
@@ -484,31 +350,10 @@ class TestProcesses:
             assert version.delta == version.private == MemoryBlob(bytes([batch % 256]) * 50_000)
 
 
-def test_a_full_disk_is_said_and_nothing_of_the_batch_is_there(journal: Journal) -> None:
-    journal.append([EpochBegun(at=0.0, epoch=1)])
-    with journal.database.engine.begin() as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 3}")
-    with pytest.raises(StoreError, match=r"cannot write to the journal .*full"):
-        journal.append([EpochBegun(at=1.0, epoch=2), created(initial=bytes(500_000))])
-    assert list(journal.read()) == [EpochBegun(at=0.0, epoch=1)]
-    journal.append([EpochBegun(at=2.0, epoch=3)])
-    assert journal.num_facts == 2
-
-
-def test_sources_are_kept_beside_the_facts(journal: Journal, tmp_path: Path) -> None:
+def test_sources_are_kept_beside_the_facts(journal: Journal, place: Place) -> None:
     journal.remember_source("r", "/tasks/a.py")
     journal.remember_source("r", "/tasks/b.py")
     journal.close()
-    again = Journal.open(tmp_path, federation="home")
+    again = place.open()
     assert again.sources() == {"r": "/tasks/b.py"}
     again.close()
-
-
-def _process(state_dir: Path, body: str) -> subprocess.Popen[bytes]:
-    """A process that opens the journal and runs `body` with it."""
-    program = (
-        "from pathlib import Path\nfrom fedmq_coordinator.shell.store import Journal\n"
-        f"journal = Journal.open(Path({str(state_dir)!r}), federation='home')\n{textwrap.dedent(body)}"
-    )
-    return subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -151,6 +151,7 @@ def test_an_older_announcement_is_refused_on_either_topic_and_after_a_restart() 
     old = coordinator.announcement(cohort=EVERYBODY, lease=1)
     coordinator.publish()
     device.hear(coordinator.announcement(cohort=EVERYBODY, lease=2))
+    device.agent.desk.ledger.commit(device.agent.desk.budget.keep())
     state = device.agent.desk.ledger.state
     assert state.announced > 0
     assert device.agent.desk.announcement is not None

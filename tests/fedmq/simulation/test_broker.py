@@ -150,7 +150,7 @@ def test_the_last_will_comes_when_the_broker_notices() -> None:
     assert world.messages("a") == []
     world.clock.run()
     assert world.messages("a") == ["gone"]
-    assert world.broker.retained == {"w": b"gone"}
+    assert world.broker.retained.messages == {"w": b"gone"}
 
 
 def test_a_new_connection_of_the_same_client_brings_the_last_will_forward() -> None:
@@ -160,7 +160,7 @@ def test_a_new_connection_of_the_same_client_brings_the_last_will_forward() -> N
     world.publish(world.connect("b"), "w", b"back", retain=True)
     world.clock.run()
     assert world.messages("a") == ["gone", "back"]
-    assert world.broker.retained == {"w": b"back"}
+    assert world.broker.retained.messages == {"w": b"back"}
 
 
 def test_a_will_may_come_after_the_new_birth_or_never() -> None:

@@ -1,0 +1,207 @@
+"""One history: a plan, carried out under the eyes of a witness until every run is over and all is settled."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from fedmq.simulation.broker import Limits
+from fedmq.simulation.coordinator import CoordinatorOptions
+from fedmq.simulation.device import DeviceOptions
+from fedmq.simulation.faults.books import Books, Vector
+from fedmq.simulation.faults.broken import BrokenError
+from fedmq.simulation.faults.drawing import more_faults, more_run
+from fedmq.simulation.faults.hostile import HostileNetwork
+from fedmq.simulation.faults.plan import COORDINATOR, Fault, Plan
+from fedmq.simulation.faults.saboteur import Saboteur
+from fedmq.simulation.faults.same_bits import differences
+from fedmq.simulation.faults.task import PacedTask
+from fedmq.simulation.faults.witness import Entry, Witness
+from fedmq.simulation.federation import FEDERATION, Cast, Federation
+from fedmq.simulation.network import Calm
+from fedmq_coordinator.core.settings import RunSettings
+
+FEWEST_EVENTS: Final = 200
+FEWEST_FAULTS: Final = 3
+_STORM_S: Final = 4 * 3_600.0
+"""So long faults may strike; then they end."""
+_CALM_S: Final = 12 * 3_600.0
+"""So long a run may take to end once they have."""
+_SETTLE_S: Final = 3_600.0
+_ROUNDS_MORE: Final = 8
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What did not hold, where."""
+
+    invariant: str
+    text: str
+    concerned: tuple[str, ...]
+    at_event: int
+    trace: str = ""
+
+
+@dataclass
+class Outcome:
+    """How a history went.
+
+    Attributes:
+        plan: as it was in the end: with the faults and runs that were added because it was too short.
+        broken: the invariant that was violated, if one was.
+        events: told to cores.
+        struck: faults that took effect, by kind.
+        facts: about the history, for the coverage.
+        log: what happened last, for the story.
+    """
+
+    plan: Plan
+    broken: Broken | None = None
+    events: int = 0
+    struck: Counter[str] = field(default_factory=Counter)
+    facts: Counter[str] = field(default_factory=Counter)
+    log: list[Entry] = field(default_factory=list)
+
+
+class History:
+    """Builds the world of a plan, and lets it run.
+
+    Args:
+        plan: what is to happen.
+        lengthen: add runs and faults until there have been enough; off where a plan is replayed as it stands.
+    """
+
+    def __init__(self, plan: Plan, *, lengthen: bool = True) -> None:
+        self._plan, self._lengthen = plan, lengthen
+        self._asked = 0
+        self.outcome = Outcome(plan)
+        names = {f"fedmq-{FEDERATION}-{device.name}": device.name for device in plan.devices}
+        task = PacedTask(plan.parameters, {device.name: device.train_s for device in plan.devices})
+        cast = Cast(
+            task,
+            [device.name for device in plan.devices],
+            {
+                device.name: DeviceOptions(
+                    outbox_limit=device.outbox_limit,
+                    max_packet_bytes=device.packet_bytes,
+                    ahead_s=device.ahead_s,
+                    rate=device.rate,
+                )
+                for device in plan.devices
+            },
+            CoordinatorOptions(max_packet_bytes=plan.packet_bytes),
+            Limits(plan.inflight, plan.queued),
+            evaluate=_evaluate if plan.seed % 3 else None,
+        )
+        self.books = Books()
+        self.federation = Federation(plan.seed, cast, network=Calm(), watch=None)
+        world = self.federation.world
+        self.network = HostileNetwork(
+            world, plan.latency_s, names | {f"{FEDERATION}-coordinator": COORDINATOR}, self._struck
+        )
+        self.federation.broker.network = self.network
+        self.saboteur = Saboteur(self.network, self._struck, self.books.wiped)
+        self.witness = Witness(world, self.books, self.saboteur)
+        self.federation.coordinator.watch = self.witness
+        for device in self.federation.devices.values():
+            device.watch = self.witness
+        world.after_step = self.witness.check
+
+    def _struck(self, fault: Fault) -> None:
+        self.outcome.struck[fault.kind] += 1
+        self.witness.struck(fault)
+
+    def run(self) -> Outcome:
+        """Let it happen, to its end or to the first broken invariant."""
+        outcome = self.outcome
+        try:
+            self._run()
+        except BrokenError as error:
+            outcome.broken = Broken(error.invariant, error.text, error.concerned, self.saboteur.events)
+        except Exception as error:  # noqa: BLE001 - whatever a core raises is what we look for
+            trace = traceback.format_exc()
+            text = f"{type(error).__name__}: {error}"
+            outcome.broken = Broken("crash", text, (), self.saboteur.events, trace)
+        outcome.plan, outcome.events = self._plan, self.saboteur.events
+        outcome.log = list(self.witness.log) if outcome.broken else []
+        self._count()
+        return outcome
+
+    def _run(self) -> None:
+        federation, world = self.federation, self.federation.world
+        self.saboteur.begin(federation, self._plan.faults)
+        federation.coordinator.start()
+        for device in self._plan.devices:
+            world.after(device.joins_at_s, federation.devices[device.name].start)
+        self._ask()
+        start = world.now
+        for number in range(_ROUNDS_MORE):
+            world.run(start + _STORM_S, done=self._over)
+            if not self._over() or not self._lengthen or self._enough:
+                break
+            more = tuple(map(self.saboteur.later, more_faults(self._plan, number)))
+            self._plan = self._plan.but(
+                faults=self._plan.faults + more, runs=(*self._plan.runs, more_run(self._plan, number))
+            )
+            self.saboteur.expect(more)
+            self._ask()
+        self.saboteur.calm()
+        world.run(world.now + _CALM_S, done=self._over)
+        if not self._over():
+            view = federation.coordinator.core.run_view(f"r{self._asked}", now=federation.coordinator.now)
+            raise BrokenError(
+                "liveness", f"{view.run} is {view.state}, and waits for {view.waiting}", COORDINATOR
+            )
+        world.run(world.now + _SETTLE_S, done=lambda: not self.books.settled())
+        self._close()
+
+    def _ask(self) -> None:
+        """Ask for those runs of the plan that were not asked for yet."""
+        for settings in self._plan.runs[self._asked :]:
+            self._asked += 1
+            schema = self.federation.cast.learner.schema
+            initial = (np.cos(np.arange(schema.size)) * 2.0**10).round().astype(np.float32) * np.float32(
+                2.0**-12
+            )
+            self.federation.request(
+                RunSettings.model_validate(settings), run=f"r{self._asked}", initial=initial
+            )
+
+    @property
+    def _enough(self) -> bool:
+        return self.saboteur.events >= FEWEST_EVENTS and self.outcome.struck.total() >= FEWEST_FAULTS
+
+    def _over(self) -> bool:
+        return self.books.num_over == self._asked
+
+    def _close(self) -> None:
+        """The end: nothing is open, and the journal gives the same again."""
+        left = self.books.settled()
+        if left:
+            text = f"{left[0]} still waits, an hour after the last run has ended"
+            raise BrokenError("liveness", text, left[0].split()[3], COORDINATOR)
+        self.books.close()
+        coordinator = self.federation.coordinator
+        different = differences(coordinator.core, coordinator.make_core())
+        if different:
+            raise BrokenError("fold", f"the journal comes back with another {different[0]}", COORDINATOR)
+
+    def _count(self) -> None:
+        facts, books = self.outcome.facts, self.books
+        facts["updates"] += len(books.updates)
+        facts["accepted"] += sum(update.verdict == "accepted" for update in books.updates.values())
+        facts["restored"] += sum(update.verdict == "restore" for update in books.updates.values())
+        facts["discarded"] += sum(update.verdict == "discard" for update in books.updates.values())
+        facts["lost with a disk"] += sum(update.lost for update in books.updates.values())
+        facts["versions"] += sum(model.version + 1 for model in books.models.values())
+        facts["rebases"] += sum(model.rebases for model in books.models.values())
+        facts["kills and stops"] += self.witness.kills
+        facts["messages dropped from full queues"] += self.federation.broker.num_dropped
+
+
+def _evaluate(vector: Vector) -> tuple[float, int, dict[str, float]]:
+    return float(np.abs(vector).sum()), 10, {"accuracy": 0.5}

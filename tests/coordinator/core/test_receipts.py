@@ -1,0 +1,68 @@
+"""A receipt is final: what was said of an update is said of it again, for runs that are over, too, and of it alone."""
+
+from __future__ import annotations
+
+from fedmq_coordinator.core.state import RUNS_ANSWERED
+from fedmq_protocol.messages import Receipt
+from tests.coordinator.core.world import World, assert_same_bits, settings
+
+ONE = {"selection": {"min_available_devices": 1}, "evaluate_every": 0}
+
+
+def a_run(world: World, run: str, **fields: object) -> None:
+    world.start_run(settings(rounds=1, **ONE | fields), run=run)
+
+
+def said(receipt: Receipt) -> tuple[str, str, str]:
+    return receipt.outcome, receipt.residual, receipt.reason
+
+
+def test_an_accepted_update_stays_accepted_when_the_next_run_has_begun() -> None:
+    world = World()
+    world.join("a")
+    a_run(world, "r1")
+    update = world.update("a", 0.1)
+    assert said(world.receipt(world.say(world.devices["a"], "update", update))) == ("accepted", "keep", "")
+    a_run(world, "r2")
+    assert world.core.active is not None
+    assert world.core.active.id == "r2"
+    assert said(world.receipt(world.say(world.devices["a"], "update", update))) == ("accepted", "keep", "")
+    world.restart()
+    assert said(world.receipt(world.say(world.devices["a"], "update", update))) == ("accepted", "keep", "")
+
+
+def test_only_the_last_runs_are_remembered() -> None:
+    world = World()
+    world.join("a")
+    updates = []
+    for number in range(RUNS_ANSWERED + 2):
+        run = f"r{number}"
+        a_run(world, run)
+        updates.append(world.update("a", 0.1, run=run))
+        world.say(world.devices["a"], "update", updates[-1])
+    outcomes = [said(world.receipt(world.say(world.devices["a"], "update", update))) for update in updates]
+    assert outcomes == [("rejected", "discard", "run-over")] + [("accepted", "keep", "")] * (
+        RUNS_ANSWERED + 1
+    )
+    assert_same_bits(world.core, world.replayed())
+
+
+def test_another_update_of_a_used_number_goes_back_to_its_device() -> None:
+    """A device that lost its disk trained for its lease again, with other bytes."""
+    world = World()
+    world.join("a")
+    world.start_run(settings(rounds=3, **ONE))
+    lease = world.core.runs["r1"].cohort_lease
+    first = world.update("a", 0.1, counter=lease, lease=lease)
+    assert said(world.receipt(world.say(world.devices["a"], "update", first)))[0] == "accepted"
+    second = world.update("a", 0.7, counter=lease, lease=lease)
+    assert second.data != first.data
+    for _ in range(2):
+        assert said(world.receipt(world.say(world.devices["a"], "update", second))) == (
+            "rejected",
+            "restore",
+            "number-used",
+        )
+        assert said(world.receipt(world.say(world.devices["a"], "update", first)))[0] == "accepted"
+        world.restart()
+    assert world.core.runs["r1"].num_accepted == 1

@@ -1,0 +1,39 @@
+"""The two kinds of databases that a journal may lie in, for tests of what must hold in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedmq_coordinator.shell.settings import DatabaseSettings
+from fedmq_coordinator.shell.store import Journal
+from tests.coordinator.shell.places import Place
+from tests.postgres_fixtures import PostgresServer
+
+
+@pytest.fixture
+def sqlite_place(tmp_path: Path) -> Place:
+    return Place("sqlite", tmp_path / "state", None)
+
+
+@pytest.fixture
+def postgres_place(postgres: PostgresServer, tmp_path: Path) -> Place:
+    settings = DatabaseSettings(url=postgres.create_database(), timeout_s=20.0)
+    return Place("postgresql", tmp_path / "state", settings)
+
+
+@pytest.fixture(params=["sqlite_place", "postgres_place"], ids=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest) -> Place:
+    """Each kind of database in turn."""
+    found: Place = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def journal(place: Place) -> Iterator[Journal]:
+    """An open one, of each kind of database in turn."""
+    opened = place.open()
+    yield opened
+    opened.close()
