@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 WINDOW: Final = 64
 """Far more than a device's outbox holds."""
@@ -25,53 +25,63 @@ class Outcome:
 ACCEPTED: Final = Outcome("accepted", "keep")
 """Nearly every outcome, held once."""
 FORGOTTEN: Final = Outcome("accepted", "keep", "duplicate", "this update was settled long ago")
-
-
 NUMBER_USED: Final = Outcome(
     "rejected", "restore", "number-used", "another update of this device had this number, and is settled"
 )
 
 
 class SettledUpdates:
-    """The outcomes of one device's updates in one run."""
+    """The outcomes of one device's updates in one run.
+
+    A device that lost its disk, or got an older one back, may give a number again, under a lease that it had trained
+    for already, or a later one. Such an update is another one than the first, as its payload's hash tells: its sender
+    learns that, and puts the mass back.
+    """
 
     def __init__(self) -> None:
         self._high = -1
         self._outcomes: OrderedDict[int, Outcome] = OrderedDict()
+        self._digests: dict[int, bytes] = {}
+        """Of those that were accepted, as far as the journal has them."""
 
-    @property
-    def newest(self) -> int:
-        """The highest number that is settled."""
-        return self._high
+    def find(self, counter: int, sha256: bytes) -> Outcome | None:
+        """The outcome of an update that is settled already.
 
-    def find(self, counter: int) -> Outcome | None:
-        """The outcome of an update that is settled already."""
+        Args:
+            counter: its number.
+            sha256: of its payload.
+        """
         known = self._outcomes.get(counter)
-        if known is None and counter <= self._high - WINDOW:
-            return FORGOTTEN
-        return known
+        if known is None:
+            return FORGOTTEN if counter <= self._high - WINDOW else None
+        digest = self._digests.get(counter, b"")
+        return known if sha256.startswith(digest) else NUMBER_USED
 
-    def settle(self, counter: int, outcome: Outcome) -> None:
-        """Remember an outcome."""
+    def settle(self, counter: int, outcome: Outcome, digest: bytes = b"") -> None:
+        """Remember an outcome; `digest` is the beginning of the SHA-256 of an accepted payload, or empty."""
         self._outcomes[counter] = outcome
+        self._digests.pop(counter, None)
+        if digest:
+            self._digests[counter] = digest
         self._high = max(self._high, counter)
         while len(self._outcomes) > WINDOW:
-            self._outcomes.popitem(last=False)
+            self._digests.pop(self._outcomes.popitem(last=False)[0], None)
 
     def plain(self) -> list[object]:
         """As values for msgpack: the mark, and runs of consecutive counters that were accepted, or one refusal each."""
-        runs: list[list[object]] = []
+        runs: list[list[Any]] = []
         expected = None
         for counter, outcome in self._outcomes.items():
-            if outcome is not ACCEPTED and outcome != ACCEPTED:
-                refused = [outcome.outcome, outcome.residual, outcome.reason, outcome.detail]
-                runs.append([counter, 1, refused])
+            digest = self._digests.get(counter, b"")
+            if outcome != ACCEPTED:
+                runs.append([counter, 1, [outcome.outcome, outcome.residual, outcome.reason, outcome.detail]])
                 expected = None
-            elif counter == expected:
+            elif counter == expected and bool(digest) == bool(runs[-1][2]):
+                runs[-1][1] += 1
+                runs[-1][2] += digest
                 expected = counter + 1
-                runs[-1][1] = cast("int", runs[-1][1]) + 1
             else:
-                runs.append([counter, 1])
+                runs.append([counter, 1, digest])
                 expected = counter + 1
         return [self._high, runs]
 
@@ -80,7 +90,10 @@ class SettledUpdates:
         """What `plain` wrote, in the same order."""
         made = cls()
         made._high, runs = plain
-        for first, count, *refused in runs:
-            outcome = Outcome(*refused[0]) if refused else ACCEPTED
+        for first, count, what in runs:
+            outcome = ACCEPTED if isinstance(what, bytes) else Outcome(*what)
             made._outcomes.update(dict.fromkeys(range(first, first + count), outcome))
+            if isinstance(what, bytes) and what:
+                for place in range(count):
+                    made._digests[first + place] = what[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
         return made

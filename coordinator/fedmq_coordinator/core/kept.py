@@ -86,7 +86,6 @@ RUN: Final = Table(
         "_rules": mapping(_RULE, ordered=True),
         "last_lease_version": AS_IS,
         "settled": mapping(_SETTLED),
-        "newest_payload": AS_IS,
         "durations": mapping(newest(r.DURATIONS_KEPT)),
         "norms": newest(r.NORMS_KEPT),
         "usual_norms": AS_IS,

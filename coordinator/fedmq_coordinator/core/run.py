@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.blobs import EMPTY
-from fedmq_coordinator.core.dedupe import ACCEPTED, NUMBER_USED, Outcome, SettledUpdates
+from fedmq_coordinator.core.dedupe import ACCEPTED, Outcome, SettledUpdates
 from fedmq_coordinator.core.plain import Arrays
 from fedmq_coordinator.core.publication import PublishedModel, StepsSince
 from fedmq_coordinator.core.settings import RunSettings
@@ -106,7 +106,7 @@ class Run:
     decoded: tuple[bytes, DecodedUpdate] | None = None
     """The payload that was judged last, and what it decodes to: it need not be decoded again to be counted."""
 
-    def __init__(self, created: f.RunCreated, *, skip_steps: int = 0) -> None:  # noqa: PLR0915 - each field is one
+    def __init__(self, created: f.RunCreated, *, skip_steps: int = 0) -> None:
         self.id = created.run
         self.settings = created.settings
         self.task = created.task
@@ -147,8 +147,6 @@ class Run:
         self._rules: OrderedDict[int, Rule] = OrderedDict()
         self.last_lease_version: dict[str, int] = {}
         self.settled: dict[str, SettledUpdates] = {}
-        self.newest_payload: dict[str, bytes] = {}
-        """The beginning of the SHA-256 of each device's newest settled update, if that was accepted."""
         self.durations: dict[str, deque[float]] = {}
         self.norms: deque[float] = deque(maxlen=NORMS_KEPT)
         self.usual_norms: dict[int, float] = {}
@@ -214,20 +212,11 @@ class Run:
     def forget_settled(self) -> None:
         """Give no more receipts for what was settled: the run has been over for long."""
         self.settled.clear()
-        self.newest_payload.clear()
 
     def outcome_of(self, device: str, header: UpdateHeader) -> Outcome | None:
-        """The outcome of an update that is settled already; None: it is not.
-
-        A device that lost its disk may have trained for its lease again, and have given the update the same number. It
-        is told so, and puts the mass back, whether the first one counts or not.
-        """
+        """The outcome of an update that is settled already; None: it is not."""
         settled = self.settled.get(device)
-        outcome = None if settled is None else settled.find(header.counter)
-        if outcome is None or settled is None or header.counter != settled.newest:
-            return outcome
-        first = self.newest_payload.get(device)
-        return outcome if first is None or header.payload.sha256.startswith(first) else NUMBER_USED
+        return None if settled is None else settled.find(header.counter, header.payload.sha256)
 
     @property
     def awaits_publication(self) -> bool:
@@ -383,11 +372,8 @@ class Run:
         if held is not None and held.lease <= lease:
             del self.leases[device]
 
-    def _settle(self, device: str, counter: int, lease: int, outcome: Outcome) -> None:
-        settled = self.settled.setdefault(device, SettledUpdates())
-        settled.settle(counter, outcome)
-        if counter == settled.newest:
-            self.newest_payload.pop(device, None)
+    def _settle(self, device: str, counter: int, lease: int, outcome: Outcome, digest: bytes = b"") -> None:
+        self.settled.setdefault(device, SettledUpdates()).settle(counter, outcome, digest)
         self._unused.get(device, OrderedDict()).pop(lease, None)
         if lease in self._rules:
             self._rules[lease].used.add(device)
@@ -396,9 +382,7 @@ class Run:
             self.answered.add(device)
 
     def _accept(self, fact: f.UpdateAccepted) -> None:
-        self._settle(fact.device, fact.counter, fact.lease, ACCEPTED)
-        if fact.digest and fact.counter == self.settled[fact.device].newest:
-            self.newest_payload[fact.device] = fact.digest
+        self._settle(fact.device, fact.counter, fact.lease, ACCEPTED, fact.digest)
         if fact.payload is None or not self._computing:
             self.accumulator.count(weight=fact.weight)
         else:

@@ -51,6 +51,7 @@ class Update:
         told: likewise, of the receipts that were sent.
         away: its device has let go of it.
         lost: with its device's disk.
+        lost_disk: its device got a new disk after it was made, and may use its number again.
     """
 
     sha256: bytes
@@ -60,6 +61,7 @@ class Update:
     told: str = ""
     away: bool = False
     lost: bool = False
+    lost_disk: bool = False
 
 
 class Books(Watch):
@@ -73,7 +75,6 @@ class Books(Watch):
         self._residuals: dict[tuple[str, str], Vector | None] = {}
         self._trained: dict[str, tuple[bytes, DecodedUpdate, Vector, str]] = {}
         self._restored: dict[tuple[str, str], tuple[int, Vector]] = {}
-        self._new_disk: set[str] = set()
         self._earlier: dict[Key, Update] = {}
         """Updates of devices that lost their disk, and then gave the number of one to another."""
         self._leases: set[tuple[str, str, int]] = set()
@@ -143,9 +144,8 @@ class Books(Watch):
     def wiped(self, device: VirtualDevice) -> None:
         """Its disk is replaced: what had no receipt is gone, and nobody's fault."""
         for (name, _, _), update in self.updates.items():
-            if name == device.name and not update.away:
-                update.lost = update.away = True
-        self._new_disk.add(device.name)
+            if name == device.name:
+                update.lost, update.away, update.lost_disk = update.lost or not update.away, True, True
         self._states.pop(device.name, None)
         for name, run in list(self._residuals):
             if name == device.name:
@@ -188,7 +188,11 @@ class Books(Watch):
         if trained is None or trained[0] != header.payload.sha256:
             raise BrokenError("device-memory", f"{name} commits an update that it did not make", name)
         earlier = self.updates.get((name, run, header.counter))
-        if earlier is not None and not (name in self._new_disk and earlier.lease == header.lease):
+        if earlier is not None and earlier.lost_disk and earlier.sha256 == trained[0]:
+            earlier.away = earlier.lost = False  # it has made the very same again
+            self._residuals[name, run] = trained[2]
+            return
+        if earlier is not None and not earlier.lost_disk:
             raise BrokenError("counted-once", f"{name} uses counter {header.counter} of {run} twice", name)
         if earlier is not None:
             self._earlier[name, run, header.counter] = earlier

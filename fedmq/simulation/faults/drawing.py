@@ -31,18 +31,23 @@ def draw_plan(seed: int) -> Plan:
     """The plan of that name; the same on every machine."""
     chance = random.Random(f"fedmq faults {seed}")  # noqa: S311 - a history is to be repeated
     large = chance.random() < 0.15
+    whole = chance.random() < 0.15
     devices = tuple(_device(chance, number + 1, large=large) for number in range(chance.randint(2, 5)))
     plan = Plan(
         seed=seed,
         devices=devices,
         parameters=chance.randint(300, 500) if large else chance.choice((8, 16, 24, 24, 40, 64)),
-        runs=tuple(_settings(chance, len(devices), large=large) for _ in range(chance.choice((1, 1, 1, 2)))),
+        runs=tuple(
+            _settings(chance, len(devices), large=large, whole=whole)
+            for _ in range(chance.choice((1, 1, 1, 2)))
+        ),
         packet_bytes=PACKET_OVERHEAD_BYTES + chance.choice((40, 64, 200))
         if chance.random() < 0.6
         else MAX_PACKET_BYTES,
         inflight=chance.choice((1, 4, 20)),
         queued=chance.choice((3, 10, 100, 1_000)),
         latency_s=chance.choice((0.005, 0.05, 0.3)),
+        stops_at=None if whole else chance.randint(200, 230),
     )
     return plan.but(faults=tuple(draw_faults(chance, plan, chance.randint(_FEWEST_FAULTS, _MOST_FAULTS))))
 
@@ -56,7 +61,7 @@ def more_faults(plan: Plan, round_number: int) -> tuple[Fault, ...]:
 def more_run(plan: Plan, round_number: int) -> dict[str, Any]:
     """One run more for a history that was too short."""
     chance = random.Random(f"fedmq run {plan.seed} again {round_number}")  # noqa: S311
-    return _settings(chance, len(plan.devices), large=plan.parameters >= 300)
+    return _settings(chance, len(plan.devices), large=plan.parameters >= 300, whole=plan.stops_at is None)
 
 
 def _device(chance: random.Random, number: int, *, large: bool) -> DevicePlan:
@@ -73,7 +78,7 @@ def _device(chance: random.Random, number: int, *, large: bool) -> DevicePlan:
     )
 
 
-def _settings(chance: random.Random, devices: int, *, large: bool) -> dict[str, Any]:
+def _settings(chance: random.Random, devices: int, *, large: bool, whole: bool) -> dict[str, Any]:
     """Settings of a run, as a user would write them."""
     mode = chance.choice(("sync", "fedbuff", "fedasync"))
     exotic = chance.random() < 0.2
@@ -87,7 +92,7 @@ def _settings(chance: random.Random, devices: int, *, large: bool) -> dict[str, 
     )
     settings: dict[str, Any] = {
         "mode": mode,
-        "rounds": chance.randint(5, 9) if mode == "sync" else chance.randint(6, 14),
+        "rounds": chance.randint(2, 4) if whole else chance.choice((5, 9, 30)),
         "seed": chance.randrange(1_000),
         "evaluate_every": chance.choice((0, 1, 3)),
         "selection": {

@@ -23,6 +23,7 @@ from fedmq.simulation.faults.task import PacedTask
 from fedmq.simulation.faults.witness import Entry, Witness
 from fedmq.simulation.federation import FEDERATION, Cast, Federation
 from fedmq.simulation.network import Calm
+from fedmq_coordinator.core.events import StopRequested
 from fedmq_coordinator.core.settings import RunSettings
 
 FEWEST_EVENTS: Final = 200
@@ -78,6 +79,7 @@ class History:
     def __init__(self, plan: Plan, *, lengthen: bool = True) -> None:
         self._plan, self._lengthen = plan, lengthen
         self._asked = 0
+        self._stopped = False
         self.outcome = Outcome(plan)
         names = {f"fedmq-{FEDERATION}-{device.name}": device.name for device in plan.devices}
         task = PacedTask(plan.parameters, {device.name: device.train_s for device in plan.devices})
@@ -109,7 +111,16 @@ class History:
         self.federation.coordinator.watch = self.witness
         for device in self.federation.devices.values():
             device.watch = self.witness
-        world.after_step = self.witness.check
+        world.after_step = self._after_step
+
+    def _after_step(self) -> None:
+        self.witness.check()
+        stops_at = self._plan.stops_at
+        if stops_at is not None and self.saboteur.events >= stops_at and self._enough and not self._stopped:
+            self._stopped = True
+            coordinator = self.federation.coordinator
+            for name in list(coordinator.core.runs):
+                coordinator.submit(StopRequested(name))
 
     def _struck(self, fault: Fault) -> None:
         self.outcome.struck[fault.kind] += 1
@@ -143,6 +154,7 @@ class History:
             world.run(start + _STORM_S, done=self._over)
             if not self._over() or not self._lengthen or self._enough:
                 break
+            self._stopped = False
             more = tuple(map(self.saboteur.later, more_faults(self._plan, number)))
             self._plan = self._plan.but(
                 faults=self._plan.faults + more, runs=(*self._plan.runs, more_run(self._plan, number))

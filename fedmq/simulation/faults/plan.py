@@ -132,6 +132,7 @@ class Plan:
         inflight: messages under way to a client, for the broker.
         queued: messages that wait behind those.
         latency_s: of a packet.
+        stops_at: events after which the operator stops what still runs; None: every run takes its course.
         faults: in no order.
     """
 
@@ -143,6 +144,7 @@ class Plan:
     inflight: int
     queued: int
     latency_s: float
+    stops_at: int | None
     faults: tuple[Fault, ...] = field(default=())
 
     def but(self, **changes: Any) -> Plan:  # noqa: ANN401 - a field each

@@ -199,7 +199,8 @@ class Saboteur(Watch):
                 device.cut_power(why="its memory card is replaced")
                 self._wiped(device)
                 # Whoever sets up a new card sets its clock: behind the old card's sessions nobody would believe it.
-                device.clock.jump(max(0.0, device.disk.state.session + 1 - device.clock()))
+                wanted = max(device.disk.state.session + 1.0, world.start_s)
+                device.clock.jump(max(0.0, wanted - device.clock()))
                 device.disk.wipe()
                 world.after(fault.seconds, device.start)
             case "disk-full":

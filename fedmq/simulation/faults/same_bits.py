@@ -53,7 +53,7 @@ def differences(one: Coordinator, other: Coordinator) -> list[str]:
 
 def _of_runs(one: Run, other: Run) -> list[str]:
     found = [what for what in _PLAIN if getattr(one, what) != getattr(other, what)]
-    settled = [{d: list(s._outcomes.items()) for d, s in run.settled.items()} for run in (one, other)]
+    settled = [{device: each.plain() for device, each in run.settled.items()} for run in (one, other)]
     if settled[0] != settled[1]:
         found.append("settled updates")
     if one.holds_model != other.holds_model:

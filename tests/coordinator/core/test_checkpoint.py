@@ -23,7 +23,7 @@ from fedmq_coordinator.core import kept
 from fedmq_coordinator.core.aggregation import Accumulator
 from fedmq_coordinator.core.blobs import MemoryBlob
 from fedmq_coordinator.core.checkpoint import FORMAT, Checkpoint, differs, dump, load
-from fedmq_coordinator.core.dedupe import ACCEPTED, WINDOW, Outcome, SettledUpdates
+from fedmq_coordinator.core.dedupe import ACCEPTED, DIGEST_BYTES, WINDOW, Outcome, SettledUpdates
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.core.plain import Arrays
 from fedmq_coordinator.core.run import Run
@@ -257,7 +257,7 @@ def test_every_attribute_is_kept_or_said_to_be_needless() -> None:
     (run,) = [run for run in state.runs.values() if run.state == "active"]
     # What is written by hand, each with the names that its writing knows of.
     known: list[tuple[object, set[str]]] = [
-        (next(iter(run.settled.values())), {"_high", "_outcomes"}),
+        (next(iter(run.settled.values())), {"_high", "_outcomes", "_digests"}),
         (run.accumulator, {"_schema", "_sparse", "_sum", "_buffers", "num_updates", "total_weight"}),
         (state._meter, {"seen"}),
         (state._moved, {"by_device"}),
@@ -414,7 +414,7 @@ def test_the_fold_means_what_the_format_says() -> None:
     found = dump(state)
     assert found is not None
     digest = hashlib.sha256(bytes_of(found)[struct.calcsize("<8sIIQ") :]).hexdigest()
-    assert (FORMAT, digest[:16]) == (2, "6c284e7e0e9843ea")
+    assert (FORMAT, digest[:16]) == (3, "d343d0cb21eb3e87")
 
 
 def test_one_of_another_journal_is_refused() -> None:
@@ -449,22 +449,33 @@ def test_a_cohort_by_rule_is_kept() -> None:
 
 
 @given(
-    settled=st.lists(st.tuples(st.integers(0, 200), st.sampled_from(["", "norm", "too-old"])), max_size=150)
+    settled=st.lists(
+        st.tuples(
+            st.integers(0, 200),
+            st.sampled_from(["", "", "norm", "too-old"]),
+            st.sampled_from([b"", b"12345678"]),
+        ),
+        max_size=150,
+    )
 )
-def test_settled_updates_come_back_in_their_order(settled: list[tuple[int, str]]) -> None:
+def test_settled_updates_come_back_in_their_order(settled: list[tuple[int, str, bytes]]) -> None:
     one = SettledUpdates()
-    for counter, reason in settled:
-        one.settle(counter, Outcome("rejected", "discard", reason, "x") if reason else ACCEPTED)
+    for counter, reason, digest in settled:
+        if reason:
+            one.settle(counter, Outcome("rejected", "discard", reason, "x"))
+        else:
+            one.settle(counter, ACCEPTED, digest)
     other = SettledUpdates.from_plain(msgpack.unpackb(msgpack.packb(one.plain())))
     assert list(one._outcomes.items()) == list(other._outcomes.items())
-    assert [one.find(n) for n in range(201)] == [other.find(n) for n in range(201)]
+    for sha256 in (b"12345678" * 4, b"other---" * 4):
+        assert [one.find(n, sha256) for n in range(201)] == [other.find(n, sha256) for n in range(201)]
 
 
 def test_a_usual_window_takes_a_few_bytes() -> None:
     settled = SettledUpdates()
     for counter in range(1000):
-        settled.settle(counter, ACCEPTED)
-    assert settled.plain() == [999, [[1000 - WINDOW, WINDOW]]]
+        settled.settle(counter, ACCEPTED, bytes(DIGEST_BYTES))
+    assert settled.plain() == [999, [[1000 - WINDOW, WINDOW, bytes(WINDOW * DIGEST_BYTES)]]]
 
 
 @pytest.mark.parametrize("updates", [1, 3, 200])

@@ -66,3 +66,21 @@ def test_another_update_of_a_used_number_goes_back_to_its_device() -> None:
         assert said(world.receipt(world.say(world.devices["a"], "update", first)))[0] == "accepted"
         world.restart()
     assert world.core.runs["r1"].num_accepted == 1
+
+
+def test_so_it_is_with_older_numbers() -> None:
+    """The lease that it hears of may be an old one, whose number its updates have passed since."""
+    world = World()
+    world.join("a")
+    world.start_run(settings(mode="fedasync", rounds=9, **ONE))
+    leases = []
+    for counter in (1, 2, 3):
+        leases.append(world.core.runs["r1"].leases["a"].lease)
+        assert world.send("a", 0.1, counter=counter, lease=leases[-1]).outcome == "accepted"
+    second = world.update("a", 0.7, counter=2, lease=leases[0])
+    assert said(world.receipt(world.say(world.devices["a"], "update", second))) == (
+        "rejected",
+        "restore",
+        "number-used",
+    )
+    assert_same_bits(world.core, world.replayed())
