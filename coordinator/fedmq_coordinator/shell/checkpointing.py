@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
 from fedmq_coordinator.core.checkpoint import Checkpoint
-from fedmq_coordinator.core.facts import Fact, UpdateAccepted
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.errors import StoreError
@@ -23,8 +21,10 @@ from fedmq_protocol.errors import StoreError
 _log = logging.getLogger(__name__)
 
 EVERY_FACTS: Final = 4_096
-EVERY_PAYLOAD_BYTES: Final = 8 * 1024 * 1024
-"""So much is folded again at a start, at most: about half a second's work, most of it decoding updates."""
+EVERY_WORK_S: Final = 0.5
+"""So much is folded again at a start, at most. Most of the work is decoding updates, here and there."""
+_WORK_A_COST: Final = 20
+"""However often that would be, taking them takes a twentieth of the time at most."""
 
 
 @dataclass
@@ -35,38 +35,33 @@ class Checkpointer:
         core: whose state.
         journal: where they go, and whose facts they stand for.
         facts: appended since the last one.
-        payload_bytes: of updates among these.
+        work_s: what it took the core to come to them, in seconds of this thread's time.
     """
 
     core: Coordinator
     journal: Journal
     facts: int = 0
-    payload_bytes: int = 0
+    work_s: float = 0.0
+    _cost_s: float = 0.0
     _thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     )
     _writing: asyncio.Future[None] | None = None
-
-    def appended(self, facts: Iterable[Fact]) -> None:
-        """These are on disk."""
-        for fact in facts:
-            self.facts += 1
-            if isinstance(fact, UpdateAccepted) and fact.payload is not None:
-                self.payload_bytes += len(fact.payload)
 
     @property
     def due(self) -> bool:
         """Whether it is worth the while; while one is being written it is not."""
         if self._writing is not None and not self._writing.done():
             return False
-        return self.facts >= EVERY_FACTS or self.payload_bytes >= EVERY_PAYLOAD_BYTES
+        enough = self.facts >= EVERY_FACTS or self.work_s >= EVERY_WORK_S
+        return enough and self.work_s >= _WORK_A_COST * self._cost_s
 
     def take(self) -> bool:
         """Take one now if that can be, and have it written aside; to be called between two batches."""
         taken = self._taken()
         if taken is None:
             return False
-        self.facts = self.payload_bytes = 0
+        self.facts, self.work_s = 0, 0.0
         self._writing = asyncio.get_running_loop().run_in_executor(self._thread, self._write, taken)
         return True
 
@@ -81,7 +76,11 @@ class Checkpointer:
     def _taken(self) -> Checkpoint | None:
         if self.core.state.num_facts != self.journal.num_facts:
             return None  # some are still on their way to the disk
-        return self.core.checkpoint()
+        began = time.thread_time()
+        taken = self.core.checkpoint()
+        if taken is not None:
+            self._cost_s = time.thread_time() - began
+        return taken
 
     def _write(self, taken: Checkpoint) -> None:
         began = time.monotonic()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -326,7 +327,9 @@ class Service:
     async def _handle(self, batch: Sequence[_Queued]) -> None:
         effects: list[Effect] = []
         for queued in batch:
+            began = time.thread_time()
             effects += self.core.handle(queued.event, now=self.clock())
+            self._checkpointer.work_s += time.thread_time() - began
             await asyncio.sleep(0)  # the broker's keepalive and the API have their turn between two events
         facts = [effect.fact for effect in effects if isinstance(effect, Record)]
         if facts:
@@ -342,7 +345,7 @@ class Service:
     async def _write(self, facts: list[Fact]) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._writer, self.journal.append, facts)
-        self._checkpointer.appended(facts)
+        self._checkpointer.facts += len(facts)
         for fact in facts:
             if isinstance(fact, VersionPublished) and fact.private is not None and fact.version > 0:
                 self._to_prune.put_nowait(fact)

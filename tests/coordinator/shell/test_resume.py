@@ -240,7 +240,7 @@ def keep_after(journal: Journal, found: Resumed) -> None:
     assert resume(journal).num_folded == 0
 
 
-async def test_they_are_taken_after_so_many_facts_or_bytes_and_at_a_good_end(
+async def test_they_are_taken_after_so_many_facts_or_so_much_work_and_at_a_good_end(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpointing, "EVERY_FACTS", 30)
@@ -253,7 +253,7 @@ async def test_they_are_taken_after_so_many_facts_or_bytes_and_at_a_good_end(
     def append() -> None:
         new = list(world.facts())[journal.num_facts :]
         journal.append(new)
-        checkpointer.appended(new)
+        checkpointer.facts += len(new)
 
     append()
     while len(world.journal) < 30:
@@ -275,11 +275,14 @@ async def test_they_are_taken_after_so_many_facts_or_bytes_and_at_a_good_end(
 
     await eventually(numbers, bool)
     assert await numbers() == [first]
-    monkeypatch.setattr(checkpointing, "EVERY_PAYLOAD_BYTES", 100)
-    while not checkpointer.payload_bytes:
+    while len(world.journal) == first:
         act(world, int(rng.integers(24)), rng)
-        append()
-    assert is_due()
+    append()
+    assert not is_due()
+    checkpointer.work_s = 0.6
+    assert is_due(), "a few facts that were much work are as good a reason"
+    checkpointer._cost_s = 0.1
+    assert not is_due(), "but taking one must be worth it"
     await checkpointer.close(well=True)
     assert await numbers() == [journal.num_facts, first]
     assert_whole(resume(journal), journal)

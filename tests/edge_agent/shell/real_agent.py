@@ -46,9 +46,15 @@ class ModelCoordinator(ScriptedCoordinator):
         self.schema = TensorSchema.model_validate(opened["schema"])
         self.task = TaskRef(name=opened["name"], version=opened["version"], schema_hash=self.schema.hash)
         self._model_rng = np.random.default_rng(3)
+        self.published: dict[bytes, bytes] = {}
+        self.begin_model()
+
+    def begin_model(self) -> None:
+        """A first version, as at the beginning of a run."""
         vector = self._model_rng.normal(size=self.schema.size).astype(np.float32)
         snapshot, replica = encode_snapshot(vector, self.schema)
         self.replicas = [replica]
+        self.published[blob_ref(snapshot).sha256] = snapshot
         self.versions = [Version(0, chain_hash(NO_HASH, blob_ref(snapshot).sha256), snapshot=snapshot)]
 
     def advance(self, *, rebase: bool = False) -> None:
@@ -58,6 +64,7 @@ class ModelCoordinator(ScriptedCoordinator):
         delta = encode_delta(target, replica, self.schema, CodecSpec("topk-log4", 0.1))
         apply_delta(replica, delta, self.schema)
         snapshot = encode_snapshot(replica, self.schema)[0] if rebase else None
+        self.published[blob_ref(delta).sha256] = delta
         self.replicas.append(requantise(replica, self.schema) if rebase else replica)
         chained = chain_hash(before.chain_hash, blob_ref(delta).sha256)
         self.versions.append(Version(before.number + 1, chained, snapshot, delta, rebase))

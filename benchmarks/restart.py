@@ -1,0 +1,333 @@
+"""How soon a coordinator is back at work after a kill, by the length of its journal, with a checkpoint and without.
+
+    python benchmarks/restart.py --facts 1000,100000,1000000 --json FILE
+
+A journal is grown by the real fold: a FedBuff run of a small model with many devices, whose every update, lease, step,
+version and evaluation is a fact; retention drops what it drops in production. Its newest checkpoint is as old as one
+can be. Then a coordinator of its own process starts on it, beside a real broker, is killed, and starts again: the time
+from the end of its imports until it is connected, and its resident memory then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq_broker.runner import start_broker
+from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.blobs import MemoryShelf
+from fedmq_coordinator.core.checkpoint import dump
+from fedmq_coordinator.core.packing import pack_vector
+from fedmq_coordinator.core.settings import RunSettings, Start
+from fedmq_coordinator.core.state import FederationState
+from fedmq_coordinator.shell.checkpointing import EVERY_FACTS
+from fedmq_coordinator.shell.main import run_coordinator_forever
+from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
+from fedmq_coordinator.shell.settings import CoordinatorSettings
+from fedmq_coordinator.shell.store import Journal
+from fedmq_protocol.broker_settings import BrokerSettings
+from fedmq_protocol.codecs import CodecSpec, encode_update
+from fedmq_protocol.messages import Evaluation, TaskRef
+from fedmq_protocol.schema import TensorEntry, TensorSchema
+
+_BUFFER: Final = 10
+_BATCH_FACTS: Final = 2_000
+_MARGIN_FACTS: Final = 64
+"""Each start adds some."""
+_PAYLOADS: Final = 32
+_SECONDS_AN_UPDATE: Final = 0.1
+_MB: Final = 1e6
+
+
+def main() -> None:
+    """Grow the journals, start on each, and print a line for each start."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--facts", default="1000,100000", help="lengths of journals")
+    parser.add_argument("--devices", type=int, default=1_000)
+    parser.add_argument("--parameters", type=int, default=20_000)
+    parser.add_argument("--starts", type=int, default=3, help="of each kind; the median counts")
+    parser.add_argument("--without", type=int, default=1, help="starts without a checkpoint")
+    parser.add_argument("--dir", type=Path, default=None, help="where the journals are kept, or are already")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--child", nargs=2, metavar=("URL", "STATE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        asyncio.run(_start(*options.child))
+        return
+    with contextlib.ExitStack() as stack:
+        root = options.dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        broker = stack.enter_context(start_broker("mosquitto", port=0, state_dir=root / "broker"))
+        print(f"{'facts':>9} {'checkpoint':>18} {'fold':>9} {'connected':>10} {'resident':>9} {'journal':>9}")
+        results = []
+        for length in map(int, options.facts.split(",")):
+            state_dir = root / f"{length}-{options.devices}-{options.parameters}"
+            if not (state_dir / "grown").exists():
+                size = grow(state_dir, length, options.devices, options.parameters)
+                (state_dir / "grown").write_text(str(size))
+            results.append(_measure(state_dir, length, broker.url, options))
+    if options.json is not None:
+        options.json.write_text(
+            json.dumps({"options": vars(options) | {"dir": "", "json": ""}, "results": results})
+        )
+
+
+def _measure(state_dir: Path, length: int, url: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Start on one journal as often as asked, and print what came of it."""
+    journal_bytes = (state_dir / "journal.sqlite").stat().st_size
+    checkpoint_bytes = int((state_dir / "grown").read_text())
+    found: dict[str, Any] = {
+        "facts": length,
+        "checkpoint_bytes": checkpoint_bytes,
+        "journal_bytes": journal_bytes,
+    }
+    for kind, starts in (("with", options.starts), ("without", options.without)):
+        if kind == "without":
+            with contextlib.closing(Journal.open(state_dir, federation="bench")) as journal:
+                journal.checkpoints.forget()
+        taken = sorted(
+            (_one_start(url, state_dir) for _ in range(starts)), key=lambda each: float(each["connected_s"])
+        )
+        if not taken:
+            continue
+        median = found[kind] = taken[len(taken) // 2]
+        what = f"{checkpoint_bytes / _MB:.2f} MB" if kind == "with" else "none"
+        print(
+            f"{length:>9,} {what:>18} {median['resumed_s']:>7.2f} s {median['connected_s']:>8.2f} s "
+            f"{median['resident_mb']:>6.0f} MB {journal_bytes / _MB:>6.0f} MB",
+            flush=True,
+        )
+        print(f"          {median['line']}", flush=True)
+    return found
+
+
+def _one_start(url: str, state_dir: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", url, str(state_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603  # this program
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        child.kill()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+class _Watch(logging.Handler):
+    """Tells of the moments that the coordinator's log names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = time.perf_counter()
+        self.said: dict[str, Any] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if "the API listens" in text:
+            self.said["resumed_s"] = time.perf_counter() - self.began
+            self.said["line"] = text.split("; the API")[0]
+        elif text == "connected to the broker":
+            self.said["connected_s"] = time.perf_counter() - self.began
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+            self.said["resident_mb"] = int(peak.split()[1]) / 1024
+            print(json.dumps(self.said), flush=True)
+
+
+class _NoModel:
+    """No model work is asked of it before the time is taken."""
+
+    async def describe(self, task: str) -> TaskDescription:
+        raise NotImplementedError
+
+    async def initial(
+        self,
+        task: str,
+        *,
+        seed: int,
+        checkpoint: Path | None,
+        start: Start = "snapshot",
+        snapshot: str = "int8",
+    ) -> Beginning:
+        raise NotImplementedError
+
+    async def evaluate(self, task: str, vector: NDArray[np.float32]) -> tuple[float, int, dict[str, float]]:
+        raise NotImplementedError
+
+    async def export(self, task: str, vector: NDArray[np.float32], out: Path) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+async def _start(url: str, state_dir: str) -> None:
+    """What the child process does, until it is killed."""
+    logging.getLogger("fedmq_coordinator").setLevel(logging.INFO)
+    logging.getLogger("fedmq_coordinator").addHandler(_Watch())
+    settings = CoordinatorSettings(
+        federation="bench", broker=BrokerSettings(url=url), state_dir=Path(state_dir), listen="127.0.0.1:0"
+    )
+    await run_coordinator_forever(settings, model_host=_NoModel())
+
+
+# ------------------------------------------------------------------------------------------- growing a journal
+
+
+def grow(state_dir: Path, length: int, num_devices: int, num_parameters: int) -> int:
+    """Write a journal of about `length` facts.
+
+    Returns:
+        The size of the newest checkpoint, in bytes.
+    """
+    began, size, checkpointed = time.perf_counter(), 0, False
+    with contextlib.closing(Journal.open(state_dir, federation="bench")) as journal:
+        state, batch = FederationState(), list[f.Fact]()
+        anchor: f.VersionPublished | None = None
+        pruned_at = 0
+        for fact in _history(state, num_devices, num_parameters):
+            batch.append(fact)
+            if isinstance(fact, f.VersionPublished) and fact.private is not None and fact.version:
+                anchor = fact
+            is_end = state.num_facts >= length
+            is_moment = not checkpointed and state.num_facts >= length - EVERY_FACTS + _MARGIN_FACTS
+            if len(batch) >= _BATCH_FACTS or is_end or is_moment:
+                journal.append(batch)
+                batch.clear()
+            if anchor is not None and not batch and (state.num_facts - pruned_at > length // 8 or is_end):
+                journal.prune(anchor.run, anchor.version)
+                anchor, pruned_at = None, state.num_facts
+            if is_moment:
+                checkpoint = dump(state)
+                assert checkpoint is not None
+                size, checkpointed = journal.checkpoints.keep(checkpoint.number, checkpoint.pieces()), True
+            if is_end:
+                break
+    print(f"# grew {length:,} facts in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return size
+
+
+def _history(state: FederationState, num_devices: int, num_parameters: int) -> Iterator[f.Fact]:
+    """Facts without end, each applied to `state` already."""
+    rng = np.random.default_rng(1)
+    schema = TensorSchema(
+        entries=(TensorEntry(name="w", shape=(num_parameters,), dtype="float32", role="parameter"),)
+    )
+    settings = RunSettings.model_validate({"mode": "fedbuff", "rounds": 10**9})
+    spec = CodecSpec(settings.compression.up, settings.compression.density)
+    deltas = (rng.normal(scale=0.01, size=num_parameters).astype(np.float32) for _ in range(_PAYLOADS))
+    payloads = [encode_update(delta, None, schema, spec)[0] for delta in deltas]
+    devices = [f"dev-{number:05}" for number in range(num_devices)]
+    shelf = MemoryShelf()
+    at = time.time() - 86_400.0
+
+    def so(fact: f.Fact) -> f.Fact:
+        state.apply(fact)
+        return fact
+
+    yield so(f.EpochBegun(at=at, epoch=1))
+    for device in devices:
+        yield so(f.DeviceEnrolled(at=at, device=device, public_key=device.encode().ljust(32, b".")))
+    task = TaskRef(name="toy", version="1", schema_hash=schema.hash)
+    initial = pack_vector(rng.normal(size=num_parameters).astype(np.float32), shelf)
+    yield so(
+        f.RunCreated(
+            at=at,
+            run="r",
+            settings=settings,
+            task=task,
+            tensor_schema=schema,
+            initial=initial,
+            has_central_data=True,
+        )
+    )
+    yield so(f.RunActivated(at=at, run="r"))
+    run = state.runs["r"]
+    yield so(run.model.next_version(shelf, run="r", at=at))
+    held: dict[str, int] = {}
+    turn = 0
+    while True:
+        device = devices[turn % num_devices]
+        at += _SECONDS_AN_UPDATE * float(rng.exponential())
+        if device in held:
+            yield so(_update(device, held.pop(device), turn, num_devices, at, run.version, payloads, rng))
+            if run.accumulator.num_updates == _BUFFER:
+                scale = 1.0 / run.accumulator.total_weight
+                yield so(
+                    f.StepTaken(
+                        at=at,
+                        run="r",
+                        round=run.version,
+                        scale=scale,
+                        num_updates=_BUFFER,
+                        closed_by="buffer",
+                    )
+                )
+                fact = run.model.next_version(shelf, run="r", at=at)
+                yield so(fact)
+                metrics = {"accuracy": float(rng.random())}
+                yield so(
+                    f.Evaluated(
+                        at=at, run="r", version=fact.version, loss=0.5, num_examples=500, metrics=metrics
+                    )
+                )
+        held[device] = run.lease + 1
+        yield so(
+            f.LeaseGranted(
+                at=at,
+                run="r",
+                device=device,
+                lease=run.lease + 1,
+                version=run.version,
+                lease_expires_at=at + 600.0,
+            )
+        )
+        turn += 1
+
+
+def _update(
+    device: str,
+    lease: int,
+    turn: int,
+    num_devices: int,
+    at: float,
+    version: int,
+    payloads: list[bytes],
+    rng: np.random.Generator,
+) -> f.UpdateAccepted:
+    counter = turn // num_devices
+    metrics = {"loss": float(rng.random()), "accuracy": float(rng.random())}
+    return f.UpdateAccepted(
+        at=at,
+        run="r",
+        device=device,
+        counter=counter,
+        lease=lease,
+        base_version=max(0, version - 3),
+        staleness=3,
+        weight=50.0,
+        clip=1.0,
+        norm=float(rng.random()),
+        num_examples=100,
+        duration_s=float(rng.exponential(20.0)),
+        train_s=float(rng.exponential(10.0)),
+        payload=payloads[int(rng.integers(len(payloads)))],
+        metrics=metrics,
+        evaluation=Evaluation(version=max(0, version - 3), num_examples=20, loss=0.5, metrics=metrics),
+        traffic=(1_000 * counter, 2_000 * counter),
+        session=1,
+    )
+
+
+if __name__ == "__main__":
+    main()
