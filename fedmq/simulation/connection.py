@@ -119,15 +119,15 @@ class Connection:
             self._lost("the broker did not answer")
 
     def _on_event(self, event: Event) -> None:
-        match event:
-            case Arrived(topic, payload, retained):
-                self.received_bytes += len(topic) + len(payload) + _FRAME_BYTES
-                if self._usable:
-                    self._owner.arrived(topic, payload, retained)
-                else:
-                    self._held.append(event)
-            case Closed(reason):
-                self._lost(reason)
+        if isinstance(event, Closed):
+            self._lost(event.reason)
+            return
+        topic, payload, retained = event
+        self.received_bytes += len(topic) + len(payload) + _FRAME_BYTES
+        if self._usable:
+            self._owner.arrived(topic, payload, retained)
+        else:
+            self._held.append(event)
 
     def _lost(self, reason: str) -> None:
         self._session, self._usable = None, False

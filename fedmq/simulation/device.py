@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from fedmq.simulation.broker import Broker, Will
 from fedmq.simulation.connection import Connection
 from fedmq.simulation.disk import VirtualDisk
 from fedmq.simulation.mail import CheapKey, Mail
-from fedmq.simulation.post import VirtualPost
+from fedmq.simulation.post import Outgoing, VirtualPost
 from fedmq.simulation.replicas import Replicas
 from fedmq.simulation.trainer import TrainerTimes, VirtualTrainer
 from fedmq.simulation.watch import Watch
@@ -241,7 +242,7 @@ class VirtualDevice:
             return
         with contextlib.suppress(DiskError):  # nothing would be lost, only learnt again
             for effect in self.agent.last_effects():
-                self._perform(effect)
+                self._perform[type(effect)](self, effect)
                 self.watch.device_did(self, effect)
         if self.agent.session is not None:
             goodbye = self.agent.presence(online=False, session=self.agent.session)
@@ -285,16 +286,15 @@ class VirtualDevice:
         """Do all that can be done; return what the disk had to say, if the core is to hear of it."""
         refused: list[Written] = []
         reason: DiskError | None = None
+        tried = False
         for effect in effects:
-            if self._dies_in is not None:
-                if self._dies_in == 0:
-                    self.cut_power(down_s=self._down_s, torn=self._torn)
-                    return None
-                self._dies_in -= 1
-            if relies_on_commit(effect) and any(isinstance(other, CommitState) for other in refused):
+            if self._dies_in is not None and self._power_fails():
+                return None
+            if refused and relies_on_commit(effect) and any(isinstance(one, CommitState) for one in refused):
                 continue
+            tried = tried or type(effect) is TryDisk
             try:
-                self._perform(effect)
+                self._perform[type(effect)](self, effect)
             except DiskError as error:
                 assert isinstance(effect, Written)
                 refused.append(effect)
@@ -303,7 +303,16 @@ class VirtualDevice:
                 self.watch.device_did(self, effect)
         if reason is not None:
             return DiskRefused(tuple(refused), reason.fault, str(reason))
-        return DiskMended() if any(isinstance(effect, TryDisk) for effect in effects) else None
+        return DiskMended() if tried else None
+
+    def _power_fails(self) -> bool:
+        """Count an effect; whether it is one too many."""
+        assert self._dies_in is not None
+        if self._dies_in == 0:
+            self.cut_power(down_s=self._down_s, torn=self._torn)
+            return True
+        self._dies_in -= 1
+        return False
 
     def _arm(self, now: float) -> None:
         self._deadline = deadline = self.agent.next_deadline()
@@ -351,44 +360,20 @@ class VirtualDevice:
 
     # ------------------------------------------------------------------------------ effects
 
-    def _perform(self, effect: Effect) -> None:
-        match effect:
-            case Subscribe() | Unsubscribe() | Send() | SendUpdate() | SendUploadChunk():
-                self._post.put(effect)
-            case RemoveFiles(run, names):
-                self.disk.remove(run, names)
-            case RemoveRun(run):
-                self.disk.remove_run(run)
-            case StartTrainer(generation):
-                self._trainer = VirtualTrainer(self, generation, self._learner, self._replicas)
-                self._start_later(self._trainer)
-            case StopTrainer():
-                self._trainer = None
-            case Ask(generation, _):
-                self._ask(effect)
-            case Note():
-                pass
-            case _:
-                self._write(effect)
+    def _post_it(self, effect: Outgoing) -> None:
+        self._post.put(effect)
 
-    def _write(self, effect: Written) -> None:
-        match effect:
-            case CommitState(state):
-                self.disk.save_state(state)
-            case PinCoordinator(public_key):
-                self.disk.pin(public_key)
-            case SaveModelIndex(run, index):
-                self.disk.save_index(run, index)
-            case StoreBlob(run, blob, version, data):
-                self.disk.write(run, blob_file(blob, version), data, durable=False)
-            case WriteBlobPart(run, head, index, data):
-                self.disk.write_chunk(run, head, index, data)
-            case FinishBlob():
-                self._finish_later(effect)
-            case TryDisk():
-                self.disk.try_room()
-            case _:
-                assert_never(effect)
+    def _start_trainer(self, effect: StartTrainer) -> None:
+        trainer = self._trainer = VirtualTrainer(self, effect.generation, self._learner, self._replicas)
+
+        def started() -> None:
+            if self._trainer is trainer:
+                self.tell(TrainerStarted(trainer.generation))
+
+        self.world.after(self.options.times.start_s, started)
+
+    def _stop_trainer(self, effect: StopTrainer) -> None:  # noqa: ARG002 - there is one at most
+        self._trainer = None
 
     def _finish_later(self, effect: FinishBlob) -> None:
         life = self.starts
@@ -401,13 +386,6 @@ class VirtualDevice:
         self.world.after(DISK_S, finish)
 
     # ------------------------------------------------------------------------------ the trainer child
-
-    def _start_later(self, trainer: VirtualTrainer) -> None:
-        def started() -> None:
-            if self._trainer is trainer:
-                self.tell(TrainerStarted(trainer.generation))
-
-        self.world.after(self.options.times.start_s, started)
 
     def _ask(self, effect: Ask) -> None:
         trainer, request = self._trainer, effect.request
@@ -434,6 +412,32 @@ class VirtualDevice:
             return False
         self.tell(TrainerDied(trainer.generation, detail))
         return True
+
+    _perform: ClassVar[dict[type[Effect], Callable[[Any, Any], None]]] = {
+        Subscribe: _post_it,
+        Unsubscribe: _post_it,
+        Send: _post_it,
+        SendUpdate: _post_it,
+        SendUploadChunk: _post_it,
+        CommitState: lambda device, effect: device.disk.save_state(effect.state),
+        PinCoordinator: lambda device, effect: device.disk.pin(effect.public_key),
+        SaveModelIndex: lambda device, effect: device.disk.save_index(effect.run, effect.index),
+        StoreBlob: lambda device, effect: device.disk.write(
+            effect.run, blob_file(effect.blob, effect.version), effect.data, durable=False
+        ),
+        WriteBlobPart: lambda device, effect: device.disk.write_chunk(
+            effect.run, effect.head, effect.index, effect.data
+        ),
+        FinishBlob: _finish_later,
+        TryDisk: lambda device, _: device.disk.try_room(),
+        RemoveFiles: lambda device, effect: device.disk.remove(effect.run, effect.names),
+        RemoveRun: lambda device, effect: device.disk.remove_run(effect.run),
+        StartTrainer: _start_trainer,
+        StopTrainer: _stop_trainer,
+        Ask: _ask,
+        Note: lambda _device, _effect: None,
+    }
+    """How each effect is done: a table, since a history is made of nothing else."""
 
 
 class _Ear:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs import (
     apply_delta,
     decode_snapshot,
@@ -21,11 +22,19 @@ from fedmq_protocol.codecs import (
     requantise_inplace,
     snapshot_codec,
 )
+from fedmq_protocol.messages import BlobRef
 from fedmq_protocol.schema import TensorSchema
 
 Vector = NDArray[np.float32]
 
 _KEPT: Final = 64
+
+
+class Snapshot(NamedTuple):
+    """A snapshot's bytes, and what names them."""
+
+    data: bytes
+    ref: BlobRef
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +51,7 @@ class Replica:
     values: Vector
     codec: str
     sha256: bytes
-    snapshot: bytes | None = None
+    snapshot: Snapshot | None = None
 
 
 class Replicas:
@@ -56,37 +65,48 @@ class Replicas:
         self._schema = schema
         self._known: OrderedDict[tuple[bytes, bytes, bool], Replica] = OrderedDict()
 
-    def snapshot(self, data: bytes) -> Replica:
+    def snapshot(self, data: bytes, sha256: bytes) -> Replica:
         """What a snapshot decodes to.
+
+        Args:
+            data: its bytes.
+            sha256: of them.
 
         Raises:
             CodecError: it is damaged, or another model's.
         """
-        key = b"", hashlib.sha256(data).digest(), False
+        key = b"", sha256, False
         known = self._known.get(key)
         if known is None:
             known = self._keep(key, decode_snapshot(data, self._schema), snapshot_codec(data))
         return known
 
-    def delta(self, before: Replica, data: bytes, *, rebase: bool) -> Replica:
+    def delta(self, before: Replica, data: bytes, sha256: bytes, *, rebase: bool) -> Replica:
         """What a delta makes of a version.
+
+        Args:
+            before: the version before.
+            data: the delta's bytes.
+            sha256: of them.
+            rebase: the result becomes what its snapshot decodes to.
 
         Raises:
             CodecError: it is damaged, or another model's.
         """
-        key = before.sha256, hashlib.sha256(data).digest(), rebase
+        key = before.sha256, sha256, rebase
         known = self._known.get(key)
         if known is None:
             values, snapshot = before.values.copy(), None
             apply_delta(values, data, self._schema)
             if rebase:
-                snapshot = encode_snapshot(values, self._schema, before.codec)[0]
+                encoded = encode_snapshot(values, self._schema, before.codec)[0]
+                snapshot = Snapshot(encoded, blob_ref(encoded))
                 requantise_inplace(values, self._schema, before.codec)
             known = self._keep(key, values, before.codec, snapshot)
         return known
 
     def _keep(
-        self, key: tuple[bytes, bytes, bool], values: Vector, codec: str, snapshot: bytes | None = None
+        self, key: tuple[bytes, bytes, bool], values: Vector, codec: str, snapshot: Snapshot | None = None
     ) -> Replica:
         values.setflags(write=False)
         made = Replica(values, codec, hashlib.sha256(values.data).digest(), snapshot)

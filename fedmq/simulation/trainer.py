@@ -110,7 +110,9 @@ class VirtualTrainer:
 
     def _file(self, run: str, file: str, ref: BlobRef) -> bytes | None:
         data = self._device.disk.files.get((run, file))
-        return data if data is not None and blob_ref(data) == ref else None
+        if data is None or len(data) != ref.size or hashlib.sha256(data).digest() != ref.sha256:
+            return None
+        return data
 
     def _load(
         self, run: str, version: int, file: str, ref: BlobRef, replica_hash: bytes | None
@@ -120,7 +122,7 @@ class VirtualTrainer:
         if data is None:
             return TrainerRefused("bad-model", f"the file {file} is not what was stored")
         try:
-            replica = self._replicas.snapshot(data)
+            replica = self._replicas.snapshot(data, ref.sha256)
         except CodecError as error:
             return TrainerRefused("bad-model", str(error))
         return self._keep(run, version, replica, replica_hash)
@@ -134,17 +136,17 @@ class VirtualTrainer:
         if held is None or held[0] != version - 1:
             return TrainerRefused("bad-request", f"a delta to version {version} on {held and held[0]}")
         try:
-            replica = self._replicas.delta(held[1], data, rebase=request.rebase)
+            replica = self._replicas.delta(held[1], data, request.ref.sha256, rebase=request.rebase)
         except CodecError as error:
             return TrainerRefused("bad-model", str(error))
         loaded = self._keep(run, version, replica, request.replica_hash)
         if request.snapshot_file is None or replica.snapshot is None or isinstance(loaded, TrainerRefused):
             return loaded
         try:
-            self._device.disk.write(run, request.snapshot_file, replica.snapshot, durable=False)
+            self._device.disk.write(run, request.snapshot_file, replica.snapshot.data, durable=False)
         except DiskError:
             return loaded  # a saving: without it the chain goes on where it began
-        return ModelLoaded(run, version, blob_ref(replica.snapshot))
+        return ModelLoaded(run, version, replica.snapshot.ref)
 
     def _keep(
         self, run: str, version: int, replica: Replica, expected: bytes | None

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fedmq.simulation.device import VirtualDevice
 from fedmq.simulation.federation import Cast, Federation
 from fedmq.simulation.learner import ToyLearner
 from fedmq.simulation.watch import Watch
@@ -270,6 +272,10 @@ def test_a_run_ends_although_the_broker_is_restarted(*, keep_retained: bool) -> 
         world.world.after(3.0 + 4.0 * number, lambda: world.broker.restart(keep_retained=keep_retained))
     play(world)
     counted(world)
+
+
+def test_a_device_can_do_every_effect() -> None:
+    assert set(get_args(Effect)) == set(VirtualDevice._perform)
 
 
 def test_facts_are_on_disk_before_what_relies_on_them_is_said() -> None:
