@@ -31,11 +31,13 @@ from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.blobs import MemoryShelf
 from fedmq_coordinator.core.checkpoint import dump
 from fedmq_coordinator.core.packing import pack_vector
+from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.core.settings import RunSettings, Start
 from fedmq_coordinator.core.state import FederationState
 from fedmq_coordinator.shell.checkpointing import EVERY_FACTS
 from fedmq_coordinator.shell.main import run_coordinator_forever
 from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
+from fedmq_coordinator.shell.retention import collect
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.broker_settings import BrokerSettings
@@ -205,7 +207,7 @@ def grow(state_dir: Path, length: int, num_devices: int, num_parameters: int) ->
                 journal.append(batch)
                 batch.clear()
             if anchor is not None and not batch and (state.num_facts - pruned_at > length // 8 or is_end):
-                journal.prune(anchor.run, anchor.version)
+                collect(journal, RetentionSettings(), best={anchor.run: None}, now=fact.at, run=anchor.run)
                 anchor, pruned_at = None, state.num_facts
             if is_moment:
                 checkpoint = dump(state)

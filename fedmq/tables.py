@@ -52,6 +52,13 @@ class CoordinatorTable(BaseModel):
         default="127.0.0.1:8470", description="host:port of the HTTP API; port 0: any free one."
     )
     key_file: Path | None = Field(default=None, description="The signing key; default: <state_dir>/key.")
+    keep_versions_days: Annotated[float, Field(ge=0)] = Field(
+        default=90.0,
+        description="So long any published version can be exported, then a run's newest and best; inf: for ever.",
+    )
+    keep_updates_days: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="So long updates are kept that a snapshot has made needless, for an audit."
+    )
     data: dict[str, Any] = Field(default={}, description="Free keys for the task's load_test_data.")
 
     def database_settings(self) -> dict[str, Any] | None:

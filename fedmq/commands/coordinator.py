@@ -79,6 +79,10 @@ def start(
             "take_over": take_over,
             "listen": table.listen,
             "key_file": table.key_file,
+            "retention": {
+                "versions_days": table.keep_versions_days,
+                "updates_days": table.keep_updates_days,
+            },
         },
         table="coordinator",
     )

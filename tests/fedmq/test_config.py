@@ -8,8 +8,9 @@ import pytest
 
 from fedmq.config import Origin, variable_key
 from fedmq.tables import CoordinatorTable, DeviceTable, models, parse_sets, read
+from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.core.settings import RunSettings
-from fedmq_coordinator.shell.settings import CoordinatorSettings
+from fedmq_coordinator.shell.settings import CoordinatorSettings, DatabaseSettings
 from fedmq_edge_agent.shell.settings import AgentSettings
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.errors import ConfigError, UsageError
@@ -205,9 +206,19 @@ def test_the_tables_offer_what_the_components_take() -> None:
     """A setting that a component gains must find its way into a file."""
     agent = set(AgentSettings.model_fields) - {"federation", "broker", "trainer"}
     assert set(DeviceTable.model_fields) == agent
-    coordinator = set(CoordinatorSettings.model_fields) - {"federation", "broker", "run"}
-    assert set(CoordinatorTable.model_fields) == coordinator | {"data"}
+    coordinator = set(CoordinatorSettings.model_fields) - {
+        "federation",
+        "broker",
+        "run",
+        "retention",
+        "take_over",
+    }
+    kept = {f"keep_{name}" for name in RetentionSettings.model_fields}
+    database = {f"database_{name}" for name in DatabaseSettings.model_fields if name != "url"}
+    assert set(CoordinatorTable.model_fields) == coordinator | kept | database | {"data"}
     for name in agent - {"id", "task", "state_dir", "data"}:
         assert DeviceTable.model_fields[name].default == AgentSettings.model_fields[name].default
+    for name in RetentionSettings.model_fields:
+        assert CoordinatorTable.model_fields[f"keep_{name}"].default == getattr(RetentionSettings(), name)
     for name in coordinator:
         assert CoordinatorTable.model_fields[name].default == CoordinatorSettings.model_fields[name].default

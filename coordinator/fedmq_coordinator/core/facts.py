@@ -17,7 +17,7 @@ from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import Evaluation, TaskRef
 from fedmq_protocol.schema import TensorSchema
 
-JOURNAL_VERSION: Final = 4
+JOURNAL_VERSION: Final = 5
 """Written into the store; another one is migrated or refused, never guessed at."""
 
 

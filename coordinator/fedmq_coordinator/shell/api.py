@@ -35,6 +35,7 @@ from fedmq_coordinator.core.showing import best_version
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView
 from fedmq_coordinator.shell.model_host import Beginning, ModelHost
 from fedmq_coordinator.shell.service import Service, StoppingError
+from fedmq_coordinator.shell.store_bulk import DroppedError
 from fedmq_coordinator.shell.store_rows import BULKY_FIELDS
 from fedmq_protocol.codecs import least_update_bytes
 from fedmq_protocol.errors import FedmqError, UsageError
@@ -298,7 +299,15 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _our_error(_: Request, error: Exception) -> JSONResponse:
     """What the user can mend is the request's fault; everything else is ours."""
-    status = 422 if isinstance(error, UsageError) else 503 if isinstance(error, StoppingError) else 500
+    match error:
+        case UsageError():
+            status = 422
+        case StoppingError():
+            status = 503
+        case DroppedError():
+            status = 410
+        case _:
+            status = 500
     return _problem(status, str(error))
 
 

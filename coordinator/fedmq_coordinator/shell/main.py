@@ -72,6 +72,7 @@ async def run_coordinator(
             model_host=model_host,
             sources=journal.sources(),
             num_folded=found.num_folded,
+            retention=settings.retention,
         )
         epoch = max(journal.epoch, core.state.epoch + 1)  # a fence that was damaged is no reason to go back
         await service.begin(epoch, key.public_key)

@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol, assert_never
 
 from fedmq_coordinator.core.blobs import Shelf
@@ -46,11 +47,14 @@ from fedmq_coordinator.core.events import (
 )
 from fedmq_coordinator.core.facts import Fact, VersionPublished
 from fedmq_coordinator.core.machine import Coordinator
+from fedmq_coordinator.core.retention import DAY_S, RetentionSettings
+from fedmq_coordinator.core.showing import best_version
 from fedmq_coordinator.shell.checkpointing import Checkpointer
 from fedmq_coordinator.shell.clock import Clock
 from fedmq_coordinator.shell.evaluator import Evaluator
 from fedmq_coordinator.shell.model_host import ModelHost
 from fedmq_coordinator.shell.outbox import Outbox, Publisher
+from fedmq_coordinator.shell.retention import collect
 from fedmq_coordinator.shell.standing import Standing
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol import aio
@@ -115,6 +119,7 @@ class Service:
         model_host: who evaluates.
         sources: run -> where its task lies.
         num_folded: how many facts were folded at the start, since there is no newer checkpoint.
+        retention: for how long what nothing needs is kept.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Service:
         model_host: ModelHost,
         sources: dict[str, str],
         num_folded: int = 0,
+        retention: RetentionSettings = RetentionSettings(),  # noqa: B008  # frozen
     ) -> None:
         self.core = core
         self.journal = journal
@@ -134,6 +140,7 @@ class Service:
         self.clock = clock
         self.model_host = model_host
         self.sources = sources
+        self.retention = retention
         self._inbox: asyncio.Queue[_Queued] = asyncio.Queue(INBOX_EVENTS)
         self._evaluator = Evaluator(model_host, sources, self._tell)
         self._outbox: Outbox | None = None
@@ -142,7 +149,7 @@ class Service:
         self._checkpointer = Checkpointer(core, journal, facts=num_folded)
         self._pruner = ThreadPoolExecutor(1, thread_name_prefix="retention")
         self._to_prepare: asyncio.Queue[Prepare] = asyncio.Queue()
-        self._to_prune: asyncio.Queue[VersionPublished] = asyncio.Queue()
+        self._to_prune: asyncio.Queue[str] = asyncio.Queue()
         self._handling = asyncio.Lock()
         self._asked: set[asyncio.Future[None]] = set()
         self._witness: tuple[str, asyncio.Future[bytes]] = "", asyncio.Future()
@@ -293,11 +300,19 @@ class Service:
             await self._tell(await loop.run_in_executor(self._maker, wanted.work))
 
     async def _prune(self) -> None:
-        """Retention takes its time, and others write meanwhile."""
+        """Retention takes its time, and others write meanwhile. All runs have their turn at the start, and daily."""
         loop = asyncio.get_running_loop()
+        run: str | None = None
         while True:
-            fact = await self._to_prune.get()
-            await loop.run_in_executor(self._pruner, self.journal.prune, fact.run, fact.version)
+            runs = self.core.runs
+            best = {name: best_version(runs[name]) for name in (runs if run is None else [run])}
+            act = partial(collect, self.journal, self.retention, best=best, now=self.clock(), run=run)
+            await loop.run_in_executor(self._pruner, act)
+            try:
+                async with asyncio.timeout(DAY_S):
+                    run = await self._to_prune.get()
+            except TimeoutError:
+                run = None
 
     async def _work(self) -> None:
         while self._halted is None:
@@ -347,8 +362,8 @@ class Service:
         await loop.run_in_executor(self._writer, self.journal.append, facts)
         self._checkpointer.facts += len(facts)
         for fact in facts:
-            if isinstance(fact, VersionPublished) and fact.private is not None and fact.version > 0:
-                self._to_prune.put_nowait(fact)
+            if isinstance(fact, VersionPublished) and fact.private is not None:
+                self._to_prune.put_nowait(fact.run)
 
     def _perform(self, effect: Effect) -> None:
         match effect:

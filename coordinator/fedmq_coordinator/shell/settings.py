@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr, field_validator
 
+from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.core.settings import RunSettings
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.topics import ID_PATTERN
@@ -59,6 +60,8 @@ class CoordinatorSettings(BaseModel):
     """host:port of the HTTP API; port 0 takes any free one, which `<state_dir>/api.json` then names."""
     key_file: Path | None = None
     """The key that signs what the coordinator says; default `<state_dir>/key`, made at the first start."""
+    retention: RetentionSettings = RetentionSettings()
+    """For how long what nothing needs is kept in the journal."""
     run: RunSettings = RunSettings()
     """Defaults of a run, for what `fedmq run start` leaves open."""
 

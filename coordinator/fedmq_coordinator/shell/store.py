@@ -14,24 +14,26 @@ replay needs, `store_rows` knows how a fact becomes a row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, func, insert, select
 
 from fedmq_coordinator.core.blobs import Blob
-from fedmq_coordinator.core.facts import EpochBegun, Fact, VersionPublished
+from fedmq_coordinator.core.facts import JOURNAL_VERSION, EpochBegun, Fact
+from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.shell import store_retention, store_versions
 from fedmq_coordinator.shell.lock import FolderLock
 from fedmq_coordinator.shell.settings import DatabaseSettings
-from fedmq_coordinator.shell.store_bulk import BulkTable, StoredBlob, WritingAhead
+from fedmq_coordinator.shell.store_bulk import BulkTable, DroppedBlob, StoredBlob, WritingAhead
 from fedmq_coordinator.shell.store_checkpoints import Checkpoints
 from fedmq_coordinator.shell.store_database import Database
 from fedmq_coordinator.shell.store_fence import Fence
 from fedmq_coordinator.shell.store_postgresql import Postgresql
+from fedmq_coordinator.shell.store_retention import Plan
 from fedmq_coordinator.shell.store_rows import (
-    BULKY_FIELDS,
+    DROPPABLE,
     HELD,
     entries,
     from_row,
@@ -40,26 +42,29 @@ from fedmq_coordinator.shell.store_rows import (
     to_rows,
 )
 from fedmq_coordinator.shell.store_schema import FACTS, NOTES, SOURCES
-from fedmq_coordinator.shell.store_sqlite import Sqlite
+from fedmq_coordinator.shell.store_sqlite import Sqlite, SqliteToRead
+from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import BlobRef
 
 _ROWS_A_READ: Final = 512
 
 
 class Journal:
-    """The journal of one federation. Any thread may read and write ahead; one may append, and one prune.
+    """The journal of one federation. Any thread may read and write ahead; one may append, and one drop.
 
     Attributes:
         database: for what else lies in it.
         checkpoints: of the state that its facts fold to.
+        federation: whose journal it is.
     """
 
-    def __init__(self, database: Database, lock: FolderLock) -> None:
+    def __init__(self, database: Database, lock: FolderLock | None) -> None:
         self.database = database
         self.checkpoints = Checkpoints(database)
         self._lock = lock
         self._fence = Fence(database)
         self._bulk = BulkTable(database)
+        self.federation = ""
         self._last = 0
         self._first_at: float | None = None
         self._last_at: float | None = None
@@ -102,6 +107,27 @@ class Journal:
             raise
         return journal
 
+    @classmethod
+    def look(cls, state_dir: Path) -> Journal:
+        """Open a journal to read it alone, whether or not a coordinator is at work on it: nothing is ever written.
+
+        Args:
+            state_dir: the coordinator's folder.
+
+        Raises:
+            StoreError: there is none, or it is of another version, damaged, or not readable.
+        """
+        path = state_dir / "journal.sqlite"
+        if not path.is_file():
+            raise StoreError(f"there is no journal in {state_dir}: no coordinator has been started there")
+        journal = cls(Database(SqliteToRead(path), patience_s=0.0), None)
+        try:
+            journal.database.read(journal._look)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
     @property
     def name(self) -> str:
         """The file, or the URL without its password."""
@@ -129,7 +155,8 @@ class Journal:
     def close(self) -> None:
         """Close the database and let go of the folder."""
         self.database.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -179,23 +206,36 @@ class Journal:
         """Begin large bytes of a fact that is still to be made; several may be under way, in any threads."""
         return self._bulk.begin()
 
-    def prune(self, run: str, before_version: int) -> int:
-        """Drop what no replay of `run` needs any more, now that `before_version` is there with its private weights.
+    def plan(
+        self,
+        settings: RetentionSettings,
+        *,
+        best: Mapping[str, int | None],
+        now: float,
+        run: str | None = None,
+    ) -> Plan:
+        """What retention would drop now; `drop` drops it.
 
-        Older private weights, and payloads that are part of that version's weights, are gone from now on, and read back
-        as None. It takes a while, in which others write: what is gone goes in transactions of a few pieces.
-
-        Returns:
-            How many facts lost their bulk.
+        Args:
+            settings: for how long what nothing needs is kept.
+            best: each run's best version; a run that is not in it keeps everything.
+            now: seconds since the epoch.
+            run: only this one, and nothing that an earlier plan left half done; None: all runs, thoroughly.
 
         Raises:
-            ValueError: that version was not published with private weights, so that everything is still needed.
             StoreError: the database fails.
         """
-        anchor = self._seq_of_private(run, before_version)
-        needless = self.database.write(lambda connection: store_retention.drop(connection, run, anchor))
-        self._bulk.remove(needless)
-        return len(needless)
+        return store_retention.make_plan(self.database, settings, best=best, now=now, run=run)
+
+    def drop(self, plan: Plan) -> None:
+        """Carry out a plan. What goes reads back as None, or as bytes that are known and not there, from now on.
+
+        It takes a while, in which others write: the bytes go in transactions of a few pieces.
+
+        Raises:
+            StoreError: the database fails; what is gone by then is gone.
+        """
+        store_retention.carry_out(self.database, self._bulk, plan)
 
     def remember_source(self, run: str, task: str) -> None:
         """Keep where the task of `run` lies on this machine, for the model host after a restart."""
@@ -291,12 +331,23 @@ class Journal:
     def _prepare(self, federation: str) -> None:
         def work(connection: Connection) -> None:
             store_versions.prepare(self.database, connection, federation)
+            self.federation = federation
             self._fence.begin(connection)
             self._find_edges(connection)
             self._bulk.prepare(connection, lambda: named_ahead(connection))
 
         self.database.write(work, guarded=False, doing="open")
         self.database.guard = self._fence.check
+
+    def _look(self, connection: Connection) -> None:
+        found = store_versions.look(self.database, connection)
+        if found.journal_version < JOURNAL_VERSION:
+            raise StoreError(
+                f"{self.name} is a journal of version {found.journal_version}: start the coordinator on it once, "
+                f"which makes one of version {JOURNAL_VERSION} of it"
+            )
+        self.federation = found.federation
+        self._find_edges(connection)
 
     def _find_edges(self, connection: Connection) -> None:
         self._last = connection.execute(select(func.max(FACTS.c.seq))).scalar() or 0
@@ -314,15 +365,6 @@ class Journal:
                 f"facts up to number {self._last} had been written, and are not there"
             )
         return found[: len(rows)] == [(row["seq"], row["at"], row["checksum"]) for row in rows]
-
-    def _seq_of_private(self, run: str, version: int) -> int:
-        chosen = select(FACTS).where(FACTS.c.run == run, FACTS.c.kind == "VersionPublished")
-        newest_first = chosen.order_by(FACTS.c.seq.desc()).limit(_ROWS_A_READ)
-        for row in self.database.read(lambda connection: connection.execute(newest_first).all()):
-            fact = self._fact(row, BULKY_FIELDS - {"private"})
-            if isinstance(fact, VersionPublished) and fact.version == version and fact.private is not None:
-                return int(row.seq)
-        raise ValueError(f"version {version} of {run} has no private weights in the journal")
 
     def _fact(self, row: Row[Any], leave_out: Collection[str]) -> Fact:
         if not is_sound(row):
@@ -350,5 +392,6 @@ class Journal:
         if self.database.read(
             lambda connection: store_retention.is_dropped(connection, row.run, row.kind, field, row.seq)
         ):
-            return None
+            gone = DroppedBlob(f"the {field} of fact number {row.seq} in {self.name}", ref)
+            return None if DROPPABLE.get(row.kind) == field else gone
         raise self.database.damaged(f"the {field} of fact number {row.seq} is not what was written")

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select
 from fedmq_coordinator.core.blobs import PIECE_BYTES, Blob, MemoryBlob
 from fedmq_coordinator.shell.store_database import Database
 from fedmq_coordinator.shell.store_schema import BULK
+from fedmq_protocol.errors import StoreError
 from fedmq_protocol.messages import BlobRef
 
 AHEAD: Final = "ahead"
@@ -29,6 +30,10 @@ _REMOVED_ROWS: Final = 256
 """So much goes in one transaction."""
 _PIECES_KEPT: Final = 2
 """Chunks are cut one after another out of a piece, and devices that ask are mostly at the same place."""
+
+
+class DroppedError(StoreError):
+    """What is asked for was there once, and retention has dropped it."""
 
 
 class BulkTable:
@@ -172,6 +177,22 @@ class StoredBlob(Blob):
             yield part
         if digest.digest() != self.ref.sha256:
             raise self._table.damaged(f"the {self.field} number {self.seq} is not what was written")
+
+
+class DroppedBlob(Blob):
+    """Bytes that retention has dropped: how many they were, and their hash, are still known.
+
+    Args:
+        what: whose they were, for the error.
+        ref: size and hash.
+    """
+
+    def __init__(self, what: str, ref: BlobRef) -> None:
+        self._what = what
+        self.ref = ref
+
+    def read(self, start: int, length: int) -> bytes:  # noqa: ARG002 - there is nothing to read
+        raise DroppedError(f"{self._what} is gone: retention has dropped it")
 
 
 class WritingAhead:

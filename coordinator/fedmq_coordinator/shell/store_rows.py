@@ -19,7 +19,7 @@ BESIDE_BYTES: Final = 16_384
 """A larger bytes field lies beside its fact."""
 
 DROPPABLE: Final = {"UpdateAccepted": "payload", "VersionPublished": "private"}
-"""What retention drops, by kind; always beside its fact, so that facts are never rewritten."""
+"""What retention drops at every snapshot, by kind; always beside its fact, so that facts are never rewritten."""
 
 BULKY_FIELDS: Final = frozenset({"payload", "private", "snapshot", "delta", "initial"})
 """What `read(leave_out=...)` may leave out to walk through a journal lightly."""

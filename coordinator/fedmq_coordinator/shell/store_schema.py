@@ -8,6 +8,7 @@ bulk     large bytes of facts, in pieces; the only thing that retention deletes.
 checkpoints, checkpoint_pieces
          the fold of all facts up to number `seq`, in pieces; a cache (`store_checkpoints`)
 pruned   before which fact of a run retention has deleted a field's bulk
+dropped  from which fact of a run to which it has deleted versions' snapshots and deltas
 notes    what the shell remembers for its next start; nothing that a replay needs
 sources  where the task of a run lies on this machine; nothing that a replay needs
 
@@ -107,6 +108,14 @@ PRUNED: Final = Table(
     Column("run", String, primary_key=True),
     Column("field", String, primary_key=True),
     Column("before_seq", BigInteger, nullable=False),
+)
+
+DROPPED: Final = Table(
+    "dropped",
+    METADATA,
+    Column("run", String, primary_key=True),
+    Column("first_seq", _NUMBER, primary_key=True, autoincrement=False),
+    Column("last_seq", BigInteger, nullable=False),
 )
 
 NOTES: Final = Table(

@@ -5,12 +5,15 @@ Who holds the state folder (`lock`) holds the file: there is nothing more to be 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 from fedmq_coordinator.shell.store_database import WRITES, Fault
 
@@ -50,6 +53,40 @@ class Sqlite:
 
     def release(self) -> None:
         """Nothing was held."""
+
+
+class SqliteToRead(Sqlite):
+    """One file that is there, which nobody writes through this.
+
+    It may be in use, or in a folder that cannot be written as long as nobody uses it.
+    """
+
+    def connect(self) -> Engine:
+        engine = create_engine("sqlite://", creator=self._connection, poolclass=QueuePool)
+        event.listen(engine, "begin", _begin)
+        return engine
+
+    def _connection(self) -> sqlite3.Connection:
+        connection = self._opened("mode=ro")
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except (
+            sqlite3.OperationalError
+        ):  # the files beside it, which WAL needs, can be neither found nor made
+            log = self._path.with_name(f"{self._path.name}-wal")
+            if os.access(self._path.parent, os.W_OK) or (log.exists() and log.stat().st_size):
+                raise
+            connection.close()
+            connection = self._opened("immutable=1")
+        return connection
+
+    def _opened(self, how: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"file:{quote(str(self._path))}?{how}", uri=True, check_same_thread=False
+        )
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+        return connection
 
 
 def _prepare(connection: sqlite3.Connection, _: object) -> None:

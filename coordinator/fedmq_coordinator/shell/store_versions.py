@@ -41,8 +41,7 @@ def prepare(database: Database, connection: Connection, federation: str) -> None
     Raises:
         StoreError: of a newer version, of another federation, of something else than fedmq, or damaged.
     """
-    inspector = inspect(connection)
-    if not inspector.has_table("meta"):
+    if not inspect(connection).has_table("meta"):
         METADATA.create_all(connection)
         connection.execute(
             insert(META).values(
@@ -52,16 +51,7 @@ def prepare(database: Database, connection: Connection, federation: str) -> None
         Fence.make(connection)
         _stamp(connection, JOURNAL_VERSION)
         return
-    columns = {column["name"] for column in inspector.get_columns("meta")}
-    if not {"journal_version", "federation"} <= columns:
-        raise StoreError(f"{database.name} holds tables of something else: give fedmq a database of its own")
-    found = _meta(database, connection, columns)
-    if found.journal_version > JOURNAL_VERSION:
-        by = f", written by {found.written_by}" if found.written_by else ""
-        raise StoreError(
-            f"{database.name} is a journal of version {found.journal_version}{by}; this is {this_fedmq()}, which knows "
-            f"versions up to {JOURNAL_VERSION}: use the fedmq that wrote it or a newer one, or another state_dir"
-        )
+    found = look(database, connection)
     if found.federation != federation:
         raise StoreError(
             f"{database.name} is the journal of the federation {found.federation!r}, not {federation!r}: "
@@ -77,6 +67,26 @@ def prepare(database: Database, connection: Connection, federation: str) -> None
             found.journal_version,
             JOURNAL_VERSION,
         )
+
+
+def look(database: Database, connection: Connection) -> Any:  # noqa: ANN401  # three columns
+    """The one row of `meta`: `journal_version`, `federation` and `written_by`.
+
+    Raises:
+        StoreError: of a newer version, of something else than fedmq, or damaged.
+    """
+    inspector = inspect(connection)
+    columns = {c["name"] for c in inspector.get_columns("meta")} if inspector.has_table("meta") else set()
+    if not {"journal_version", "federation"} <= columns:
+        raise StoreError(f"{database.name} holds tables of something else: give fedmq a database of its own")
+    found = _meta(database, connection, columns)
+    if found.journal_version > JOURNAL_VERSION:
+        by = f", written by {found.written_by}" if found.written_by else ""
+        raise StoreError(
+            f"{database.name} is a journal of version {found.journal_version}{by}; this is {this_fedmq()}, which knows "
+            f"versions up to {JOURNAL_VERSION}: use the fedmq that wrote it or a newer one, or another state_dir"
+        )
+    return found
 
 
 def this_fedmq() -> str:

@@ -18,10 +18,12 @@ from sqlalchemy import Connection
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.checkpoint import Checkpoint, differs, dump
 from fedmq_coordinator.core.machine import Coordinator
+from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.core.state import FederationState
 from fedmq_coordinator.shell import checkpointing, store_checkpoints
 from fedmq_coordinator.shell.checkpointing import Checkpointer
 from fedmq_coordinator.shell.resume import Resumed, resume
+from fedmq_coordinator.shell.retention import collect
 from fedmq_coordinator.shell.shelf import StoreShelf
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.errors import StoreError
@@ -44,8 +46,14 @@ def write(world: World, journal: Journal) -> None:
     for start in range(0, len(new), 7):
         journal.append(new[start : start + 7])
     for fact in new:
-        if isinstance(fact, f.VersionPublished) and fact.private is not None and fact.version > 0:
-            journal.prune(fact.run, fact.version)
+        if isinstance(fact, f.VersionPublished) and fact.private is not None:
+            collect(
+                journal,
+                RetentionSettings(versions_days=0),
+                best={fact.run: None},
+                now=world.now,
+                run=fact.run,
+            )
 
 
 def keep(world: World, journal: Journal) -> Checkpoint:

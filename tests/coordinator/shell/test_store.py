@@ -19,7 +19,6 @@ from fedmq_coordinator.core.facts import (
     UpdateAccepted,
     VersionPublished,
 )
-from fedmq_coordinator.shell import store_bulk
 from fedmq_coordinator.shell.store import Journal
 from fedmq_coordinator.shell.store_rows import BESIDE_BYTES, BULKY_FIELDS
 from fedmq_protocol.errors import StoreError
@@ -97,56 +96,6 @@ def test_a_run_and_kinds_are_read_by_themselves_and_lightly(journal: Journal) ->
     assert light == accepted(1, None, run="b")
 
 
-class TestRetention:
-    def test_drops_what_a_replay_does_not_need_and_nothing_else(self, journal: Journal, place: Place) -> None:
-        before: list[Fact] = [
-            created(),
-            published(0, private=b"p0" * 12),
-            accepted(1, b"u1"),
-            accepted(2, b"u2"),
-            step(),
-        ]
-        still_in_the_accumulator = accepted(3, b"u3")
-        after: list[Fact] = [published(1, private=b"p1" * 12), accepted(4, b"u4"), step(), published(2)]
-        journal.append([*before, still_in_the_accumulator, *after, accepted(1, b"other", run="q")])
-        assert journal.prune("r", 1) == 3  # two payloads and one set of private weights
-        expected: list[Fact] = [
-            created(),
-            published(0, private=b"p0" * 12).model_copy(update={"private": None}),
-            accepted(1, None),
-            accepted(2, None),
-            step(),
-            still_in_the_accumulator,
-            *after,
-            accepted(1, b"other", run="q"),
-        ]
-        assert list(journal.read()) == expected
-        assert journal.prune("r", 1) == 0
-        assert reopened(journal, place) == expected
-
-    def test_keeps_everything_before_a_version_without_private_weights(self, journal: Journal) -> None:
-        journal.append([published(0, private=b"p"), accepted(1, b"u1"), step(), published(1)])
-        for version in (1, 2):
-            with pytest.raises(ValueError, match="no private weights"):
-                journal.prune("r", version)
-        assert list(journal.read())[1] == accepted(1, b"u1")
-
-    def test_goes_on_from_snapshot_to_snapshot(self, journal: Journal) -> None:
-        journal.append([published(0, private=b"a"), accepted(1, b"u"), step(), published(1, private=b"b")])
-        journal.prune("r", 1)
-        journal.append([accepted(2, b"u"), step(), accepted(3, b"v"), published(2, private=b"c")])
-        journal.prune("r", 2)
-        facts = list(journal.read())
-        assert [fact.private for fact in facts if isinstance(fact, VersionPublished)] == [
-            None,
-            None,
-            MemoryBlob(b"c"),
-        ]
-        assert [fact.payload for fact in facts if isinstance(fact, UpdateAccepted)] == [None, None, b"v"]
-        with pytest.raises(ValueError, match="no private weights"):
-            journal.prune("r", 1)
-
-
 class TestWrittenAhead:
     """Large bytes go into the database before the fact that names them."""
 
@@ -203,20 +152,6 @@ class TestWrittenAhead:
         assert len(self.blob(again, b"next").data) == self.SIZE  # its number is a free one
         again.close()
 
-    def test_goes_with_retention(self, journal: Journal, place: Place) -> None:
-        for version in (0, 1):
-            private, snapshot = self.blob(journal, b"private"), self.blob(journal, b"snapshot")
-            fact = published(version, private=b"").model_copy(
-                update={"private": private, "snapshot": snapshot}
-            )
-            journal.append([fact])
-        assert self.rows(place) == 4 * 3
-        assert journal.prune("r", 1) == 1
-        assert self.rows(place) == 3 * 3
-        found = [fact for fact in journal.read() if isinstance(fact, VersionPublished)]
-        assert [fact.private is None for fact in found] == [True, False]
-        assert all(fact.snapshot is not None and len(fact.snapshot.data) == self.SIZE for fact in found)
-
     @pytest.mark.parametrize(
         "damage",
         ["DELETE FROM bulk WHERE piece = 1", "UPDATE bulk SET data = :zeros WHERE piece = 1"],
@@ -235,33 +170,6 @@ class TestWrittenAhead:
 
         with pytest.raises(StoreError, match=f"{re.escape(place.name)} is damaged"):
             read()
-
-    def test_retention_that_was_cut_off_is_no_damage_and_goes_on_next_time(
-        self, journal: Journal, place: Place
-    ) -> None:
-        for version in range(3):
-            private = self.blob(journal, b"private")
-            journal.append([published(version, private=b"").model_copy(update={"private": private})])
-        with pytest.MonkeyPatch.context() as patch:
-
-            def killed(rows: object) -> None:
-                raise KeyboardInterrupt
-
-            original, calls = journal._bulk._remove, []
-
-            def first_alone(rows: list[dict[str, int]]) -> None:
-                calls.append(rows)
-                original(rows) if len(calls) == 1 else killed(rows)
-
-            patch.setattr(store_bulk, "_REMOVED_ROWS", 1)
-            patch.setattr(journal._bulk, "_remove", first_alone)
-            with pytest.raises(KeyboardInterrupt):
-                journal.prune("r", 1)
-        assert self.rows(place) == 3 * 3 - 1
-        found = [fact.private for fact in journal.read() if isinstance(fact, VersionPublished)]
-        assert [private is None for private in found] == [True, False, False]
-        journal.prune("r", 2)
-        assert self.rows(place) == 3
 
     def test_others_write_between_two_pieces(self, journal: Journal) -> None:
         writing = journal.begin_blob()

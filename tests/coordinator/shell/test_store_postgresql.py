@@ -16,12 +16,13 @@ from sqlalchemy import Connection, event
 
 from fedmq_coordinator.core.blobs import PIECE_BYTES
 from fedmq_coordinator.core.facts import EpochBegun, Fact, VersionPublished
+from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.shell.settings import DatabaseSettings
 from fedmq_coordinator.shell.store import Journal
 from fedmq_coordinator.shell.store_fence import FencedError
 from fedmq_protocol.errors import ConfigError, StoreError
 from tests.coordinator.shell.places import Place, opening_process
-from tests.coordinator.shell.some_facts import accepted, published
+from tests.coordinator.shell.some_facts import accepted, created, published
 from tests.postgres_fixtures import PostgresServer
 
 
@@ -77,7 +78,7 @@ class TestLostConnections:
         self, journal: Journal, postgres_place: Place
     ) -> None:
         end_sessions(postgres_place)
-        journal.append([published(0, private=b"p")])
+        journal.append([created(), published(0, private=b"p")])
         end_sessions(postgres_place)
         journal.keep_note("standing", b"here")
         end_sessions(postgres_place)
@@ -91,7 +92,10 @@ class TestLostConnections:
         end_sessions(postgres_place)
         journal.append([published(1, private=b"").model_copy(update={"private": blob})])
         end_sessions(postgres_place)
-        assert journal.prune("r", 1) == 1
+        plan = journal.plan(RetentionSettings(), best={"r": None}, now=10.0)
+        assert [(each.fact, each.field) for each in plan.going] == [(2, "private")]
+        end_sessions(postgres_place)
+        journal.drop(plan)
         end_sessions(postgres_place)
         *_, newest = journal.read()
         assert isinstance(newest, VersionPublished)
