@@ -28,13 +28,13 @@ import msgpack
 
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.blobs import Blob
-from fedmq_coordinator.core.kept import RUN, STATE
+from fedmq_coordinator.core.kept import HISTORY, RUN, STATE, freeze_history, packed_history, restore_history
 from fedmq_coordinator.core.plain import Arrays
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.state import FederationState
 from fedmq_protocol.errors import RemoteError, StoreError
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 
 MAX_ARRAY_BYTES: Final = 16 * 1024 * 1024
 """Enough for any model that is worked on in the loop. A larger one's checkpoints wait for its next snapshot."""
@@ -42,7 +42,7 @@ MAX_ARRAY_BYTES: Final = 16 * 1024 * 1024
 _MAGIC: Final = b"fedmq-cp"
 _HEAD: Final = struct.Struct("<8sIIQ")
 _NORM_TOLERANCE: Final = 1e-6
-_NAMES: Final = zlib.crc32(" ".join([*STATE.kept, "|", *RUN.kept]).encode())
+_NAMES: Final = zlib.crc32(" ".join([*STATE.kept, "|", *RUN.kept, "|", *HISTORY.kept]).encode())
 
 Fetch = Callable[[Collection[int]], Mapping[int, f.Fact]]
 """Facts by their numbers in the journal."""
@@ -79,7 +79,10 @@ def dump(state: FederationState) -> Checkpoint | None:
     arrays = Arrays()
     plain = STATE.plain(state)
     plain["devices"] = [[device.id, device.public_key] for device in state.devices.values()]
-    plain["runs"] = [[run.id, RUN.plain(run), run.plain_model(arrays)] for run in state.runs.values()]
+    plain["runs"] = [
+        [run.id, RUN.plain(run), packed_history(run), None if run.closed else run.plain_model(arrays)]
+        for run in state.runs.values()
+    ]
     plain["arrays"] = arrays.kinds
     body: bytes = msgpack.packb(plain)
     return Checkpoint(state.num_facts, _HEAD.pack(_MAGIC, FORMAT, _NAMES, len(body)) + body, arrays)
@@ -126,24 +129,29 @@ def _load(blob: Blob, fetch: Fetch, later: Callable[[int], Iterable[f.Fact]]) ->
     state = FederationState()
     STATE.restore(state, plain)
     state.restore_devices(plain["devices"])
-    steps = {run: kept["num_steps"] for run, kept, _ in plain["runs"]}
+    steps = {name: kept["num_steps"] for name, kept, _, _ in plain["runs"]}
     skip = state.look_ahead(later(state.num_facts), steps)
-    for name, kept, model in plain["runs"]:
-        state.runs[name] = _run(fetch, name, kept, model, arrays, skip_steps=skip.get(name, 0))
+    numbers = {
+        number for _, kept, _, _ in plain["runs"] for number in (kept["numbers"][0], *kept["numbers"][1])
+    }
+    facts = fetch(numbers)
+    for name, kept, history, model in plain["runs"]:
+        run = _run(facts, name, kept, model, arrays, skip_steps=skip.get(name, 0))
+        (freeze_history if model is None else restore_history)(run, history)
+        state.runs[name] = run
     return state
 
 
 def _run(
-    fetch: Fetch,
+    facts: Mapping[int, f.Fact],
     name: str,
     kept: Mapping[str, Any],
-    model: Mapping[str, Any],
+    model: Mapping[str, Any] | None,
     arrays: Arrays,
     *,
     skip_steps: int,
 ) -> Run:
     created, chain, _ = kept["numbers"]
-    facts = fetch([created, *chain])
     first = facts[created]
     if not isinstance(first, f.RunCreated) or first.run != name:
         raise StoreError(f"fact number {created} did not make the run {name}")
@@ -153,7 +161,8 @@ def _run(
         raise StoreError(f"facts that it refers to are no versions of {name}")
     run = Run(first, skip_steps=skip_steps)
     RUN.restore(run, kept)
-    run.restore_model(model, arrays, published)
+    if model is not None:
+        run.restore_model(model, arrays, published)
     return run
 
 
@@ -163,13 +172,20 @@ def differs(one: Checkpoint, other: Checkpoint) -> str | None:
     The lengths of weights may differ by rounding, since another processor adds them up in another order. They bound
     what is believed of a first update, and no model depends on them.
     """
-    left, right = (msgpack.unpackb(each.head[_HEAD.size :], strict_map_key=False) for each in (one, other))
+    left, right = (_unpacked(each) for each in (one, other))
     found = _difference(left, right, "state")
     if found is None and [bytes(piece) for piece in one.arrays.pieces()] != [
         bytes(piece) for piece in other.arrays.pieces()
     ]:
         return "the bits of weights or of the accumulator"
     return found
+
+
+def _unpacked(checkpoint: Checkpoint) -> dict[str, Any]:
+    plain: dict[str, Any] = msgpack.unpackb(checkpoint.head[_HEAD.size :], strict_map_key=False)
+    for run in plain["runs"]:
+        run[2] = msgpack.unpackb(run[2], strict_map_key=False)
+    return plain
 
 
 def _difference(one: object, other: object, where: str) -> str | None:

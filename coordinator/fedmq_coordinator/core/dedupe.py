@@ -73,7 +73,7 @@ class SettledUpdates:
         expected = None
         for counter, outcome in self._outcomes.items():
             digest = self._digests.get(counter, b"")
-            if outcome != ACCEPTED:
+            if outcome is not ACCEPTED and outcome != ACCEPTED:
                 runs.append([counter, 1, [outcome.outcome, outcome.residual, outcome.reason, outcome.detail]])
                 expected = None
             elif counter == expected and bool(digest) == bool(runs[-1][2]):

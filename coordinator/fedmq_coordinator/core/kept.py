@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgpack
+
 from fedmq_coordinator.core import run as r
 from fedmq_coordinator.core.dedupe import SettledUpdates
-from fedmq_coordinator.core.facts import Evaluated
 from fedmq_coordinator.core.plain import AS_IS, SET, Form, Table, lookup, mapping, newest, row
 from fedmq_coordinator.core.traffic import Meter, Moved
 from fedmq_protocol.messages import Cohort
@@ -15,14 +16,6 @@ from fedmq_protocol.messages import Cohort
 def _cohort(plain: list[Any]) -> Cohort:
     devices, rate, seed = plain
     return Cohort(rate=rate, seed=seed) if devices is None else Cohort(devices=devices)
-
-
-def _evaluated(plain: list[Any]) -> Evaluated:
-    """Without validation, of which a long run would need seconds: what was written down was a fact."""
-    at, run, version, loss, num_examples, metrics = plain
-    return Evaluated.model_construct(
-        at=at, run=run, version=version, loss=loss, num_examples=num_examples, metrics=metrics
-    )
 
 
 _COHORT: Final = Form(lambda value: [value.devices, value.rate, value.seed], _cohort)
@@ -35,9 +28,10 @@ _METER: Final = Form(
     lambda plain: Meter({device: (sent, received) for device, (sent, received) in plain.items()}),
 )
 _SETTLED: Final = Form(lambda value: value.plain(), SettledUpdates.from_plain)
-_EVALUATED: Final = Form(
-    lambda value: [value.at, value.run, value.version, value.loss, value.num_examples, value.metrics],
-    _evaluated,
+_CENTRAL: Final = Form(lambda value: [value.loss, value.metrics], lambda plain: r.CentralScore(*plain))
+_FEDERATED: Final = Form(
+    lambda value: [value.num_examples, value.loss_sum, value.metric_sums],
+    lambda plain: r.FederatedScore(*plain),
 )
 _RULE: Final = Form(
     lambda value: [_COHORT.plain(value.cohort), value.round, value.at, sorted(value.used)],
@@ -61,6 +55,29 @@ STATE: Final = Table(
     },
 )
 
+HISTORY: Final = Table(
+    kept={
+        "cohort": _COHORT,
+        "members": SET,
+        "answered": SET,
+        "leases": mapping(row(r.HeldLease, "lease", "version", "granted_at", "expires_at")),
+        "_unused": lookup(mapping(AS_IS, ordered=True)),
+        "_rules": mapping(_RULE, ordered=True),
+        "last_lease_version": AS_IS,
+        "settled": mapping(_SETTLED),
+        "durations": mapping(newest(r.DURATIONS_KEPT)),
+        "norms": newest(r.NORMS_KEPT),
+        "usual_norms": AS_IS,
+        "examples": newest(r.NORMS_KEPT),
+        "arrivals": newest(r.ARRIVALS_KEPT),
+        "evaluations": mapping(_CENTRAL),
+        "federated": mapping(_FEDERATED),
+        "updates_by_device": AS_IS,
+        "moved": _MOVED,
+    },
+)
+"""What of a run grows with its devices and versions. Of one that is closed, it is read when it is first asked for."""
+
 RUN: Final = Table(
     kept={
         "state": AS_IS,
@@ -75,28 +92,11 @@ RUN: Final = Table(
         "opened_at": AS_IS,
         "goal": AS_IS,
         "lease": AS_IS,
-        "cohort": _COHORT,
         "cohort_lease": AS_IS,
         "cohort_granted_at": AS_IS,
         "lease_expires_at": AS_IS,
-        "members": SET,
-        "answered": SET,
-        "leases": mapping(row(r.HeldLease, "lease", "version", "granted_at", "expires_at")),
-        "_unused": lookup(mapping(AS_IS, ordered=True)),
-        "_rules": mapping(_RULE, ordered=True),
-        "last_lease_version": AS_IS,
-        "settled": mapping(_SETTLED),
-        "durations": mapping(newest(r.DURATIONS_KEPT)),
-        "norms": newest(r.NORMS_KEPT),
-        "usual_norms": AS_IS,
-        "examples": newest(r.NORMS_KEPT),
-        "arrivals": newest(r.ARRIVALS_KEPT),
         "dirty": AS_IS,
         "published_at": AS_IS,
-        "evaluations": mapping(_EVALUATED),
-        "federated": mapping(row(r.FederatedScore, "num_examples", "loss_sum", "metric_sums")),
-        "updates_by_device": AS_IS,
-        "moved": _MOVED,
         "num_accepted": AS_IS,
         "num_rejected": AS_IS,
         "numbers": Form(
@@ -118,9 +118,37 @@ RUN: Final = Table(
             ),
             "in the fact that made the run",
         ),
+        "frozen": "the history itself, packed",
         "_model": "in the facts of its chain, and in its own `plain`",
         "_accumulator": "in its own `plain`",
         "_skip_steps": "of use during a replay alone",
         "decoded": "found again from the payload",
     },
 )
+
+
+def packed_history(run: r.Run) -> bytes:
+    """The run's history; of a closed run it is packed once."""
+    if run.frozen is not None:
+        return run.frozen.packed
+    packed: bytes = msgpack.packb(HISTORY.plain(run))
+    if run.closed:
+        run.frozen = r.Frozen(packed, restore_history)
+    return packed
+
+
+def freeze_history(run: r.Run, packed: bytes) -> None:
+    """Let a closed run have its history when it is asked for."""
+    for name in HISTORY.kept:
+        delattr(run, name)
+    run.frozen = r.Frozen(packed, restore_history)
+
+
+def restore_history(run: r.Run, packed: bytes) -> None:
+    """Give a run what `packed_history` wrote.
+
+    Raises:
+        KeyError: something is missing.
+        ValueError: it is damaged.
+    """
+    HISTORY.restore(run, msgpack.unpackb(packed, strict_map_key=False))

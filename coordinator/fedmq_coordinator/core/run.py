@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.aggregation import Accumulator
@@ -95,6 +95,27 @@ class FactNumbers:
         self.chain.append(number)
 
 
+@dataclass(frozen=True)
+class CentralScore:
+    """What the central evaluation of a version found."""
+
+    loss: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The history of a closed run as a checkpoint holds it, which costs no time and little memory.
+
+    Attributes:
+        packed: the bytes.
+        thaw: makes the run's attributes of them.
+    """
+
+    packed: bytes
+    thaw: Callable[[Run, bytes], None]
+
+
 class Run:
     """A run, queued, active or over.
 
@@ -120,6 +141,7 @@ class Run:
         self.best_version: int | None = None
         self._skip_steps = skip_steps
         self.num_steps = 0
+        self.frozen: Frozen | None = None
         self.numbers = FactNumbers()
         self._initial, self.recipe, self.why_no_recipe = (
             created.initial,
@@ -156,7 +178,7 @@ class Run:
         self.dirty = False
         """Steps were taken since the last publication."""
         self.published_at = 0.0
-        self.evaluations: dict[int, f.Evaluated] = {}
+        self.evaluations: dict[int, CentralScore] = {}
         self.federated: dict[int, FederatedScore] = {}
         self.updates_by_device: dict[str, int] = {}
         self.moved = Moved()
@@ -207,7 +229,32 @@ class Run:
         """Forget the weights of a run that is over: memory follows one model. The journal can rebuild them."""
         if self.over and self._model is not None:
             self._last_version, self._model = self._model.version, None
-            self.numbers.chain.clear()
+            for past in (self.numbers.chain, self.norms, self.examples, self.arrivals):
+                past.clear()
+            for each in (self.last_lease_version, self.durations, self.usual_norms):
+                each.clear()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will change this run any more: it is over, and its model and receipts are forgotten."""
+        return self.frozen is not None or (self.over and self._model is None and not self.settled)
+
+    if not TYPE_CHECKING:  # else any name would do
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the attribute is
+            """What is asked for the first time of a closed run out of a checkpoint."""
+            frozen = self.__dict__.get("frozen")
+            if frozen is not None and not name.startswith("__") and "moved" not in self.__dict__:
+                frozen.thaw(self, frozen.packed)
+                if name in self.__dict__:
+                    return self.__dict__[name]
+            raise AttributeError(name)
+
+    def _unfreeze(self) -> None:
+        frozen, missing = self.frozen, "moved" not in self.__dict__
+        self.frozen = None
+        if frozen is not None and missing:
+            frozen.thaw(self, frozen.packed)
 
     def forget_settled(self) -> None:
         """Give no more receipts for what was settled: the run has been over for long."""
@@ -298,6 +345,8 @@ class Run:
 
     def apply(self, fact: f.Fact) -> None:
         """Make a fact so."""
+        if self.frozen is not None:
+            self._unfreeze()
         match fact:
             case f.RunActivated():
                 self.state, self.started_at = "active", fact.at
@@ -325,7 +374,7 @@ class Run:
             case f.StepTaken():
                 self._step(fact)
             case f.Evaluated():
-                self.evaluations[fact.version] = fact
+                self.evaluations[fact.version] = CentralScore(fact.loss, fact.metrics)
             case f.RunEnded():
                 self.state, self.ended_at, self.end_reason = fact.state, fact.at, fact.reason
                 self.best_version, self.round_open = fact.best_version, False

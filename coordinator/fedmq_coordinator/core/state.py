@@ -147,7 +147,7 @@ class FederationState:
 
     def _forget_settled(self) -> None:
         """A receipt is repeated as it was for as long as its run is among those that ended last."""
-        over = [run for run in self.runs.values() if run.over and run.settled]
+        over = [run for run in self.runs.values() if run.over and not run.closed]
         for run in sorted(over, key=lambda run: run.ended_at or 0.0)[:-RUNS_ANSWERED]:
             run.forget_settled()
 

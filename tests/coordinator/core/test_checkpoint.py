@@ -250,10 +250,15 @@ def test_every_attribute_is_kept_or_said_to_be_needless() -> None:
     for choice in [*range(44), *range(44)]:
         act(world, choice, rng)
     state = world.core.state
-    for thing, table in [(state, kept.STATE), *((run, kept.RUN) for run in state.runs.values())]:
-        assert set(table.kept).isdisjoint(table.left_out)
-        assert set(vars(thing)) <= set(table.kept) | set(table.left_out), type(thing).__name__
-        assert set(table.kept) <= set(vars(thing)), type(thing).__name__
+    of_run = {**kept.RUN.kept, **kept.HISTORY.kept}
+    assert len(of_run) == len(kept.RUN.kept) + len(kept.HISTORY.kept)
+    for thing, names, left_out in [
+        (state, set(kept.STATE.kept), set(kept.STATE.left_out)),
+        *((run, set(of_run), set(kept.RUN.left_out)) for run in state.runs.values()),
+    ]:
+        assert names.isdisjoint(left_out)
+        assert set(vars(thing)) <= names | left_out, type(thing).__name__
+        assert names <= set(vars(thing)), type(thing).__name__
     (run,) = [run for run in state.runs.values() if run.state == "active"]
     # What is written by hand, each with the names that its writing knows of.
     known: list[tuple[object, set[str]]] = [
@@ -288,12 +293,12 @@ def test_every_attribute_is_kept_or_said_to_be_needless() -> None:
     rows = {
         r.HeldLease: ["lease", "version", "granted_at", "expires_at"],
         r.FederatedScore: ["num_examples", "loss_sum", "metric_sums"],
+        r.CentralScore: ["loss", "metrics"],
         r.Rule: ["cohort", "round", "at", "used"],
         Outcome: ["outcome", "residual", "reason", "detail"],
     }
     for kind, fields in rows.items():
         assert [field.name for field in dataclasses.fields(kind)] == fields, kind.__name__
-    assert list(f.Evaluated.model_fields) == ["at", "run", "version", "loss", "num_examples", "metrics"]
 
 
 def test_an_old_checkpoint_needs_nothing_that_retention_has_dropped_since() -> None:
@@ -414,7 +419,40 @@ def test_the_fold_means_what_the_format_says() -> None:
     found = dump(state)
     assert found is not None
     digest = hashlib.sha256(bytes_of(found)[struct.calcsize("<8sIIQ") :]).hexdigest()
-    assert (FORMAT, digest[:16]) == (3, "d343d0cb21eb3e87")
+    assert (FORMAT, digest[:16]) == (4, "9b5a734490275970")
+
+
+def test_the_history_of_closed_runs_is_packed_once_and_read_when_it_is_asked_for() -> None:
+    world = begin("sync")
+    rng = np.random.default_rng(4)
+    for number in range(2, 9):
+        for _ in range(12):
+            act(world, int(rng.integers(24)), rng)
+        queue(world, f"r{number}", "fedbuff")
+        world.tell(e.StopRequested(f"r{number - 1}"))
+    journal = Journal(list(world.facts()))
+    data = bytes_of(taken(world.core))
+    core = Coordinator(federation="home", state=resumed(data, journal))
+    closed = [run for run in core.runs.values() if run.closed]
+    assert 2 <= len(closed) < len(core.runs)
+    again = taken(core)
+    assert bytes_of(again) == data
+    assert all("moved" not in vars(run) for run in closed), "nothing but a look at them thaws them"
+    assert set(journal.fetched) >= {run.numbers.created for run in closed}
+    for run in closed:
+        twin = world.core.runs[run.id]
+        assert core.run_view(run.id, now=world.now) == world.core.run_view(run.id, now=world.now)
+        assert "moved" in vars(run)
+        assert kept.HISTORY.plain(run) == kept.HISTORY.plain(twin)
+        with pytest.raises(AttributeError):
+            _ = run.no_such_thing  # type: ignore[attr-defined]
+    assert_same(core.state, replayed(journal))
+    late = f.Evaluated(at=9.0, run=closed[0].id, version=0, loss=0.125, num_examples=1, metrics={})
+    fresh = resumed(data, journal)
+    fresh.apply(late)
+    core.state.apply(late)
+    assert fresh.runs[late.run].evaluations[0].loss == 0.125
+    assert_same(fresh, core.state)
 
 
 def test_one_of_another_journal_is_refused() -> None:
@@ -440,9 +478,9 @@ def test_a_cohort_by_rule_is_kept() -> None:
         sampling_seed=bytes(8),
     )
     run.apply(opened)
-    plain = msgpack.unpackb(msgpack.packb(kept.RUN.plain(run)), strict_map_key=False)
     again = object.__new__(Run)
-    kept.RUN.restore(again, plain)
+    again.frozen = None
+    kept.restore_history(again, kept.packed_history(run))
     assert again._rules == run._rules
     assert again.cohort == run.cohort == Cohort(rate=0.5, seed=bytes(8))
     assert again.leases == run.leases
