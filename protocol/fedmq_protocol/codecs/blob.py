@@ -23,6 +23,9 @@ from fedmq_protocol.errors import CodecError
 BUFFERS: Final = CodecSpec("float32")
 """What buffers are coded in."""
 
+NO_BUFFERS: Final = encode(np.empty(0, np.float32), BUFFERS)[0]
+"""The payload of no buffers, which most models have."""
+
 _ARRAY_OF_TWO: Final = b"\x92"
 _BIN_WIDTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4}  # msgpack's byte strings: the length takes so many bytes
 _BIN32_CODE: Final = 0xC6
@@ -103,7 +106,8 @@ def read(data: bytes | memoryview) -> tuple[memoryview, memoryview]:
 
 
 def _packed_buffers(buffers: Float32Array) -> bytes:
-    packed: bytes = msgpack.packb(encode(np.ascontiguousarray(buffers), BUFFERS)[0])
+    payload = encode(np.ascontiguousarray(buffers), BUFFERS)[0] if len(buffers) else NO_BUFFERS
+    packed: bytes = msgpack.packb(payload)
     return packed
 
 

@@ -371,6 +371,8 @@ def _dense_tag(name: str) -> int:
 
 
 def _decode_buffers(data: memoryview, schema: TensorSchema) -> Vector:
+    if data == blob.NO_BUFFERS and not schema.num_buffers:
+        return np.empty(0, np.float32)
     values = decode(data, schema.num_buffers)
     if not isinstance(values, Dense):
         msg = "buffers must be dense"
