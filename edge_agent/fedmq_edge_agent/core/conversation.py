@@ -226,7 +226,8 @@ class Conversation:
         for counter in dropped:
             self._desk.settle(run, counter, now=now)
         if dropped:
-            text = f"dropped {len(dropped)} updates that the run did not wait for"
+            updates = "an update" if len(dropped) == 1 else f"{len(dropped)} updates"
+            text = f"the run is over: drops {updates} that came too late for it"
             self._desk.note("warning", text, run=run, dropped=len(dropped))
 
     def _on_lease(self, lease: Lease, *, now: float) -> None:

@@ -913,7 +913,7 @@ def test_a_finished_run_drops_its_updates_and_says_so(joined: Device) -> None:
     joined.hear(joined.coordinator.lease("dev-1", 1))
     joined.trained()
     effects = joined.hear(joined.coordinator.announcement(state="finished"))
-    assert any("dropped 1 updates" in note.text for note in of(effects, Note))
+    assert any("drops an update that came too late" in note.text for note in of(effects, Note))
     assert len(joined.agent.desk.outbox) == 0
     assert of(joined.hear(joined.coordinator.lease("dev-1", 2)), Ask) == []
     assert joined.agent.waiting(now=joined.now) == "the run r1 is finished"
