@@ -16,6 +16,9 @@ from fedmq_protocol.errors import FedmqError
 
 Action: TypeAlias = Callable[[], object]
 
+START_S: Final = 1_800_000_000.0
+"""What the clock says at the beginning, unless told otherwise: seconds since 1970."""
+
 
 _SPIN: Final = 100
 
@@ -39,7 +42,7 @@ class World:
 
     __slots__ = ("_due", "_next", "after_step", "now", "seed", "start_s", "steps")
 
-    def __init__(self, seed: int, *, start_s: float = 1_800_000_000.0) -> None:
+    def __init__(self, seed: int, *, start_s: float = START_S) -> None:
         self.seed = seed
         self.now = self.start_s = start_s
         self.steps = 0

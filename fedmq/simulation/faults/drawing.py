@@ -33,14 +33,13 @@ def draw_plan(seed: int) -> Plan:
     large = chance.random() < 0.15
     whole = chance.random() < 0.15
     devices = tuple(_device(chance, number + 1, large=large) for number in range(chance.randint(2, 5)))
+    runs = chance.choice((1, 1, 1, 2))
     plan = Plan(
         seed=seed,
         devices=devices,
         parameters=chance.randint(300, 500) if large else chance.choice((8, 16, 24, 24, 40, 64)),
-        runs=tuple(
-            _settings(chance, len(devices), large=large, whole=whole)
-            for _ in range(chance.choice((1, 1, 1, 2)))
-        ),
+        runs=tuple(_settings(chance, len(devices), large=large, whole=whole) for _ in range(runs)),
+        asked_at_once=runs,
         packet_bytes=PACKET_OVERHEAD_BYTES + chance.choice((40, 64, 200))
         if chance.random() < 0.6
         else MAX_PACKET_BYTES,

@@ -33,7 +33,7 @@ _STORM_S: Final = 4 * 3_600.0
 _CALM_S: Final = 12 * 3_600.0
 """So long a run may take to end once they have."""
 _SETTLE_S: Final = 3_600.0
-_ROUNDS_MORE: Final = 8
+_MOST_RUNS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class History:
         self._plan, self._lengthen = plan, lengthen
         self._asked = 0
         self._stopped = False
+        self._done: dict[int, Fault] = {}
+        """Faults that took effect, by identity: a stall does so with every message."""
         self.outcome = Outcome(plan)
         names = {f"fedmq-{FEDERATION}-{device.name}": device.name for device in plan.devices}
         task = PacedTask(plan.parameters, {device.name: device.train_s for device in plan.devices})
@@ -118,13 +120,16 @@ class History:
         stops_at = self._plan.stops_at
         if stops_at is not None and self.saboteur.events >= stops_at and self._enough and not self._stopped:
             self._stopped = True
+            self._plan = self._plan.but(stops_at=self.saboteur.events)
             coordinator = self.federation.coordinator
             for name in list(coordinator.core.runs):
                 coordinator.submit(StopRequested(name))
 
     def _struck(self, fault: Fault) -> None:
-        self.outcome.struck[fault.kind] += 1
-        self.witness.struck(fault)
+        if id(fault) not in self._done:
+            self._done[id(fault)] = fault
+            self.outcome.struck[fault.kind] += 1
+            self.witness.struck(fault)
 
     def run(self) -> Outcome:
         """Let it happen, to its end or to the first broken invariant."""
@@ -148,19 +153,17 @@ class History:
         federation.coordinator.start()
         for device in self._plan.devices:
             world.after(device.joins_at_s, federation.devices[device.name].start)
-        self._ask()
-        start = world.now
-        for number in range(_ROUNDS_MORE):
-            world.run(start + _STORM_S, done=self._over)
-            if not self._over() or not self._lengthen or self._enough:
+        self._ask(self._plan.asked_at_once)
+        end = world.now + _STORM_S
+        while True:
+            world.run(end, done=self._over)
+            if not self._over():
                 break
-            self._stopped = False
-            more = tuple(map(self.saboteur.later, more_faults(self._plan, number)))
-            self._plan = self._plan.but(
-                faults=self._plan.faults + more, runs=(*self._plan.runs, more_run(self._plan, number))
-            )
-            self.saboteur.expect(more)
-            self._ask()
+            if self._asked == len(self._plan.runs):
+                if not self._lengthen or self._enough or self._asked >= _MOST_RUNS:
+                    break
+                self._add()
+            self._ask(1)
         self.saboteur.calm()
         world.run(world.now + _CALM_S, done=self._over)
         if not self._over():
@@ -171,9 +174,17 @@ class History:
         world.run(world.now + _SETTLE_S, done=lambda: not self.books.settled())
         self._close()
 
-    def _ask(self) -> None:
-        """Ask for those runs of the plan that were not asked for yet."""
-        for settings in self._plan.runs[self._asked :]:
+    def _add(self) -> None:
+        """One run more, and further faults: it was too short."""
+        number = len(self._plan.runs)
+        faults = tuple(map(self.saboteur.later, more_faults(self._plan, number)))
+        self.saboteur.expect(faults)
+        runs = (*self._plan.runs, more_run(self._plan, number))
+        self._plan = self._plan.but(faults=self._plan.faults + faults, runs=runs)
+
+    def _ask(self, count: int) -> None:
+        """Ask for the next runs of the plan."""
+        for settings in self._plan.runs[self._asked : self._asked + count]:
             self._asked += 1
             schema = self.federation.cast.learner.schema
             initial = (np.cos(np.arange(schema.size)) * 2.0**10).round().astype(np.float32) * np.float32(
@@ -185,7 +196,9 @@ class History:
 
     @property
     def _enough(self) -> bool:
-        return self.saboteur.events >= FEWEST_EVENTS and self.outcome.struck.total() >= FEWEST_FAULTS
+        """For a history; a plan that is replayed as it stands has the faults that it has."""
+        enough_faults = len(self._done) >= FEWEST_FAULTS or not self._lengthen
+        return self.saboteur.events >= FEWEST_EVENTS and enough_faults
 
     def _over(self) -> bool:
         return self.books.num_over == self._asked

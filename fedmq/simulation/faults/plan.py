@@ -128,6 +128,7 @@ class Plan:
         devices: the fleet.
         parameters: of the model.
         runs: their settings, one run after the other.
+        asked_at_once: so many of them are asked for at the beginning, each other one when those before are over.
         packet_bytes: the largest packet of the coordinator's.
         inflight: messages under way to a client, for the broker.
         queued: messages that wait behind those.
@@ -140,6 +141,7 @@ class Plan:
     devices: tuple[DevicePlan, ...]
     parameters: int
     runs: tuple[dict[str, Any], ...]
+    asked_at_once: int
     packet_bytes: int
     inflight: int
     queued: int
