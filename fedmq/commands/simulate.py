@@ -67,7 +67,7 @@ def faults(
     if as_json:
         click.echo(
             json.dumps(
-                asdict(tally) | {"seed": seed, "took_s": took_s, "broken": failure and asdict(failure)}
+                tally.plain() | {"seed": seed, "took_s": took_s, "broken": failure and asdict(failure)}
             )
         )
     else:

@@ -16,9 +16,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import fedmq
 import fedmq_broker
@@ -69,6 +69,10 @@ class Tally:
         self.fewest_faults = faults if self.fewest_faults is None else min(self.fewest_faults, faults)
         self.struck += outcome.struck
         self.facts += outcome.facts
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "struck": dict(self.struck), "facts": dict(self.facts)}
 
     def add(self, other: Tally) -> None:
         """Add another tally."""
@@ -220,7 +224,7 @@ def _save(path: Path, tally: Tally, *, seed: int, histories: int, done: int) -> 
         "seed": seed,
         "histories": histories,
         "done": done,
-        "tally": asdict(tally),
+        "tally": tally.plain(),
     }
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(json.dumps(plain))
