@@ -391,7 +391,7 @@ def _leaves_of(model: type[BaseModel], prefix: Key = ()) -> Iterator[tuple[Key, 
             yield from _leaves_of(nested, (*prefix, name))
 
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@]*(?=@)|(?<=password=)[^&'\"\s]*")
 
 
 def _is_secret(name: str) -> bool:
@@ -407,7 +407,7 @@ def _masked(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            return f'"{_CREDENTIALS.sub("********@", value)}"'
+            return f'"{_CREDENTIALS.sub("********", value)}"'
         case Path():
             return f'"{value}"'
         case _:
@@ -416,6 +416,6 @@ def _masked(value: object) -> str:
 
 def _short(value: object) -> str:
     text = repr(value)
-    text = _CREDENTIALS.sub("********@", text)
+    text = _CREDENTIALS.sub("********", text)
     limit = 60
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -76,7 +76,6 @@ def start(
             "run": configuration.table("run", RunSettings),
             "state_dir": table.state_dir,
             "database": table.database_settings(),
-            "take_over": take_over,
             "listen": table.listen,
             "key_file": table.key_file,
             "retention": {
@@ -89,7 +88,7 @@ def start(
     begin_logging(verbose=verbose)
     _log.info("starting the coordinator of %s", settings.federation)  # what came before were imports
     host = TrainerModelHost(nursery=trainer.nursery, threads=trainer.threads, data=table.data)
-    asyncio.run(run_coordinator_forever(settings, model_host=host))
+    asyncio.run(run_coordinator_forever(settings, model_host=host, take_over=take_over))
 
 
 def begin_logging(*, verbose: bool) -> None:

@@ -58,6 +58,14 @@ def test_a_wrong_option_is_a_usage_error(
         (["coordinator", "start", "--listen", "8470"], "host:port"),
         (["coordinator", "start", "--federation", "A B"], "federation"),
         (["coordinator", "start", "--broker", "broker:1883"], "--broker: broker url"),
+        (
+            ["coordinator", "start", "--database", "mysql://u:geheim@host/x"],
+            "such as postgresql://user@host/fedmq (SQLite in state_dir needs none), not 'mysql://********@host/x'",
+        ),
+        (
+            ["coordinator", "start", "--database", "postgresql:///x?host=/nowhere&password=geheim"],
+            "--database: the password stands before the host",
+        ),
         (["agent", "start"], "a device needs its id"),
         (["agent", "start", "--id", "dev-1"], "a device needs its task"),
         (["agent", "start", "--id", "Dev 1", "--task", "digits"], "--id: string should match"),
@@ -92,6 +100,7 @@ def test_a_mistake_is_one_line_that_names_the_mend(
     assert said in captured.err
     assert captured.err.startswith("fedmq: ")
     assert captured.err.count("\n") == 1
+    assert "geheim" not in captured.err
 
 
 def test_an_error_of_our_own_is_one_line_too(

@@ -116,11 +116,20 @@ def test_an_installed_task_is_no_path(file: Path, task: str) -> None:
 
 
 def test_what_is_shown_names_each_origin_and_hides_each_secret(file: Path) -> None:
-    configuration = read(file, environ={"FEDMQ_BROKER__PASSWORD": "opensesame"})
+    configuration = read(
+        file,
+        environ={
+            "FEDMQ_BROKER__PASSWORD": "opensesame",
+            "FEDMQ_COORDINATOR__DATABASE": "postgresql://fedmq:opensesame@db.example/home",
+            "FEDMQ_COORDINATOR__DATABASE_PASSWORD": "opensesame",
+        },
+    )
     shown = {line.key: line for line in configuration.show(models())}
     assert shown["broker.url"].value == '"mqtt://********@broker.example:1883"'
     assert shown["broker.password"].value == "********"
     assert str(shown["broker.password"].origin) == "variable FEDMQ_BROKER__PASSWORD"
+    assert shown["coordinator.database"].value == '"postgresql://********@db.example/home"'
+    assert shown["coordinator.database_password"].value == "********"
     assert shown["device.data.partition_id"].value == "4"
     assert shown["run.train.lr"].origin == Origin("file", str(file))
     assert shown["run.train.momentum"].origin == Origin("default")
@@ -211,11 +220,12 @@ def test_the_tables_offer_what_the_components_take() -> None:
         "broker",
         "run",
         "retention",
-        "take_over",
     }
     kept = {f"keep_{name}" for name in RetentionSettings.model_fields}
     database = {f"database_{name}" for name in DatabaseSettings.model_fields if name != "url"}
     assert set(CoordinatorTable.model_fields) == coordinator | kept | database | {"data"}
+    offered = CoordinatorTable(database="postgresql://host/fedmq").database_settings()
+    assert offered == DatabaseSettings(url="postgresql://host/fedmq").model_dump()
     for name in agent - {"id", "task", "state_dir", "data"}:
         assert DeviceTable.model_fields[name].default == AgentSettings.model_fields[name].default
     for name in RetentionSettings.model_fields:

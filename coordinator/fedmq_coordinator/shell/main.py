@@ -7,6 +7,8 @@ import contextlib
 import logging
 import signal
 import time
+from pathlib import Path
+from typing import Final
 
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.shell.api import make_app
@@ -27,9 +29,16 @@ from fedmq_protocol.topics import Topics
 
 _log = logging.getLogger(__name__)
 
+_KEY: Final = "public-key"
+"""The note of the key with which the journal began."""
+
 
 async def run_coordinator(
-    settings: CoordinatorSettings, *, model_host: ModelHost, stop: asyncio.Event | None = None
+    settings: CoordinatorSettings,
+    *,
+    model_host: ModelHost,
+    stop: asyncio.Event | None = None,
+    take_over: bool = False,
 ) -> None:
     """Run one coordinator until `stop` is set.
 
@@ -39,6 +48,7 @@ async def run_coordinator(
         settings: where everything is.
         model_host: who describes tasks and evaluates models; closed at the end.
         stop: end well when it is set; None: run until cancelled.
+        take_over: end the hold of another coordinator on the database, which hangs or is out of reach.
 
     Raises:
         StoreError: the state folder or the journal cannot be used.
@@ -55,7 +65,7 @@ async def run_coordinator(
             settings.state_dir,
             federation=settings.federation,
             settings=settings.database,
-            take_over=settings.take_over,
+            take_over=take_over,
         )
         stack.callback(journal.close)
         shelf = StoreShelf(journal, settings.state_dir)
@@ -64,6 +74,7 @@ async def run_coordinator(
         clock = Clock(not_before=journal.last_at or 0.0)
         resumed = _resumed(core, journal, found, now=clock())
         key = load_or_create_key(settings.key_path)
+        await asyncio.to_thread(_compare_keys, journal, key.public_key, settings.key_path)
         service = Service(
             core,
             journal,
@@ -100,7 +111,9 @@ async def run_coordinator(
                 raise
 
 
-async def run_coordinator_forever(settings: CoordinatorSettings, *, model_host: ModelHost) -> None:
+async def run_coordinator_forever(
+    settings: CoordinatorSettings, *, model_host: ModelHost, take_over: bool = False
+) -> None:
     """`run_coordinator` until SIGINT or SIGTERM; a second signal does not wait for a good end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -115,11 +128,24 @@ async def run_coordinator_forever(settings: CoordinatorSettings, *, model_host: 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     try:
-        await run_coordinator(settings, model_host=model_host, stop=stop)
+        await run_coordinator(settings, model_host=model_host, stop=stop, take_over=take_over)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
     _log.info("stopped")
+
+
+def _compare_keys(journal: Journal, public_key: bytes, path: Path) -> None:
+    """Say so where the journal's devices know another key: a journal on a server comes to a machine without its key."""
+    known = journal.note(_KEY)
+    if known is None:
+        journal.keep_note(_KEY, public_key)
+    elif known != public_key:
+        _log.error(
+            "the key in %s is not the one that this federation began with: devices that trust that one do not follow; "
+            "copy the file `key` from where the coordinator ran before",
+            path,
+        )
 
 
 def _resumed(core: Coordinator, journal: Journal, resumed: Resumed, *, now: float) -> str:

@@ -256,6 +256,7 @@ class Service:
                     self._hearing.cancel()
                     self._outbox.drop_all()
                     await self._tell(BrokerDisconnected(reason))
+                    await asyncio.to_thread(self.journal.check_fence)  # before it would throw a newer one out
                 case _:
                     assert_never(event)
 

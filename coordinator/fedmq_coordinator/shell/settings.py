@@ -35,7 +35,7 @@ class DatabaseSettings(BaseModel):
         scheme, _, rest = url.partition("://")
         if scheme not in {"postgresql", "postgres"} or "/" not in rest:
             raise ValueError(
-                "the database must be a URL such as postgresql://user@host/fedmq; SQLite in state_dir needs none"
+                "the database must be a URL such as postgresql://user@host/fedmq (SQLite in state_dir needs none)"
             )
         if "password=" in rest:
             raise ValueError("the password stands before the host, or better in database_password_file")
@@ -54,8 +54,6 @@ class CoordinatorSettings(BaseModel):
     """The journal, the signing key, the API's token and its address. One coordinator a folder."""
     database: DatabaseSettings | None = None
     """The journal's server; None: `<state_dir>/journal.sqlite`."""
-    take_over: bool = False
-    """End the hold of another coordinator on the database, which hangs or is out of reach."""
     listen: str = "127.0.0.1:8470"
     """host:port of the HTTP API; port 0 takes any free one, which `<state_dir>/api.json` then names."""
     key_file: Path | None = None
