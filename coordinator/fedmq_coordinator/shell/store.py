@@ -100,7 +100,7 @@ class Journal:
             lock.release()
             raise
         try:
-            journal.database.hold(take_over=take_over)
+            journal.database.hold(journal._fence.overtake if take_over else None)
             journal._prepare(federation)
         except BaseException:
             journal.close()

@@ -24,6 +24,9 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+Overtake = Callable[[Connection], None]
+"""Fences out whoever writes to a journal, in a transaction of its own or in several."""
+
 WRITES: Final = "fedmq_writes"
 """The execution option of a connection whose transaction is going to write."""
 
@@ -53,8 +56,12 @@ class Dialect(Protocol):
         """What an error means; `connected`: the database had answered well before."""
         ...
 
-    def hold(self, engine: Engine, *, take_over: bool) -> None:
+    def hold(self, engine: Engine, overtake: Overtake | None) -> None:
         """Keep other coordinators out, or say who is in.
+
+        Args:
+            engine: as `connect` made it.
+            overtake: end the hold of whoever is in, and let this fence it out; None: leave it in.
 
         Raises:
             StoreError: somebody else is in.
@@ -62,7 +69,7 @@ class Dialect(Protocol):
         ...
 
     def hold_again(self, engine: Engine) -> None:
-        """The connection was lost, and is back."""
+        """The connection was lost, and is back, and nobody has fenced us out."""
         ...
 
     def release(self) -> None:
@@ -89,13 +96,16 @@ class Database:
         self._hurried = threading.Event()
         self._connected = False
 
-    def hold(self, *, take_over: bool) -> None:
+    def hold(self, overtake: Overtake | None) -> None:
         """Keep other coordinators out until `close`.
+
+        Args:
+            overtake: end the hold of another one, and call this to fence it out.
 
         Raises:
             StoreError: another one is in; the text says which.
         """
-        self._repeat("open", lambda: self._dialect.hold(self.engine, take_over=take_over))
+        self._repeat("open", lambda: self._dialect.hold(self.engine, overtake))
 
     def close(self) -> None:
         """Let others in, and close all connections."""
@@ -177,8 +187,17 @@ class Database:
         self._connected = True
         if losses:
             _log.warning("the journal %s is back after %.1f s", self.name, time.monotonic() - began)
-            self._dialect.hold_again(self.engine)
+            self._hold_again()
         return result
+
+    def _hold_again(self) -> None:
+        """Keep others out as before; whoever has fenced us out meanwhile is in by right."""
+        try:
+            self._transact(self.guard, writes=True)
+        except (SQLAlchemyError, StoreError) as error:
+            _log.debug("the hold on %s is not taken again: %s", self.name, error)
+        else:
+            self._dialect.hold_again(self.engine)
 
     def _patience(self) -> float:
         """Seconds; a thread that runs an event loop must not be kept waiting."""

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, insert, inspect, select, update
 
 from fedmq_coordinator.shell.store_database import Database
 from fedmq_coordinator.shell.store_schema import FENCE
@@ -44,6 +44,11 @@ class Fence:
         self.epoch = self.lock(connection).epoch + 1
         mine = {"epoch": self.epoch, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         connection.execute(update(FENCE).values(**mine))
+
+    def overtake(self, connection: Connection) -> None:
+        """Fence out whoever holds a journal that is there, before anything else is known of it."""
+        if inspect(connection).has_table(FENCE.name):
+            self.begin(connection)
 
     def check(self, connection: Connection) -> None:
         """Let a transaction write only if no newer epoch has begun, and none begin before it has ended.

@@ -16,12 +16,13 @@ import threading
 import time
 import zlib
 from typing import Any, Final
+from urllib.parse import unquote
 
 from sqlalchemy import URL, Connection, Engine, Row, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from fedmq_coordinator.shell.settings import DatabaseSettings
-from fedmq_coordinator.shell.store_database import Fault
+from fedmq_coordinator.shell.store_database import Fault, Overtake
 from fedmq_protocol.errors import ConfigError, StoreError, UsageError
 
 _log = logging.getLogger(__name__)
@@ -89,14 +90,15 @@ class Postgresql:
         except ArgumentError:
             raise ConfigError("the database must be a URL such as postgresql://user@host/fedmq") from None
         # Made anew, without the password: `set` takes None for "as it is".
-        self.name = URL.create(
+        public = URL.create(
             "postgresql",
             username=self._url.username,
             host=self._url.host,
             port=self._url.port,
             database=self._url.database,
             query={key: value for key, value in self._url.query.items() if key in {"host", "port"}},
-        ).render_as_string()
+        )
+        self.name = unquote(public.render_as_string())
         self._mine = f"fedmq {socket.gethostname()[:36]} {os.getpid()} {secrets.token_hex(4)}"
         self._held: Connection | None = None
         self._holding = threading.Lock()
@@ -129,7 +131,7 @@ class Postgresql:
             return Fault.LOST
         return Fault.DAMAGED if state[:2] in _DAMAGED_CLASSES else Fault.FAILED
 
-    def hold(self, engine: Engine, *, take_over: bool) -> None:
+    def hold(self, engine: Engine, overtake: Overtake | None) -> None:
         """Have the advisory lock of this schema.
 
         Raises:
@@ -137,7 +139,7 @@ class Postgresql:
         """
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
-            self._take(connection, take_over=take_over)
+            self._take(connection, overtake)
         except BaseException:
             _end(connection)
             raise
@@ -153,7 +155,7 @@ class Postgresql:
             except SQLAlchemyError:
                 self.release()
             try:
-                self.hold(engine, take_over=False)
+                self.hold(engine, None)
             except (SQLAlchemyError, StoreError) as error:
                 _log.warning("the journal's lock is not ours any more: %s", error)
 
@@ -175,25 +177,29 @@ class Postgresql:
                 raise ConfigError(f"the database's password_file cannot be read: {error}") from None
             parameters["password"] = read.partition("\n")[0].rstrip("\r")
 
-    def _take(self, connection: Connection, *, take_over: bool) -> None:
+    def _take(self, connection: Connection, overtake: Overtake | None) -> None:
         schema = str(connection.exec_driver_sql("SELECT current_schema()").scalar())
         place = {"class": _LOCK_CLASS, "store": zlib.crc32(schema.encode()) & 0x7FFFFFFF}
-        until = time.monotonic() + (_TAKING_S if take_over else _SETTLING_S)
-        ended = ""
+        until = time.monotonic() + (_SETTLING_S if overtake is None else _TAKING_S)
+        overtaken = False
         while not connection.execute(text("SELECT pg_try_advisory_lock(:class, :store)"), place).scalar():
             holder = connection.execute(_HOLDER, place).first()
-            if holder is not None and (take_over or holder.name == self._mine):
+            if holder is not None and holder.name == self._mine:  # a lost session of ours that is still there
+                connection.execute(_END, {"pid": holder.pid, "name": ""})
+            elif holder is not None and overtake is not None:
+                # Its transactions end, then it is fenced out: should it be awake, it must not hold the lock again.
                 connection.execute(_END, {"pid": holder.pid, "name": holder.name})
-                if ended != holder.name:
+                if not overtaken:
                     _log.warning("taking over %s from %s", self.name, _who(holder))
-                ended = holder.name
-            elif time.monotonic() > until:
+                    overtake(connection)
+                    overtaken = True
+            if time.monotonic() > until:
                 raise StoreError(
                     f"another coordinator ({_who(holder)}) holds {self.name}: stop it first; where it hangs or cannot "
                     "be reached, --take-over ends its hold"
+                    if overtake is None
+                    else f"{self.name} could not be taken over from {_who(holder)}"
                 )
-            if time.monotonic() > until:
-                raise StoreError(f"{self.name} could not be taken over from {_who(holder)}")
             time.sleep(_LOOK_S)
 
 

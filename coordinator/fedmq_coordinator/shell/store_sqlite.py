@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from fedmq_coordinator.shell.store_database import WRITES, Fault
+from fedmq_coordinator.shell.store_database import WRITES, Fault, Overtake
 
 _BUSY_MS: Final = 10_000
 
@@ -45,7 +45,7 @@ class Sqlite:
             return Fault.DAMAGED
         return Fault.FAILED
 
-    def hold(self, engine: Engine, *, take_over: bool) -> None:
+    def hold(self, engine: Engine, overtake: Overtake | None) -> None:
         """The state folder's lock is enough."""
 
     def hold_again(self, engine: Engine) -> None:

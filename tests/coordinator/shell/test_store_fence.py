@@ -96,6 +96,6 @@ def test_a_newer_one_that_comes_in_the_middle_has_the_last_word(postgres_place: 
     assert not thread.is_alive()
     facts = list(newer.read())
     assert [fact.counter for fact in facts[:-1] if isinstance(fact, UpdateAccepted)] == written
-    assert (len(facts), facts[-1]) == (seen + 1, EpochBegun(at=2.0, epoch=2))
+    assert (len(facts), facts[-1]) == (seen + 1, EpochBegun(at=2.0, epoch=newer.epoch))
     older.close()
     newer.close()

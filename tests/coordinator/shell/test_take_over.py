@@ -45,6 +45,7 @@ try:
 except FencedError as error:
     print("fenced:", error)
 """
+# The older has epoch 1; taking over fences it out with epoch 2, and the newer begins with the next.
 ROOT = Path(__file__).parents[3]
 TOPICS = Topics("home")
 
@@ -100,16 +101,16 @@ async def test_a_stopped_coordinator_wakes_up_after_another_has_taken_over(
             stdout, stderr = await older.communicate()
         assert (older.returncode, stderr.decode().count("Traceback")) == (0, 0), stderr.decode()
         assert re.fullmatch(
-            rf"fenced: another coordinator \(pid {newer.pid} on \S+\) has begun epoch 2 on .*\n",
+            rf"fenced: another coordinator \(pid {newer.pid} on \S+\) has begun epoch 3 on .*\n",
             stdout.decode(),
         )
-        assert await _retained_status(connect, mosquitto) == (True, 2)
+        assert await _retained_status(connect, mosquitto) == (True, 3)
         newer.terminate()
         await newer.communicate()
     journal = other.open()
     facts = list(journal.read())
     journal.close()
-    (took_over,) = (number for number, fact in enumerate(facts) if fact == EpochBegun(at=fact.at, epoch=2))
+    (took_over,) = (number for number, fact in enumerate(facts) if fact == EpochBegun(at=fact.at, epoch=3))
     assert {fact.epoch for fact in facts[:took_over] if isinstance(fact, EpochBegun)} == {1}
     assert isinstance(facts[-1], RunEnded) or any(isinstance(fact, RunEnded) for fact in facts[took_over:])
     versions = [fact.version for fact in facts if isinstance(fact, VersionPublished)]
