@@ -108,19 +108,23 @@ class Journal:
         return journal
 
     @classmethod
-    def look(cls, state_dir: Path) -> Journal:
+    def look(cls, state_dir: Path, *, settings: DatabaseSettings | None = None) -> Journal:
         """Open a journal to read it alone, whether or not a coordinator is at work on it: nothing is ever written.
 
         Args:
             state_dir: the coordinator's folder.
+            settings: where else than in `<state_dir>/journal.sqlite` it lies.
 
         Raises:
             StoreError: there is none, or it is of another version, damaged, or not readable.
         """
-        path = state_dir / "journal.sqlite"
-        if not path.is_file():
-            raise StoreError(f"there is no journal in {state_dir}: no coordinator has been started there")
-        journal = cls(Database(SqliteToRead(path), patience_s=0.0), None)
+        if settings is not None:
+            journal = cls(Database(Postgresql(settings, to_read=True), patience_s=settings.timeout_s), None)
+        else:
+            path = state_dir / "journal.sqlite"
+            if not path.is_file():
+                raise StoreError(f"there is no journal in {state_dir}: no coordinator has been started there")
+            journal = cls(Database(SqliteToRead(path), patience_s=0.0), None)
         try:
             journal.database.read(journal._look)
         except BaseException:

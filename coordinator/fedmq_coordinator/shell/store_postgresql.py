@@ -77,14 +77,16 @@ class Postgresql:
 
     Args:
         settings: where it is, and how to get in.
+        to_read: the server refuses whatever would write.
 
     Raises:
         ConfigError: the URL does not say where.
         UsageError: psycopg is not installed.
     """
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, *, to_read: bool = False) -> None:
         self._settings = settings
+        self._session = _SESSION | ({"default_transaction_read_only": "on"} if to_read else {})
         try:
             self._url = make_url(settings.url).set(drivername="postgresql+psycopg")
         except ArgumentError:
@@ -105,7 +107,7 @@ class Postgresql:
 
     def connect(self) -> Engine:
         given = dict(self._url.query)
-        session = " ".join(f"-c {name}={value}" for name, value in _SESSION.items())
+        session = " ".join(f"-c {name}={value}" for name, value in self._session.items())
         own = {name: value for name, value in _CLIENT.items() if name not in given} | {
             "application_name": self._mine,
             "options": f"{session} {given.pop('options', '')}".strip(),  # the user's come last, and win

@@ -73,10 +73,12 @@ def look(database: Database, connection: Connection) -> Any:  # noqa: ANN401  # 
     """The one row of `meta`: `journal_version`, `federation` and `written_by`.
 
     Raises:
-        StoreError: of a newer version, of something else than fedmq, or damaged.
+        StoreError: not there, of a newer version, of something else than fedmq, or damaged.
     """
     inspector = inspect(connection)
-    columns = {c["name"] for c in inspector.get_columns("meta")} if inspector.has_table("meta") else set()
+    if not inspector.has_table("meta"):
+        raise StoreError(f"there is no journal in {database.name}: no coordinator has been started there")
+    columns = {column["name"] for column in inspector.get_columns("meta")}
     if not {"journal_version", "federation"} <= columns:
         raise StoreError(f"{database.name} holds tables of something else: give fedmq a database of its own")
     found = _meta(database, connection, columns)

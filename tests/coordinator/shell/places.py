@@ -45,6 +45,9 @@ class Place:
             self.state_dir, federation=federation, settings=self.settings, take_over=take_over
         )
 
+    def look(self) -> Journal:
+        return Journal.look(self.state_dir, settings=self.settings)
+
     def read(self) -> list[Fact]:
         """All facts, through a journal that is opened for it."""
         journal = self.open()

@@ -265,3 +265,23 @@ def test_sources_are_kept_beside_the_facts(journal: Journal, place: Place) -> No
     again = place.open()
     assert again.sources() == {"r": "/tasks/b.py"}
     again.close()
+
+
+class TestLooking:
+    def test_beside_a_coordinator_that_goes_on_writing(self, journal: Journal, place: Place) -> None:
+        journal.append([created(), published(0, private=bytes(BESIDE_BYTES + 1))])
+        seen = place.look()
+        journal.append([accepted(1, b"u")])
+        assert list(seen.read()) == [created(), published(0, private=bytes(BESIDE_BYTES + 1))]
+        with pytest.raises(StoreError, match=r"read-?only"):
+            seen.keep_note("standing", b"")
+        seen.close()
+        journal.check_fence()
+        assert journal.note("standing") is None
+
+    def test_nothing_is_made_where_there_is_none(self, place: Place) -> None:
+        with pytest.raises(StoreError, match="no journal in"):
+            place.look()
+        journal = place.open()
+        assert journal.epoch == 1
+        journal.close()

@@ -11,10 +11,11 @@ import pytest
 
 from fedmq_coordinator.core.blobs import PIECE_BYTES
 from fedmq_coordinator.core.facts import EpochBegun, UpdateAccepted
+from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.shell.store import Journal
 from fedmq_coordinator.shell.store_fence import FencedError
 from tests.coordinator.shell.places import Place
-from tests.coordinator.shell.some_facts import accepted, published, step
+from tests.coordinator.shell.some_facts import accepted, created, published, step
 
 
 def overtake(place: Place) -> None:
@@ -50,7 +51,7 @@ def test_the_epoch_is_above_that_of_facts_from_elsewhere(place: Place) -> None:
         lambda journal: journal.keep_note("standing", b"old"),
         lambda journal: journal.remember_source("r", "/old.py"),
         lambda journal: journal.begin_blob().write(bytes(PIECE_BYTES + 1)),
-        lambda journal: journal.prune("r", 1),
+        lambda journal: journal.drop(journal.plan(RetentionSettings(), best={"r": 1}, now=9.0)),
         lambda journal: journal.check_fence(),
     ],
     ids=["fact", "epoch", "note", "source", "bulk", "retention", "nothing"],
@@ -58,10 +59,10 @@ def test_the_epoch_is_above_that_of_facts_from_elsewhere(place: Place) -> None:
 def test_after_a_newer_epoch_nothing_is_written(
     journal: Journal, place: Place, write: Callable[[Journal], object]
 ) -> None:
-    facts = [published(0, private=b"a"), accepted(1, b"u"), step(), published(1, private=b"b")]
+    facts = [created(), published(0, private=b"a"), accepted(1, b"u"), step(), published(1, private=b"b")]
     journal.append(facts)
     overtake(place)
-    tables = ("facts", "bulk", "pruned", "notes", "sources", "fence")
+    tables = ("facts", "bulk", "pruned", "dropped", "notes", "sources", "fence")
     before = [place.query(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]
     with pytest.raises(
         FencedError,
