@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from fedmq.simulation.network import Fate, Network, Way
 from fedmq.simulation.retained import Retained
@@ -72,8 +72,10 @@ class Closed(NamedTuple):
     reason: str
 
 
+_WHOLE: Final = Fate()[1:]
 Event: TypeAlias = Arrived | Closed
 OnEvent: TypeAlias = Callable[[Event], None]
+Early: TypeAlias = Callable[["Arrived", float], bool]
 
 
 class Session:
@@ -85,6 +87,7 @@ class Session:
         "_up_after",
         "alive",
         "client_id",
+        "early",
         "filters",
         "on_event",
         "queue",
@@ -95,6 +98,8 @@ class Session:
     def __init__(self, broker: Broker, client_id: str, will: Will | None, on_event: OnEvent) -> None:
         self._broker = broker
         self.client_id, self.will, self.on_event = client_id, will, on_event
+        self.early: Early | None = None
+        """Asked of what would arrive whole and once, and when, if it takes that now: then nothing more happens."""
         self.alive = True
         """As the broker sees it; the client learns of the end by `Closed`, later."""
         self.filters: dict[str, None] = {}
@@ -309,9 +314,12 @@ class Broker:
             self.num_dropped += 1
 
     def _send(self, session: Session, message: Arrived) -> None:
-        session.under_way += 1
         fate = self.network.fate(session.client_id, "down", message.topic, message.payload)
-        self.clock.at(session.arrival(fate, "down"), lambda: self._arrive(session, message, fate))
+        when = session.arrival(fate, "down")
+        if session.early is not None and fate[1:] == _WHOLE and session.early(message, when):
+            return
+        session.under_way += 1
+        self.clock.at(when, lambda: self._arrive(session, message, fate))
 
     def _arrive(self, session: Session, message: Arrived, fate: Fate) -> None:
         """A message is there. The acknowledgement takes no time: it would only keep the window's place a little."""

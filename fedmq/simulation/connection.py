@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from fedmq.simulation.broker import Arrived, Broker, Closed, Event, Session, Will
+from fedmq.simulation.broker import Arrived, Broker, Closed, Early, Event, Session, Will
 from fedmq.simulation.world import World
 
 ACK_TIMEOUT_S: Final = 60.0
@@ -45,6 +45,7 @@ class Connection:
         will: makes the last will of a connection that is about to be made.
         owner: told of what happens.
         chance: for the jitter of the waits.
+        early: asked whether it takes a message before that arrives; None: it does not.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Connection:
         will: Callable[[], Will],
         owner: Owner,
         chance: random.Random,
+        early: Early | None = None,
     ) -> None:
         self._world, self._broker, self.client_id = world, broker, client_id
         self._filters: dict[str, None] = dict.fromkeys(filters)
-        self._will, self._owner, self._chance = will, owner, chance
+        self._will, self._owner, self._chance, self._early = will, owner, chance, early
         self._session: Session | None = None
         self._usable = False
         self._held: list[Arrived] = []
@@ -100,6 +102,7 @@ class Connection:
             return
         self._since = self._world.now
         mine = session
+        mine.early = None if self._early is None else self._take_early
         mine.subscribe(tuple(self._filters), lambda: self._stands(mine))
         self._world.after(ACK_TIMEOUT_S, lambda: self._never_stood(mine))
 
@@ -118,12 +121,19 @@ class Connection:
             session.vanish()
             self._lost("the broker did not answer")
 
+    def _take_early(self, message: Arrived, when: float) -> bool:
+        return self._usable and self._early is not None and self._early(message, when)
+
+    def count_received(self, topic: str, payload: bytes) -> None:
+        """A message came."""
+        self.received_bytes += len(topic) + len(payload) + _FRAME_BYTES
+
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Closed):
             self._lost(event.reason)
             return
         topic, payload, retained = event
-        self.received_bytes += len(topic) + len(payload) + _FRAME_BYTES
+        self.count_received(topic, payload)
         if self._usable:
             self._owner.arrived(topic, payload, retained)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from fedmq.simulation.broker import Broker, Will
+from fedmq.simulation.broker import Broker, Early, Will
 from fedmq.simulation.connection import Connection
 from fedmq.simulation.disk import VirtualDisk
 from fedmq.simulation.mail import CheapKey, Mail
@@ -118,6 +118,9 @@ class VirtualDevice:
         clock: its own, which may be wrong.
     """
 
+    early: Early | None = None
+    """As a `Connection`'s."""
+
     def __init__(  # noqa: PLR0913 - all that a device is
         self,
         world: World,
@@ -193,6 +196,7 @@ class VirtualDevice:
             will=self._will,
             owner=_Ear(self, life),
             chance=world.stream("reconnect", self.name, life),
+            early=self.early,
         )
         self.watch.device_started(self)
         self.tell(AgentStarted())

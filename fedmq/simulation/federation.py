@@ -38,6 +38,7 @@ class Cast:
         limits: the broker's.
         evaluate: measures float32[schema.size] at the coordinator; None: there is no central data.
         parsed: every packet is parsed from its bytes; else who hears it gets the message that was sealed.
+        kind: of device, in the simulation.
         packed: those who can write the shorter form of envelopes do.
     """
 
@@ -47,6 +48,7 @@ class Cast:
     coordinator: CoordinatorOptions = field(default_factory=CoordinatorOptions)
     limits: Limits = field(default_factory=Limits)
     evaluate: Callable[[Vector], Evaluation] | None = None
+    kind: type[VirtualDevice] = VirtualDevice
     parsed: bool = True
     packed: bool = True
 
@@ -81,7 +83,7 @@ class Federation:
         self.replicas = Replicas(cast.learner.schema)
         usual = DeviceOptions()
         self.devices = {
-            name: VirtualDevice(
+            name: cast.kind(
                 self.world,
                 self.broker,
                 federation=FEDERATION,
