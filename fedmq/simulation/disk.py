@@ -158,6 +158,17 @@ class VirtualDisk:
             self.parts[name] = self.parts[name][0], chunks
         self._unflushed.clear()
 
+    def copy(self) -> VirtualDisk:
+        """A backup of it."""
+        parts = {name: (head, dict(chunks)) for name, (head, chunks) in self.parts.items()}
+        return VirtualDisk(self.state, self.pinned, dict(self.indexes), dict(self.files), parts)
+
+    def restore(self, backup: VirtualDisk) -> None:
+        """Put a backup in place of all that is here."""
+        fresh = backup.copy()
+        for name in ("state", "pinned", "indexes", "files", "parts", "_unflushed"):
+            setattr(self, name, getattr(fresh, name))
+
     def wipe(self) -> None:
         """A new memory card."""
         self.__init__()  # type: ignore[misc]

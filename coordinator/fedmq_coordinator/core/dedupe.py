@@ -42,7 +42,7 @@ class SettledUpdates:
         self._high = -1
         self._outcomes: OrderedDict[int, Outcome] = OrderedDict()
         self._digests: dict[int, bytes] = {}
-        """Of those that were accepted, as far as the journal has them."""
+        """Of their payloads, as far as the journal has them."""
 
     def find(self, counter: int, sha256: bytes) -> Outcome | None:
         """The outcome of an update that is settled already.
@@ -58,7 +58,7 @@ class SettledUpdates:
         return known if sha256.startswith(digest) else NUMBER_USED
 
     def settle(self, counter: int, outcome: Outcome, digest: bytes = b"") -> None:
-        """Remember an outcome; `digest` is the beginning of the SHA-256 of an accepted payload, or empty."""
+        """Remember an outcome; `digest` is the beginning of the payload's SHA-256, or empty."""
         self._outcomes[counter] = outcome
         self._digests.pop(counter, None)
         if digest:
@@ -74,7 +74,8 @@ class SettledUpdates:
         for counter, outcome in self._outcomes.items():
             digest = self._digests.get(counter, b"")
             if outcome is not ACCEPTED and outcome != ACCEPTED:
-                runs.append([counter, 1, [outcome.outcome, outcome.residual, outcome.reason, outcome.detail]])
+                refused = [outcome.outcome, outcome.residual, outcome.reason, outcome.detail]
+                runs.append([counter, 1, digest, refused])
                 expected = None
             elif counter == expected and bool(digest) == bool(runs[-1][2]):
                 runs[-1][1] += 1
@@ -90,10 +91,9 @@ class SettledUpdates:
         """What `plain` wrote, in the same order."""
         made = cls()
         made._high, runs = plain
-        for first, count, what in runs:
-            outcome = ACCEPTED if isinstance(what, bytes) else Outcome(*what)
+        for first, count, digests, *refused in runs:
+            outcome = Outcome(*refused[0]) if refused else ACCEPTED
             made._outcomes.update(dict.fromkeys(range(first, first + count), outcome))
-            if isinstance(what, bytes) and what:
-                for place in range(count):
-                    made._digests[first + place] = what[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
+            for place in range(count if digests else 0):
+                made._digests[first + place] = digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
         return made

@@ -158,6 +158,8 @@ class UpdateRejected(RunFact):
     reason: str
     detail: str
     residual: Literal["restore", "discard"]
+    digest: bytes = b""
+    """As in `UpdateAccepted`."""
 
 
 class StepTaken(RunFact):

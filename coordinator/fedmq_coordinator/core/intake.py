@@ -42,6 +42,7 @@ def refused(run: Run, device: str, header: UpdateHeader, error: RemoteError, *, 
         reason=error.reason,
         detail=str(error),
         residual="restore" if error.reason in _RESTORED else "discard",
+        digest=header.payload.sha256[:DIGEST_BYTES],
     )
 
 

@@ -370,7 +370,7 @@ class Run:
                 self.num_rejected, self.decoded = self.num_rejected + 1, None
                 self.last_lease_version.pop(fact.device, None)
                 outcome = Outcome("rejected", fact.residual, fact.reason, fact.detail)
-                self._settle(fact.device, fact.counter, fact.lease, outcome)
+                self._settle(fact.device, fact.counter, fact.lease, outcome, fact.digest)
             case f.StepTaken():
                 self._step(fact)
             case f.Evaluated():

@@ -64,6 +64,19 @@ class Update:
     lost_disk: bool = False
 
 
+@dataclass(frozen=True)
+class Backup:
+    """What the books say of one disk.
+
+    Attributes:
+        state: the device's.
+        residuals: by run.
+    """
+
+    state: AgentState
+    residuals: dict[str, Vector | None]
+
+
 class Books(Watch):
     """Checks every commit, fact and receipt as it is made."""
 
@@ -141,15 +154,29 @@ class Books(Watch):
             )
         self._states[device.name] = found
 
-    def wiped(self, device: VirtualDevice) -> None:
-        """Its disk is replaced: what had no receipt is gone, and nobody's fault."""
-        for (name, _, _), update in self.updates.items():
-            if name == device.name:
+    def backup(self, device: VirtualDevice) -> Backup:
+        """What is on a device's disk now."""
+        mine = {run: residual for (name, run), residual in self._residuals.items() if name == device.name}
+        return Backup(self._states.get(device.name, AgentState()), mine)
+
+    def disk_replaced(self, device: VirtualDevice, backup: Backup | None) -> None:
+        """Its disk is replaced, by an empty one or by an older state: what is not on it is gone, and nobody's fault."""
+        backup = backup or Backup(AgentState(), {})
+        waiting = {
+            (device.name, run, pending.header.counter)
+            for run, kept in backup.state.runs.items()
+            for pending in kept.pending
+        }
+        for key, update in self.updates.items():
+            if key in waiting:
+                update.away = update.lost = False  # it waits for its receipt again
+            elif key[0] == device.name:
                 update.lost, update.away, update.lost_disk = update.lost or not update.away, True, True
-        self._states.pop(device.name, None)
+        self._states[device.name] = backup.state
         for name, run in list(self._residuals):
             if name == device.name:
                 del self._residuals[name, run]
+        self._residuals |= {(device.name, run): residual for run, residual in backup.residuals.items()}
 
     def _sends(self, device: VirtualDevice, header: UpdateHeader) -> None:
         update = self.updates.get((device.name, header.run, header.counter))

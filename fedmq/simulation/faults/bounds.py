@@ -28,6 +28,8 @@ class Bounds:
 
     def __init__(self) -> None:
         self._woken: dict[str, tuple[float, int]] = {}
+        self._heard: dict[str, tuple[int, int, int]] = {}
+        """Of each device: its life, and the run and the version of the announcement that it goes by."""
 
     def woken(self, name: str, now: float) -> None:
         """A party's deadline has come."""
@@ -53,6 +55,13 @@ class Bounds:
             raise BrokenError("memory", f"{name} remembers {len(desk.ledger.state.runs)} runs", name)
         if len(device.disk.files) > 64:
             raise BrokenError("memory", f"{name} keeps {len(device.disk.files)} files", name)
+        if desk.announcement is not None:
+            run, version = int(desk.announcement.run[1:]), desk.announcement.manifest.version
+            known = self._heard.get(name, (0, 0, 0))
+            if (device.starts, run, version) < known:
+                text = f"{name} goes back to version {version} of r{run}, and knew {known[2]} of r{known[1]}"
+                raise BrokenError("forwards", text, name)
+            self._heard[name] = device.starts, run, version
         now = device.now
         deadline = agent.next_deadline()
         if deadline is not None and deadline <= now:

@@ -141,6 +141,11 @@ def _will(chance: random.Random) -> WillTiming:
 def _message(chance: random.Random, kind: Kind, device: str) -> Fault:
     way = "up" if kind in {"lose-ack", "false-ack"} or chance.random() < 0.5 else "down"
     by_coordinator = chance.random() < 0.4
+    if kind == "overtake" and chance.random() < 0.6:
+        at, seconds = chance.randint(2, 9), chance.uniform(0.5, 20)
+        return Fault(
+            kind, device, at, what=chance.choice(("run", "run", "lease")), way="down", seconds=seconds
+        )
     if by_coordinator:
         what = chance.choice(_BY_COORDINATOR if way == "up" else _TO_COORDINATOR)
     else:
@@ -194,6 +199,20 @@ def _in_device(chance: random.Random, kind: Kind, device: str) -> Fault:
     )
 
 
+def _wiped(chance: random.Random, kind: Kind, device: str) -> Fault:
+    """At the count-th event of all; or with a receipt, when what was trained counts and its lease is still said."""
+    if chance.random() < 0.3:
+        return _in_device(chance, kind, device)
+    at = 1 + min(chance.randrange(8), chance.randrange(8))
+    return Fault(kind, device, at, what="receipt", seconds=chance.choice((0.1, 0.5, 1.0)), will=_will(chance))
+
+
+def _restored(chance: random.Random, kind: Kind, device: str) -> Fault:
+    """At the count-th event of all; so many events earlier the backup is made."""
+    at = chance.randint(30, 180)
+    return Fault(kind, device, at, extra=chance.randint(5, min(80, at - 5)), seconds=1.0, will=_will(chance))
+
+
 def _of_coordinator(chance: random.Random, kind: Kind, device: str) -> Fault:  # noqa: ARG001 - one signature
     """At the count-th batch with facts in it."""
     return Fault(
@@ -224,7 +243,8 @@ _DRAWS: Final[dict[Kind, _Draw]] = {
     "device-power-cut": _on_device,
     "device-stops": _in_device,
     "trainer-dies": _in_device,
-    "device-wiped": _in_device,
+    "device-wiped": _wiped,
+    "device-restored": _restored,
     "disk-full": _in_device,
     "file-rots": _in_device,
     "coordinator-dies-before-commit": _of_coordinator,

@@ -108,7 +108,7 @@ class History:
             world, plan.latency_s, names | {f"{FEDERATION}-coordinator": COORDINATOR}, self._struck
         )
         self.federation.broker.network = self.network
-        self.saboteur = Saboteur(self.network, self._struck, self.books.wiped)
+        self.saboteur = Saboteur(self.network, self._struck, self.books)
         self.witness = Witness(world, self.books, self.saboteur)
         self.federation.coordinator.watch = self.witness
         for device in self.federation.devices.values():
@@ -219,8 +219,8 @@ class History:
         facts, books = self.outcome.facts, self.books
         facts["updates"] += len(books.updates)
         facts["accepted"] += sum(update.verdict == "accepted" for update in books.updates.values())
-        facts["restored"] += sum(update.verdict == "restore" for update in books.updates.values())
-        facts["discarded"] += sum(update.verdict == "discard" for update in books.updates.values())
+        facts["restored"] += sum(update.told == "restore" for update in books.updates.values())
+        facts["discarded"] += sum(update.told == "discard" for update in books.updates.values())
         facts["lost with a disk"] += sum(update.lost for update in books.updates.values())
         facts["versions"] += sum(model.version + 1 for model in books.models.values())
         facts["rebases"] += sum(model.rebases for model in books.models.values())

@@ -9,6 +9,8 @@ from functools import partial
 
 from fedmq.simulation.coordinator import VirtualCoordinator
 from fedmq.simulation.device import VirtualDevice
+from fedmq.simulation.disk import VirtualDisk
+from fedmq.simulation.faults.books import Backup, Books
 from fedmq.simulation.faults.hostile import HostileNetwork
 from fedmq.simulation.faults.plan import COORDINATOR, ON_MESSAGES, Fault
 from fedmq.simulation.federation import Federation
@@ -18,6 +20,7 @@ from fedmq_coordinator.core.events import Event as CoordinatorEvent
 from fedmq_coordinator.core.facts import Fact
 from fedmq_edge_agent.core.effects import Effect as DeviceEffect
 from fedmq_edge_agent.core.events import Event as DeviceEvent
+from fedmq_edge_agent.core.events import PacketArrived
 
 _AT_EFFECTS = frozenset({"device-dies", "device-power-cut"})
 _AT_BATCHES = frozenset(
@@ -36,16 +39,17 @@ class Saboteur(Watch):
     Args:
         network: for stalls and last wills.
         struck: told of every fault that takes effect.
-        wiped: told of a device whose disk is about to be replaced.
+        books: told of a disk that is about to be replaced.
     """
 
     def __init__(
         self,
         network: HostileNetwork,
         struck: Callable[[Fault], None],
-        wiped: Callable[[VirtualDevice], None],
+        books: Books,
     ) -> None:
-        self._network, self._struck, self._wiped = network, struck, wiped
+        self._network, self._struck, self._books = network, struck, books
+        self._backups: dict[int, tuple[VirtualDisk, Backup]] = {}
         self._federation: Federation
         self.events = 0
         self._at_event: dict[int, list[Fault]] = {}
@@ -53,6 +57,8 @@ class Saboteur(Watch):
         self._at_batch: dict[int, list[Fault]] = {}
         self._effects: Counter[tuple[str, str]] = Counter()
         self._batches = 0
+        self._at_receipt: dict[tuple[str, int], list[Fault]] = {}
+        self._receipts: Counter[str] = Counter()
         self._dying: dict[str, Fault] = {}
 
     def begin(self, federation: Federation, faults: Iterable[Fault]) -> None:
@@ -72,8 +78,12 @@ class Saboteur(Watch):
                 self._at_effect.setdefault((fault.who, fault.what), {}).setdefault(fault.at, []).append(fault)
             elif fault.kind in _AT_BATCHES:
                 self._at_batch.setdefault(fault.at, []).append(fault)
+            elif fault.what:
+                self._at_receipt.setdefault((fault.who, fault.at), []).append(fault)
             else:
                 self._at_event.setdefault(fault.at, []).append(fault)
+                if fault.kind == "device-restored":
+                    self._at_event.setdefault(fault.at - fault.extra, []).append(fault)
 
     def later(self, fault: Fault) -> Fault:
         """The same, counted from now on."""
@@ -83,6 +93,8 @@ class Saboteur(Watch):
             passed = self._effects[fault.who, fault.what]
         elif fault.kind in _AT_BATCHES:
             passed = self._batches
+        elif fault.what:
+            passed = self._receipts[fault.who]
         else:
             passed = self.events
         return replace(fault, at=fault.at + passed)
@@ -91,7 +103,7 @@ class Saboteur(Watch):
         """No more faults; who is down comes up."""
         federation = self._federation
         self._network.calm()
-        for pending in (self._at_event, self._at_effect, self._at_batch, self._dying):
+        for pending in (self._at_event, self._at_effect, self._at_batch, self._at_receipt, self._dying):
             pending.clear()
         federation.broker.start()
         federation.coordinator.spare()
@@ -103,8 +115,12 @@ class Saboteur(Watch):
 
     # ------------------------------------------------------------------------------ counting
 
-    def device_told(self, device: VirtualDevice, event: DeviceEvent) -> None:  # noqa: ARG002
+    def device_told(self, device: VirtualDevice, event: DeviceEvent) -> None:
         self._count_event()
+        if isinstance(event, PacketArrived) and event.topic.endswith("/receipt"):
+            self._receipts[device.name] += 1
+            for fault in self._at_receipt.pop((device.name, self._receipts[device.name]), ()):
+                self._federation.world.after(0.0, partial(self._strike, fault))
 
     def coordinator_told(self, coordinator: VirtualCoordinator, event: CoordinatorEvent) -> None:  # noqa: ARG002
         self._count_event()
@@ -194,15 +210,11 @@ class Saboteur(Watch):
                 if device.crash_trainer():
                     self._struck(fault)
             case "device-wiped":
-                self._struck(fault)
-                self._network.next_will(fault)
-                device.cut_power(why="its memory card is replaced")
-                self._wiped(device)
-                # Whoever sets up a new card sets its clock: behind the old card's sessions nobody would believe it.
-                wanted = max(device.disk.state.session + 1.0, world.start_s)
-                device.clock.jump(max(0.0, wanted - device.clock()))
-                device.disk.wipe()
-                world.after(fault.seconds, device.start)
+                self._replace_disk(device, fault, None)
+            case "device-restored" if id(fault) not in self._backups:
+                self._backups[id(fault)] = device.disk.copy(), self._books.backup(device)
+            case "device-restored":
+                self._replace_disk(device, fault, self._backups[id(fault)])
             case "disk-full":
                 device.disk.full = True
                 before = device.disk.refused
@@ -215,6 +227,24 @@ class Saboteur(Watch):
                     self._struck(fault)
             case _:
                 raise AssertionError(fault)
+
+    def _replace_disk(
+        self, device: VirtualDevice, fault: Fault, backup: tuple[VirtualDisk, Backup] | None
+    ) -> None:
+        """A new card, empty or with what was on it before."""
+        world = self._federation.world
+        self._struck(fault)
+        self._network.next_will(fault)
+        device.cut_power(why="its memory card is replaced")
+        self._books.disk_replaced(device, None if backup is None else backup[1])
+        # Whoever sets up a card sets its clock: behind the old card's sessions nobody would believe it.
+        wanted = max(device.disk.state.session + 1.0, world.start_s)
+        device.clock.jump(max(0.0, wanted - device.clock()))
+        if backup is None:
+            device.disk.wipe()
+        else:
+            device.disk.restore(backup[0])
+        world.after(fault.seconds, device.start)
 
     def _disk_has_room(self, device: VirtualDevice, fault: Fault, before: int) -> None:
         device.disk.full = False

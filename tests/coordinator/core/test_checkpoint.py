@@ -419,7 +419,7 @@ def test_the_fold_means_what_the_format_says() -> None:
     found = dump(state)
     assert found is not None
     digest = hashlib.sha256(bytes_of(found)[struct.calcsize("<8sIIQ") :]).hexdigest()
-    assert (FORMAT, digest[:16]) == (4, "9b5a734490275970")
+    assert (FORMAT, digest[:16]) == (5, "e246e93bdcb04855")
 
 
 def test_the_history_of_closed_runs_is_packed_once_and_read_when_it_is_asked_for() -> None:
@@ -500,7 +500,7 @@ def test_settled_updates_come_back_in_their_order(settled: list[tuple[int, str, 
     one = SettledUpdates()
     for counter, reason, digest in settled:
         if reason:
-            one.settle(counter, Outcome("rejected", "discard", reason, "x"))
+            one.settle(counter, Outcome("rejected", "discard", reason, "x"), digest)
         else:
             one.settle(counter, ACCEPTED, digest)
     other = SettledUpdates.from_plain(msgpack.unpackb(msgpack.packb(one.plain())))
