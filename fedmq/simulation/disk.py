@@ -9,17 +9,20 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
 from fedmq_edge_agent.core.state import (
     AgentState,
+    Link,
     ModelIndex,
     Part,
     PartHead,
     blob_file,
     dump_index,
     dump_state,
+    have_file,
     load_index,
     load_state,
     part_file,
@@ -30,6 +33,8 @@ from fedmq_protocol.messages import BlobRef
 from fedmq_protocol.topics import BlobKind
 
 _TORN: Final = 2
+_PART: Final = ".part"
+_LIST: Final = ".have"
 
 
 @dataclass
@@ -54,6 +59,8 @@ class VirtualDisk:
     full: bool = False
     refused: int = 0
     _unflushed: dict[tuple[str, str], None] = field(default_factory=dict)
+    _placed: dict[tuple[str, str], tuple[PartHead, dict[int, bytes]]] = field(default_factory=dict)
+    """Of files that were put in place, what they were made of: while their lists are there they can be parts again."""
 
     # ------------------------------------------------------------------------------ writing
 
@@ -110,8 +117,8 @@ class VirtualDisk:
         data = b"".join(chunks[index] for index in range(head.count))
         if blob_ref(data) != ref:
             return False, ()
-        self.files[run, blob_file(blob, version)] = data
-        self._unflushed[run, blob_file(blob, version)] = None
+        self._placed[name] = part
+        self.write(run, blob_file(blob, version), data, durable=False)
         return True, ()
 
     def try_room(self) -> None:
@@ -123,13 +130,19 @@ class VirtualDisk:
         self._room()
 
     def remove(self, run: str, names: tuple[str, ...]) -> None:
+        """Files, parts and lists of chunks; those that are not there are no error."""
         for name in names:
             self.files.pop((run, name), None)
-            self.parts.pop((run, name), None)
+            part = name.removesuffix(_LIST)
+            self.parts.pop((run, part), None)
+            if part != name:
+                self._placed.pop((run, part), None)
 
     def remove_run(self, run: str) -> None:
+        """All of a run."""
         self.files = {key: data for key, data in self.files.items() if key[0] != run}
         self.parts = {key: part for key, part in self.parts.items() if key[0] != run}
+        self._placed = {key: part for key, part in self._placed.items() if key[0] != run}
         self.indexes.pop(run, None)
 
     # ------------------------------------------------------------------------------ reading
@@ -176,19 +189,35 @@ class VirtualDisk:
     def load(self) -> tuple[AgentState, dict[str, ModelIndex], dict[str, tuple[Part, ...]]]:
         """What a start begins with, through the very bytes of the files; what nothing refers to is removed."""
         state = load_state(dump_state(self.state))
-        for run in {run for run, _ in (*self.files, *self.parts)} | set(self.indexes):
+        for run in dict.fromkeys([run for run, _ in (*self.files, *self.parts)] + list(self.indexes)):
             if run not in state.runs:
                 self.remove_run(run)
-        indexes = {run: load_index(dump_index(index)) for run, index in self.indexes.items()}
-        parts: dict[str, tuple[Part, ...]] = {}
-        for (run, _), (head, chunks) in self.parts.items():
-            if chunks and head.link not in indexes.get(run, ModelIndex()).links:
-                parts[run] = (*parts.get(run, ()), Part(head, frozenset(chunks)))
-        kept: set[tuple[str, str]] = set()
-        for run, known in state.runs.items():
-            links = indexes.get(run, ModelIndex()).links
-            kept |= {(run, link.file) for link in links} | {(run, pending.file) for pending in known.pending}
-            if known.residual_file is not None:
-                kept.add((run, known.residual_file))
+        indexes = {
+            run: self._unbroken(run, load_index(dump_index(index))) for run, index in self.indexes.items()
+        }
+        kept = {(run, pending.file) for run, known in state.runs.items() for pending in known.pending}
+        kept |= {(run, known.residual_file or "") for run, known in state.runs.items()}
+        for run, index in indexes.items():
+            kept |= {(run, link.file) for link in index.links}
+            for link in index.links:  # of what is in the chain, nothing is being fetched
+                self.remove(run, (have_file(link.blob, link.version),))
+        for (run, name), part in self._placed.items():  # put in place and never noted: all of it is there
+            whole, data = (run, name.removesuffix(_PART)), b"".join(part[1][n] for n in sorted(part[1]))
+            if (run, name) not in self.parts and self.files.get(whole) == data:
+                del self.files[whole]
+                self.parts[run, name] = part
+        self._placed.clear()
         self.files = {name: data for name, data in self.files.items() if name in kept}
+        parts: dict[str, tuple[Part, ...]] = {}
+        for (run, _), (head, chunks) in sorted(self.parts.items(), key=lambda item: item[0]):
+            if chunks:
+                parts[run] = (*parts.get(run, ()), Part(head, frozenset(chunks)))
         return state, indexes, parts
+
+    def _unbroken(self, run: str, index: ModelIndex) -> ModelIndex:
+        """As much of a chain as has its files."""
+
+        def is_there(link: Link) -> bool:
+            return len(self.files.get((run, link.file), b"")) == link.ref.size
+
+        return ModelIndex(links=tuple(takewhile(is_there, index.links)))

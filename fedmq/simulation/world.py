@@ -150,11 +150,6 @@ class LocalClock:
         start_s = self._world.start_s
         return start_s + (self._world.now - start_s) * self._rate + self._ahead_s
 
-    def true(self, said: float) -> float:
-        """When it will say so, unless it is put elsewhere before; up to a rounding."""
-        start_s = self._world.start_s
-        return start_s + (said - self._ahead_s - start_s) / self._rate
-
     def jump(self, seconds: float) -> None:
         """Put it forward, or back."""
         self._ahead_s += seconds

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedmq.simulation.device import VirtualDevice
+from fedmq.simulation.coordinator import CoordinatorOptions
+from fedmq.simulation.device import DeviceOptions, VirtualDevice
 from fedmq.simulation.federation import Cast, Federation
 from fedmq.simulation.learner import ToyLearner
 from fedmq.simulation.watch import Watch
@@ -276,6 +278,92 @@ def test_a_run_ends_although_the_broker_is_restarted(*, keep_retained: bool) -> 
 
 def test_a_device_can_do_every_effect() -> None:
     assert set(get_args(Effect)) == set(VirtualDevice._perform)
+
+
+def test_versions_made_aside_give_the_same_model() -> None:
+    made: list[bytes] = []
+    for aside_from in (1, 10**6):
+        cast = Cast(LEARNER, ["dev-0"], coordinator=CoordinatorOptions(aside_from=aside_from))
+        world = Federation(3, cast)
+        world.start()
+        world.request(settings("sync", 6, selection={"min_available_devices": 1}))
+        play(world)
+        made.append(world.coordinator.make_core().runs["r1"].model.weights.tobytes())
+    assert made[0] == made[1]
+
+
+def test_a_coordinator_killed_while_a_version_is_made_makes_it_again() -> None:
+    world = Federation(3, Cast(LEARNER, ["dev-0", "dev-1"], coordinator=CoordinatorOptions(aside_from=1)))
+    world.start()
+    world.request(settings("sync", 6))
+    for number in range(30):
+        world.world.after(0.15 + 0.7 * number, lambda: world.coordinator.kill(down_s=0.3))
+    play(world)
+    assert world.coordinator.starts > 10
+    counted(world)
+
+
+def test_the_evaluation_of_a_version_ends_a_run_that_has_reached_its_target() -> None:
+    asked: list[bytes] = []
+
+    def evaluate(vector: Vector) -> tuple[float, int, dict[str, float]]:
+        asked.append(vector.tobytes())
+        return 1.0 / len(asked), 10, {"accuracy": len(asked) / 4}
+
+    world = Federation(1, Cast(LEARNER, ["dev-0", "dev-1"], evaluate=evaluate))
+    world.start()
+    world.request(settings("sync", 20, target=1.0))
+    play(world)
+    published = [fact for fact in world.coordinator.journal.read() if isinstance(fact, VersionPublished)]
+    assert asked == [rebuild(LEARNER.schema, published, version).tobytes() for version in range(4)]
+    assert world.coordinator.core.runs["r1"].version in {3, 4}  # the fourth evaluation is of version 3
+
+
+def test_clocks_that_are_wrong_change_no_bit_of_what_is_learnt_in_rounds() -> None:
+    learnt: list[list[tuple[int, str, bytes | None]]] = []
+    for ahead_s, rate in ((0.0, 1.0), (-1.7e9, 1.3), (86_400.0, 0.8)):
+        options = {"dev-1": DeviceOptions(ahead_s=ahead_s, rate=rate)}
+        world = Federation(1, Cast(LEARNER, ["dev-0", "dev-1"], options))
+        world.start()
+        world.request(settings("sync", 6, selection={"deadline_factor": 0.0}))
+        world.world.after(5.0, partial(world.devices["dev-1"].clock.jump, -ahead_s))
+        play(world)
+        folded = sorted(
+            (fact.lease, fact.device, fact.payload)
+            for fact in world.coordinator.journal.read()
+            if isinstance(fact, UpdateAccepted)
+        )
+        learnt.append(folded)
+    assert learnt[0] == learnt[1] == learnt[2]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_device_whose_files_are_torn_gets_the_model_again(seed: int) -> None:
+    watch = Held()
+    world = federation(seed, 2, watch)
+    world.start()
+    world.request(settings("sync", 10))
+    for number in range(5):
+        cut = partial(world.devices["dev-0"].cut_power, down_s=0.5, torn=world.world.stream("torn", number))
+        world.world.after(3.0 + 4.0 * number, cut)
+    play(world)
+    published = [fact for fact in world.coordinator.journal.read() if isinstance(fact, VersionPublished)]
+    for (_, version), bits in watch.bits.items():
+        assert bits == {rebuild(LEARNER.schema, published, version).tobytes()}
+    counted(world)
+
+
+def test_a_device_whose_disk_is_full_for_a_while_goes_on_afterwards() -> None:
+    world = federation(devices=2)
+    world.start()
+    world.request(settings("sync", 12, selection={"min_updates": 1}))
+    disk = world.devices["dev-0"].disk
+    world.world.after(6.0, lambda: setattr(disk, "full", True))
+    world.world.after(40.0, lambda: setattr(disk, "full", False))
+    play(world)
+    assert disk.refused > 0
+    assert world.devices["dev-0"].starts == 1
+    counted(world)
 
 
 def test_facts_are_on_disk_before_what_relies_on_them_is_said() -> None:
