@@ -141,6 +141,15 @@ def test_a_full_disk_takes_nothing_and_says_so() -> None:
     assert disk.refused == 2
 
 
+def test_what_was_fetched_is_put_in_place_on_a_full_disk_too() -> None:
+    disk = VirtualDisk()
+    for index in range(3):
+        disk.write_chunk("r1", head("delta", 1), index, DATA[1][index * CHUNK : (index + 1) * CHUNK])
+    disk.full = True
+    assert disk.finish_blob("r1", "delta", 1, blob_ref(DATA[1])) == (True, ())
+    assert disk.files["r1", "delta-1.bin"] == DATA[1]
+
+
 def test_a_power_cut_takes_or_tears_what_was_not_flushed_and_nothing_else() -> None:
     disk = VirtualDisk()
     disk.write("r1", "update-1.bin", b"payload", durable=True)
