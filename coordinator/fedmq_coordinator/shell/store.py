@@ -8,43 +8,36 @@ ahead of their fact, and read back piece by piece where they are needed (`store_
 
 Beside this module: `store_database` repeats what a lost connection undid, `store_sqlite` and `store_postgresql` know
 their kind, `store_versions` migrates, `store_fence` keeps two coordinators apart, `store_retention` drops what no
-replay needs, `store_rows` knows how a fact becomes a row.
+replay needs, `store_rows` knows how a fact becomes a row, and `store_reading` how it comes back.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
-from fedmq_coordinator.core.blobs import Blob
 from fedmq_coordinator.core.facts import JOURNAL_VERSION, EpochBegun, Fact
 from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.shell import store_retention, store_versions
 from fedmq_coordinator.shell.lock import FolderLock
 from fedmq_coordinator.shell.settings import DatabaseSettings
-from fedmq_coordinator.shell.store_bulk import BulkTable, DroppedBlob, StoredBlob, WritingAhead
+from fedmq_coordinator.shell.store_bulk import BulkTable, WritingAhead
 from fedmq_coordinator.shell.store_checkpoints import Checkpoints
 from fedmq_coordinator.shell.store_database import Database
 from fedmq_coordinator.shell.store_fence import Fence
 from fedmq_coordinator.shell.store_postgresql import Postgresql
+from fedmq_coordinator.shell.store_reading import Reader
 from fedmq_coordinator.shell.store_retention import Plan
 from fedmq_coordinator.shell.store_rows import (
-    DROPPABLE,
-    HELD,
-    entries,
-    from_row,
-    is_sound,
     named_ahead,
     to_rows,
 )
 from fedmq_coordinator.shell.store_schema import FACTS, NOTES, SOURCES
 from fedmq_coordinator.shell.store_sqlite import Sqlite, SqliteToRead
 from fedmq_protocol.errors import StoreError
-from fedmq_protocol.messages import BlobRef
 
 _ROWS_A_READ: Final = 512
 
@@ -64,6 +57,7 @@ class Journal:
         self._lock = lock
         self._fence = Fence(database)
         self._bulk = BulkTable(database)
+        self._reader = Reader(database, self._bulk)
         self.federation = ""
         self._last = 0
         self._first_at: float | None = None
@@ -300,13 +294,12 @@ class Journal:
                 expected = range(done + 1, done + 1 + len(rows))
                 if not rows or [row.seq for row in rows] != list(expected):
                     raise self.database.damaged(f"facts are missing after number {done}")
-            for row in rows:
-                yield self._fact(row, leave_out)  # its bulk is loaded now, not with the others'
+            yield from self._reader.facts(rows, leave_out)
             done = rows[-1].seq if rows else last
 
     def outline(self, after: int = 0) -> Iterator[Fact]:
-        """All facts, or those with larger numbers than `after`, without the bytes of updates."""
-        return self.read(after=after, leave_out=["payload"])
+        """The facts, or those with larger numbers than `after`, that say which snapshots there are, and which steps."""
+        return self.read(after=after, kinds=["StepTaken", "VersionPublished"])
 
     def fetch(self, numbers: Collection[int]) -> dict[int, Fact]:
         """Facts by their numbers, with what lies beside them.
@@ -319,7 +312,7 @@ class Journal:
         for start in range(0, len(wanted), _ROWS_A_READ):
             chosen = select(FACTS).where(FACTS.c.seq.in_(wanted[start : start + _ROWS_A_READ]))
             rows = self.database.read(lambda connection, of=chosen: connection.execute(of).all())  # type: ignore[misc]
-            found.update((row.seq, self._fact(row, ())) for row in rows)
+            found.update(zip((row.seq for row in rows), self._reader.facts(rows, ()), strict=True))
         if len(found) != len(set(numbers)):
             raise self.database.damaged(f"facts of {len(set(numbers))} are missing")
         return found
@@ -369,33 +362,3 @@ class Journal:
                 f"facts up to number {self._last} had been written, and are not there"
             )
         return found[: len(rows)] == [(row["seq"], row["at"], row["checksum"]) for row in rows]
-
-    def _fact(self, row: Row[Any], leave_out: Collection[str]) -> Fact:
-        if not is_sound(row):
-            raise self.database.damaged(f"fact number {row.seq} is not what was written")
-        fact = from_row(row)
-        if row.beside is None:
-            return fact
-        return fact.model_copy(
-            update={
-                field: self._beside(row, field, BlobRef(size=size, sha256=sha256), place)
-                for field, size, sha256, place in entries(row, leave_out)
-            }
-        )
-
-    def _beside(self, row: Row[Any], field: str, ref: BlobRef, place: tuple[int, str]) -> bytes | Blob | None:
-        """The bytes of what a fact holds as such; of everything else, where they lie."""
-        blob = StoredBlob(self._bulk, *place, ref)
-        if self._bulk.size(*place) == ref.size:
-            if field not in HELD:
-                return blob
-            data = blob.read(0, ref.size)
-            if hashlib.sha256(data).digest() == ref.sha256:
-                return data
-        # A kill may have come when a part of it had gone.
-        if self.database.read(
-            lambda connection: store_retention.is_dropped(connection, row.run, row.kind, field, row.seq)
-        ):
-            gone = DroppedBlob(f"the {field} of fact number {row.seq} in {self.name}", ref)
-            return None if DROPPABLE.get(row.kind) == field else gone
-        raise self.database.damaged(f"the {field} of fact number {row.seq} is not what was written")

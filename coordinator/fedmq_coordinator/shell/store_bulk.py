@@ -117,12 +117,6 @@ class BulkTable:
         )
         self._database.write(lambda connection: connection.execute(gone, rows))
 
-    def size(self, seq: int, field: str) -> int | None:
-        """How many bytes there are; None if there is not even an empty row."""
-        chosen = select(func.sum(func.length(BULK.c.data))).where(BULK.c.seq == seq, BULK.c.field == field)
-        found = self._database.read(lambda connection: connection.execute(chosen).scalar())
-        return None if found is None else int(found)
-
     def piece(self, seq: int, field: str, number: int) -> bytes:
         """One piece; empty if there is none."""
         key = seq, field, number

@@ -7,7 +7,7 @@ the next plan that is thorough finds them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -140,16 +140,34 @@ def carry_out(database: Database, bulk: BulkTable, plan: Plan) -> None:
     bulk.remove([each.place for each in plan.going])
 
 
-def is_dropped(connection: Connection, run: str | None, kind: str, field: str, seq: int) -> bool:
-    """Whether retention has dropped a field of fact number `seq`, or has begun to."""
-    if kind == "VersionPublished" and field in _PUBLISHED:
-        within = (DROPPED.c.first_seq <= seq, DROPPED.c.last_seq >= seq)
-        return (
-            connection.execute(select(DROPPED.c.run).where(DROPPED.c.run == run, *within)).first() is not None
-        )
-    line = select(PRUNED.c.before_seq).where(PRUNED.c.run == run, PRUNED.c.field == field)
-    before = connection.execute(line).scalar()
-    return before is not None and bool(seq < before)
+@dataclass(frozen=True)
+class Dropped:
+    """What retention has dropped, or has begun to.
+
+    Attributes:
+        lines: (run, field) -> the number of the first fact that keeps its bytes.
+        stretches: run -> first and last number of facts whose versions are gone.
+    """
+
+    lines: Mapping[tuple[str, str], int]
+    stretches: Mapping[str, Sequence[tuple[int, int]]]
+
+    @classmethod
+    def read(cls, connection: Connection) -> Dropped:
+        """As it is now."""
+        lines = {(row.run, row.field): row.before_seq for row in connection.execute(select(PRUNED))}
+        stretches: dict[str, list[tuple[int, int]]] = {}
+        for row in connection.execute(select(DROPPED)):
+            stretches.setdefault(row.run, []).append((row.first_seq, row.last_seq))
+        return cls(lines, stretches)
+
+    def covers(self, run: str | None, kind: str, field: str, seq: int) -> bool:
+        """Whether a field of fact number `seq` is gone."""
+        if run is None:
+            return False
+        if kind == "VersionPublished" and field in _PUBLISHED:
+            return any(first <= seq <= last for first, last in self.stretches.get(run, ()))
+        return seq < self.lines.get((run, field), 0)
 
 
 class _Planner:
