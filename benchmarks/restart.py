@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
+import itertools
 import json
 import logging
 import subprocess
@@ -30,18 +32,20 @@ from fedmq_broker.runner import start_broker
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.blobs import MemoryShelf
 from fedmq_coordinator.core.checkpoint import dump
+from fedmq_coordinator.core.dedupe import DIGEST_BYTES
 from fedmq_coordinator.core.packing import pack_vector
 from fedmq_coordinator.core.retention import RetentionSettings
+from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.settings import RunSettings, Start
 from fedmq_coordinator.core.state import FederationState
-from fedmq_coordinator.shell.checkpointing import EVERY_FACTS
+from fedmq_coordinator.shell.checkpointing import EVERY_FACTS, EVERY_WORK_S
 from fedmq_coordinator.shell.main import run_coordinator_forever
 from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
 from fedmq_coordinator.shell.retention import collect
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.broker_settings import BrokerSettings
-from fedmq_protocol.codecs import CodecSpec, encode_update
+from fedmq_protocol.codecs import CodecSpec, decode_update, encode_update
 from fedmq_protocol.messages import Evaluation, TaskRef
 from fedmq_protocol.schema import TensorEntry, TensorSchema
 
@@ -49,6 +53,7 @@ _BUFFER: Final = 10
 _BATCH_FACTS: Final = 2_000
 _MARGIN_FACTS: Final = 64
 """Each start adds some."""
+_FACTS_AN_UPDATE: Final = 2.3
 _PAYLOADS: Final = 32
 _SECONDS_AN_UPDATE: Final = 0.1
 _MB: Final = 1e6
@@ -59,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--facts", default="1000,100000", help="lengths of journals")
     parser.add_argument("--devices", type=int, default=1_000)
-    parser.add_argument("--parameters", type=int, default=20_000)
+    parser.add_argument("--parameters", type=int, default=5_000)
     parser.add_argument("--starts", type=int, default=3, help="of each kind; the median counts")
     parser.add_argument("--without", type=int, default=1, help="starts without a checkpoint")
     parser.add_argument("--dir", type=Path, default=None, help="where the journals are kept, or are already")
@@ -193,16 +198,17 @@ def grow(state_dir: Path, length: int, num_devices: int, num_parameters: int) ->
         The size of the newest checkpoint, in bytes.
     """
     began, size, checkpointed = time.perf_counter(), 0, False
+    toy = _Toy(num_devices, num_parameters)
     with contextlib.closing(Journal.open(state_dir, federation="bench")) as journal:
         state, batch = FederationState(), list[f.Fact]()
         anchor: f.VersionPublished | None = None
         pruned_at = 0
-        for fact in _history(state, num_devices, num_parameters):
+        for fact in toy.history(state):
             batch.append(fact)
             if isinstance(fact, f.VersionPublished) and fact.private is not None and fact.version:
                 anchor = fact
             is_end = state.num_facts >= length
-            is_moment = not checkpointed and state.num_facts >= length - EVERY_FACTS + _MARGIN_FACTS
+            is_moment = not checkpointed and state.num_facts >= length - toy.most_folded
             if len(batch) >= _BATCH_FACTS or is_end or is_moment:
                 journal.append(batch)
                 batch.clear()
@@ -219,73 +225,54 @@ def grow(state_dir: Path, length: int, num_devices: int, num_parameters: int) ->
     return size
 
 
-def _history(state: FederationState, num_devices: int, num_parameters: int) -> Iterator[f.Fact]:
-    """Facts without end, each applied to `state` already."""
-    rng = np.random.default_rng(1)
-    schema = TensorSchema(
-        entries=(TensorEntry(name="w", shape=(num_parameters,), dtype="float32", role="parameter"),)
-    )
-    settings = RunSettings.model_validate({"mode": "fedbuff", "rounds": 10**9})
-    spec = CodecSpec(settings.compression.up, settings.compression.density)
-    deltas = (rng.normal(scale=0.01, size=num_parameters).astype(np.float32) for _ in range(_PAYLOADS))
-    payloads = [encode_update(delta, None, schema, spec)[0] for delta in deltas]
-    devices = [f"dev-{number:05}" for number in range(num_devices)]
-    shelf = MemoryShelf()
-    at = time.time() - 86_400.0
+class _Toy:
+    """A federation that trains a small model, without a network and without training.
 
-    def so(fact: f.Fact) -> f.Fact:
-        state.apply(fact)
-        return fact
+    Attributes:
+        most_folded: how many facts at most come after a checkpoint, before the next one is due.
+    """
 
-    yield so(f.EpochBegun(at=at, epoch=1))
-    for device in devices:
-        yield so(f.DeviceEnrolled(at=at, device=device, public_key=device.encode().ljust(32, b".")))
-    task = TaskRef(name="toy", version="1", schema_hash=schema.hash)
-    initial = pack_vector(rng.normal(size=num_parameters).astype(np.float32), shelf)
-    yield so(
-        f.RunCreated(
-            at=at,
-            run="r",
-            settings=settings,
-            task=task,
-            tensor_schema=schema,
-            initial=initial,
-            has_central_data=True,
-        )
-    )
-    yield so(f.RunActivated(at=at, run="r"))
-    run = state.runs["r"]
-    yield so(run.model.next_version(shelf, run="r", at=at))
-    held: dict[str, int] = {}
-    turn = 0
-    while True:
-        device = devices[turn % num_devices]
-        at += _SECONDS_AN_UPDATE * float(rng.exponential())
-        if device in held:
-            yield so(_update(device, held.pop(device), turn, num_devices, at, run.version, payloads, rng))
-            if run.accumulator.num_updates == _BUFFER:
-                scale = 1.0 / run.accumulator.total_weight
-                yield so(
-                    f.StepTaken(
-                        at=at,
-                        run="r",
-                        round=run.version,
-                        scale=scale,
-                        num_updates=_BUFFER,
-                        closed_by="buffer",
-                    )
-                )
-                fact = run.model.next_version(shelf, run="r", at=at)
-                yield so(fact)
-                metrics = {"accuracy": float(rng.random())}
-                yield so(
-                    f.Evaluated(
-                        at=at, run="r", version=fact.version, loss=0.5, num_examples=500, metrics=metrics
-                    )
-                )
-        held[device] = run.lease + 1
-        yield so(
-            f.LeaseGranted(
+    def __init__(self, num_devices: int, num_parameters: int) -> None:
+        self._rng = np.random.default_rng(1)
+        entry = TensorEntry(name="w", shape=(num_parameters,), dtype="float32", role="parameter")
+        self._schema = TensorSchema(entries=(entry,))
+        self._devices = [f"dev-{number:05}" for number in range(num_devices)]
+        self._settings = RunSettings.model_validate({"mode": "fedbuff", "rounds": 10**9})
+        compression = self._settings.compression
+        spec = CodecSpec(compression.up, compression.density)
+        deltas = (self._noise(0.01) for _ in range(_PAYLOADS))
+        payloads = [encode_update(delta, None, self._schema, spec)[0] for delta in deltas]
+        began = time.thread_time()
+        self._updates = [(payload, decode_update(payload, self._schema)) for payload in payloads]
+        update_s = (time.thread_time() - began) / _PAYLOADS
+        by_work = int(_FACTS_AN_UPDATE * EVERY_WORK_S / update_s)
+        self.most_folded = min(EVERY_FACTS, by_work) - _MARGIN_FACTS
+
+    def history(self, state: FederationState) -> Iterator[f.Fact]:
+        """Facts without end, each applied to `state` already."""
+        at = time.time() - 86_400.0
+        shelf = MemoryShelf()
+        for fact in self._beginning(shelf, at):
+            state.apply(fact)
+            yield fact
+        run = state.runs["r"]
+        held: dict[str, int] = {}
+        for turn in itertools.count():
+            device = self._devices[turn % len(self._devices)]
+            at += _SECONDS_AN_UPDATE * float(self._rng.exponential())
+            if device in held:
+                run.decoded = self._updates[
+                    int(self._rng.integers(_PAYLOADS))
+                ]  # as by the core that judged it
+                update = self._update(device, held.pop(device), turn, at, run.version, run.decoded[0])
+                state.apply(update)
+                yield update
+                if run.accumulator.num_updates == _BUFFER:
+                    for fact in self._step(run, shelf, at):
+                        state.apply(fact)
+                        yield fact
+            held[device] = run.lease + 1
+            lease = f.LeaseGranted(
                 at=at,
                 run="r",
                 device=device,
@@ -293,42 +280,66 @@ def _history(state: FederationState, num_devices: int, num_parameters: int) -> I
                 version=run.version,
                 lease_expires_at=at + 600.0,
             )
+            state.apply(lease)
+            yield lease
+
+    def _beginning(self, shelf: MemoryShelf, at: float) -> Iterator[f.Fact]:
+        yield f.EpochBegun(at=at, epoch=1)
+        for device in self._devices:
+            yield f.DeviceEnrolled(at=at, device=device, public_key=device.encode().ljust(32, b"."))
+        made = f.RunCreated(
+            at=at,
+            run="r",
+            settings=self._settings,
+            task=TaskRef(name="toy", version="1", schema_hash=self._schema.hash),
+            tensor_schema=self._schema,
+            initial=pack_vector(self._noise(1.0), shelf),
+            has_central_data=True,
         )
-        turn += 1
+        yield made
+        yield f.RunActivated(at=at, run="r")
+        yield Run(made).model.next_version(shelf, run="r", at=at)
 
+    def _step(self, run: Run, shelf: MemoryShelf, at: float) -> Iterator[f.Fact]:
+        """A step, the version after it, and what that is worth; each is asked for once the one before is so."""
+        scale = 1.0 / run.accumulator.total_weight
+        yield f.StepTaken(
+            at=at, run="r", round=run.version, scale=scale, num_updates=_BUFFER, closed_by="buffer"
+        )
+        fact = run.model.next_version(shelf, run="r", at=at)
+        yield fact
+        metrics = {"accuracy": float(self._rng.random())}
+        yield f.Evaluated(at=at, run="r", version=fact.version, loss=0.5, num_examples=500, metrics=metrics)
 
-def _update(
-    device: str,
-    lease: int,
-    turn: int,
-    num_devices: int,
-    at: float,
-    version: int,
-    payloads: list[bytes],
-    rng: np.random.Generator,
-) -> f.UpdateAccepted:
-    counter = turn // num_devices
-    metrics = {"loss": float(rng.random()), "accuracy": float(rng.random())}
-    return f.UpdateAccepted(
-        at=at,
-        run="r",
-        device=device,
-        counter=counter,
-        lease=lease,
-        base_version=max(0, version - 3),
-        staleness=3,
-        weight=50.0,
-        clip=1.0,
-        norm=float(rng.random()),
-        num_examples=100,
-        duration_s=float(rng.exponential(20.0)),
-        train_s=float(rng.exponential(10.0)),
-        payload=payloads[int(rng.integers(len(payloads)))],
-        metrics=metrics,
-        evaluation=Evaluation(version=max(0, version - 3), num_examples=20, loss=0.5, metrics=metrics),
-        traffic=(1_000 * counter, 2_000 * counter),
-        session=1,
-    )
+    def _update(
+        self, device: str, lease: int, turn: int, at: float, version: int, payload: bytes
+    ) -> f.UpdateAccepted:
+        counter, base, rng = turn // len(self._devices), max(0, version - 3), self._rng
+        metrics = {"loss": float(rng.random()), "accuracy": float(rng.random())}
+        return f.UpdateAccepted(
+            at=at,
+            run="r",
+            device=device,
+            counter=counter,
+            lease=lease,
+            base_version=base,
+            staleness=version - base,
+            weight=50.0,
+            clip=1.0,
+            norm=float(rng.random()),
+            num_examples=100,
+            duration_s=float(rng.exponential(20.0)),
+            train_s=float(rng.exponential(10.0)),
+            payload=payload,
+            digest=hashlib.sha256(payload).digest()[:DIGEST_BYTES],
+            metrics=metrics,
+            evaluation=Evaluation(version=base, num_examples=20, loss=0.5, metrics=metrics),
+            traffic=(1_000 * counter, 2_000 * counter),
+            session=1,
+        )
+
+    def _noise(self, scale: float) -> NDArray[np.float32]:
+        return self._rng.normal(scale=scale, size=self._schema.size).astype(np.float32)
 
 
 if __name__ == "__main__":
