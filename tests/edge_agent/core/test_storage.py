@@ -126,6 +126,22 @@ def test_an_update_that_could_not_be_committed_is_not_sent_before_it_is(joined: 
     assert joined.problem == ""
 
 
+def test_a_training_that_ends_while_the_state_cannot_be_written_is_not_sent(joined: OnDisk) -> None:
+    lease(joined, 1)
+    joined.trained()
+    lease(joined, 2)
+    joined.refuses, joined.fault = everything, "read-only"
+    joined.hear(joined.coordinator.receipt("dev-1", 1))
+    joined.wait(1.5)  # the receipt cannot be written down
+    assert joined.problem == FULL
+    told = joined.trained() + joined.wait(30.0)
+    assert of(told, SendUpdate) == []
+    joined.refuses = nothing
+    told = joined.wait(60.0)
+    assert {update.header.counter for update in of(told, SendUpdate)} == {2}
+    assert [one.header.counter for one in of(told, CommitState)[0].state.runs["r1"].pending] == [2]
+
+
 def test_it_is_tried_again_ever_later_and_no_later_than_every_five_minutes(joined: OnDisk) -> None:
     lease(joined, 1)
     attempts: list[float] = []
