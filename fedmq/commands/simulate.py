@@ -75,6 +75,45 @@ def faults(
     context.exit(0 if failure is None else 1)
 
 
+@simulate.command()
+@click.option(
+    "--histories", type=click.IntRange(1), default=300, show_default=True, help="To look for each in."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the first.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@click.pass_context
+def mutants(
+    context: click.Context,
+    histories: int,
+    seed: int,
+    as_json: bool,  # noqa: FBT001 - click's signature
+) -> None:
+    """Plant bugs in the cores, one after the other, and see which invariant finds each.
+
+    Exits 1 if one is not found.
+    """
+    with needs("demo"):
+        from fedmq.simulation.faults.mutants import MUTANTS, hunt
+    found = []
+    for mutant in MUTANTS:
+        each = hunt(mutant, histories=histories, seed=seed)
+        found.append(each)
+        if not as_json:
+            what = (
+                f"{each.invariant:<14} {each.histories:>4}"
+                if each.invariant
+                else f"{'NOT FOUND':<14} {'':>4}"
+            )
+            click.echo(f"{mutant.name:<32} {what}  {each.text}")
+    if as_json:
+        click.echo(
+            json.dumps(
+                [asdict(each) | {"mutant": each.mutant.name, "does": each.mutant.text} for each in found]
+            )
+        )
+    context.exit(0 if all(each.invariant for each in found) else 1)
+
+
 class _Progress:
     """A line on a terminal; elsewhere nothing."""
 

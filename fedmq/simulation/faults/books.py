@@ -231,16 +231,16 @@ class Books(Watch):
         counter = pending.header.counter
         update = self.updates[name, run, counter]
         update.away = True
-        if update.told == "restore":
-            put_back = self._restored.pop((name, run), None)
-            if put_back is None or put_back[0] != counter:
-                text = f"{name} forgets the refused update {counter} of {run}, and its mass is not back"
-                raise BrokenError("mass", text, name)
+        put_back = self._restored.get((name, run))
+        if update.told == "restore" and put_back is not None and put_back[0] == counter:
             self._residuals[name, run] = put_back[1]
         elif not update.told and not self.models[run].over:
             raise BrokenError(
                 "never-lost", f"{name} forgets update {counter} of {run} without a receipt", name
             )
+        elif update.told == "restore" and not self.models[run].over:
+            text = f"{name} forgets the refused update {counter} of {run}, and its mass is not back"
+            raise BrokenError("mass", text, name)
 
     def _residual_is(self, device: VirtualDevice, run: str, kept: RunState) -> None:
         """The file that the state names holds what the books say."""

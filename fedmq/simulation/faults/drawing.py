@@ -31,7 +31,7 @@ def draw_plan(seed: int) -> Plan:
     """The plan of that name; the same on every machine."""
     chance = random.Random(f"fedmq faults {seed}")  # noqa: S311 - a history is to be repeated
     large = chance.random() < 0.15
-    whole = chance.random() < 0.15
+    whole = chance.random() < 0.12
     devices = tuple(_device(chance, number + 1, large=large) for number in range(chance.randint(2, 5)))
     runs = chance.choice((1, 1, 1, 2))
     plan = Plan(
@@ -46,7 +46,7 @@ def draw_plan(seed: int) -> Plan:
         inflight=chance.choice((1, 4, 20)),
         queued=chance.choice((3, 10, 100, 1_000)),
         latency_s=chance.choice((0.005, 0.05, 0.3)),
-        stops_at=None if whole else chance.randint(200, 230),
+        stops_at=None if whole else chance.randint(200, 215),
     )
     return plan.but(faults=tuple(draw_faults(chance, plan, chance.randint(_FEWEST_FAULTS, _MOST_FAULTS))))
 
