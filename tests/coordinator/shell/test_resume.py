@@ -6,7 +6,10 @@ import contextlib
 import logging
 import re
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -246,6 +249,44 @@ def keep_after(journal: Journal, found: Resumed) -> None:
         == named
     )
     assert resume(journal).num_folded == 0
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import numpy as np
+from fedmq_coordinator.shell import store_checkpoints
+from fedmq_coordinator.shell.store import Journal
+from tests.coordinator.core.test_checkpoint import begin
+from tests.coordinator.shell.test_resume import keep, live
+
+store_checkpoints._PIECE_BYTES = 300
+journal = Journal.open(Path(sys.argv[1]), federation="home")
+world, rng = begin("fedbuff"), np.random.default_rng(int(sys.argv[2]))
+while True:
+    live(world, rng, 3)
+    print(keep(world, journal).number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_process_that_is_killed_while_it_writes_one_leaves_what_reads(tmp_path: Path, after: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), str(after)],
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        known = [int(child.stdout.readline()) for _ in range(after)]
+        child.send_signal(signal.SIGKILL)
+        known += [int(line) for line in child.stdout]
+    with contextlib.closing(Journal.open(tmp_path, federation="home")) as journal:
+        found = resume(journal)
+        assert found.checkpoint is not None
+        assert found.checkpoint.number >= known[-1]
+        assert_whole(found, journal)
+        keep_after(journal, found)
 
 
 async def test_they_are_taken_after_so_many_facts_or_so_much_work_and_at_a_good_end(
