@@ -253,7 +253,9 @@ class Conversation:
         if (run, counter) not in self._desk.outbox:
             return
         if receipt.outcome == "accepted":
-            self._desk.note("debug", f"update {counter} is accepted", run=run)
+            late = self._desk.outbox.is_from_before(run, counter)
+            text = f"update {counter}{', from before the start,' if late else ''} is accepted"
+            self._desk.note("info" if late else "debug", text, run=run)
             self._desk.settle(run, counter, now=now)
             return
         why = f"{receipt.reason}: {receipt.detail}" if receipt.detail else receipt.reason

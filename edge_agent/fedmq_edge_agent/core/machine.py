@@ -89,6 +89,7 @@ class Agent:
         self.desk = Desk(limits, state=state, indexes=indexes, parts=parts, chance=chance, clock_s=clock_s)
         self.conversation = Conversation(self.desk, coordinator_key=coordinator_key, reader=reader)
         self.workshop = Workshop(self.desk, task_opened=self.conversation.task_opened)
+        self._found = words.found(state, indexes, parts)
         self._public_key = public_key
         self._rested = False
         """Whether the daily budget has kept us from listening since the start."""
@@ -292,11 +293,13 @@ class Agent:
     def _on_started(self, *, now: float) -> None:
         desk = self.desk
         desk.contact.since = now
+        if self._found:
+            desk.note("info", f"found on the disk: {self._found}")
         desk.ledger.identify(self._public_key, now=now)
         desk.ledger.reserve_sessions(now=now)
         for run in desk.ledger.state.runs.values():
             for pending in run.pending:
-                desk.outbox.add(pending, now=now)
+                desk.outbox.add(pending, from_before=True, now=now)
 
     def _on_connected(self, event: Connected, *, now: float) -> None:
         desk = self.desk

@@ -47,6 +47,8 @@ class _Entry:
     """Refused; its mass goes back into the residual, then it goes."""
     durable: bool = True
     """Committed; otherwise nobody may hear of it."""
+    from_before: bool = False
+    """It was there when the agent started."""
 
     @property
     def to_be_sent(self) -> bool:
@@ -97,11 +99,16 @@ class Outbox:
 
     # ------------------------------------------------------------------------------ what happens to it
 
-    def add(self, pending: PendingUpdate, *, durable: bool = True, now: float) -> None:
-        """Take an update; `poll` sends it once it is `durable`: committed."""
+    def add(self, pending: PendingUpdate, *, from_before: bool = False, now: float) -> None:
+        """Take an update; `poll` sends it once it is committed, as one `from_before` the start is."""
         self._entries[pending.header.run, pending.header.counter] = _Entry(
-            pending, since=now, next_send_at=now, durable=durable
+            pending, since=now, next_send_at=now, durable=from_before, from_before=from_before
         )
+
+    def is_from_before(self, run: str, counter: int) -> bool:
+        """Whether an update was in the outbox when the agent started."""
+        entry = self._entries.get((run, counter))
+        return entry is not None and entry.from_before
 
     def commit(self, is_durable: Callable[[str, int], bool]) -> None:
         """A commit is about to be written, or was refused: what it has may be sent, and nothing else."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fedmq_edge_agent.core.effects import ApplyDelta, LoadSnapshot, Restore, Train
+from fedmq_edge_agent.core.state import AgentState, ModelIndex, Part
 
 if TYPE_CHECKING:  # the desk's parts speak too
     from fedmq_edge_agent.core.desk import Desk
@@ -25,6 +27,27 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1_000
     return f"{count:.3g} GB"
+
+
+def found(state: AgentState, indexes: Mapping[str, ModelIndex], parts: Mapping[str, tuple[Part, ...]]) -> str:
+    """What a start finds on the disk; empty for a new device."""
+    lines = []
+    for run, kept in state.runs.items():
+        counters = ", ".join(str(pending.header.counter) for pending in kept.pending)
+        links = indexes.get(run, ModelIndex()).links
+        things = [
+            f"version {links[-1].version}" if links else "no model",
+            *(_fetched(part) for part in parts.get(run, ())),
+            "a residual" if kept.residual_file is not None else "",
+            f"update{'s' if len(kept.pending) > 1 else ''} {counters} without a receipt" if counters else "",
+        ]
+        lines.append(f"{run}: {', '.join(thing for thing in things if thing)}")
+    return "; ".join(lines)
+
+
+def _fetched(part: Part) -> str:
+    link = part.head.link
+    return f"{len(part.have)} of {part.head.count} chunks of {link.blob} {link.version}"
 
 
 def waiting(desk: Desk, *, key_known: bool, now: float) -> str:

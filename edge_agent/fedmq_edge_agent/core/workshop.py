@@ -281,7 +281,7 @@ class Workshop:
         pending = self._desk.ledger.trained(
             request, finished, schema_hash=schema_hash, took_s=took_s, now=now
         )
-        self._desk.outbox.add(pending, durable=False, now=now)
+        self._desk.outbox.add(pending, now=now)
         text = f"trained on version {request.base_version} in {took_s:.2f} s, {finished.payload.size} bytes to send"
         self._desk.note("info", text, run=run, round=request.lease)
 

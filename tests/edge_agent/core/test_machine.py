@@ -53,7 +53,7 @@ from fedmq_edge_agent.core.events import (
     TrainingFinished,
 )
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
-from fedmq_edge_agent.core.state import AgentState, Link, ModelIndex, PartHead
+from fedmq_edge_agent.core.state import AgentState, Link, ModelIndex, Part, PartHead
 from fedmq_protocol.chunks import Assembly, blob_ref
 from fedmq_protocol.envelope import COORDINATOR, Sealer
 from fedmq_protocol.messages import (
@@ -420,6 +420,23 @@ def test_a_trained_update_is_committed_before_it_is_sent(joined: Device) -> None
     assert [pending.header for pending in kept.pending] == [send.header]
     assert send.file == "update-1.bin"
     assert (send.header.counter, send.header.lease, send.header.base_version) == (1, 1, 0)
+
+
+def test_a_start_says_what_it_found_and_what_became_of_it(joined: Device) -> None:
+    coordinator = joined.coordinator
+    joined.hear(coordinator.lease("dev-1", 1))
+    [commit] = of(joined.trained(), CommitState)
+    chunks = coordinator.chunks("snapshot", 0)
+    index = ModelIndex(links=(part_head(chunks[0]).link,))
+    part = Part(part_head(chunks[0]), frozenset({0, 2}))
+    again = Device(coordinator, state=commit.state, indexes={"r1": index}, parts={"r1": (part,)})
+    assert next(note.text for note in of(again.start(), Note)) == (
+        "found on the disk: r1: version 0, 2 of 3 chunks of snapshot 0, a residual, update 1 without a receipt"
+    )
+    again.connect()
+    again.hear(coordinator.status())
+    [note] = of(again.hear(coordinator.receipt("dev-1", 1)), Note)
+    assert (note.level, note.text) == ("info", "update 1, from before the start, is accepted")
 
 
 def test_an_accepted_update_goes_with_the_next_commit(joined: Device) -> None:

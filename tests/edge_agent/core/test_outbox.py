@@ -30,7 +30,7 @@ def make(size: int, *, metrics: dict[str, float] | None = None) -> tuple[Outbox,
     outbox = Outbox(topics=TOPICS, device="dev-1", chance=lambda: 0.5)
     header = HEADER.model_copy(update={"payload": blob_ref(bytes(size)), "metrics": metrics or {}})
     pending = PendingUpdate(header=header, file="update-3.bin")
-    outbox.add(pending, now=0.0)
+    outbox.add(pending, from_before=True, now=0.0)
     outbox.connected(PACKET, now=0.0)
     return outbox, pending
 
@@ -116,7 +116,7 @@ def test_a_bitmap_of_the_wrong_size_is_refused() -> None:
 def test_what_waits_is_not_begun_together_where_only_one_of_it_fits() -> None:
     outbox, first = make(5_000)
     header = first.header.model_copy(update={"counter": 4})
-    outbox.add(PendingUpdate(header=header, file="update-4.bin"), now=0.0)
+    outbox.add(PendingUpdate(header=header, file="update-4.bin"), from_before=True, now=0.0)
     left = 2 * outbox_cost(5_000) - 1
 
     def fits(cost: int, _what: str) -> bool:
@@ -138,7 +138,7 @@ def test_what_waits_is_not_begun_together_where_only_one_of_it_fits() -> None:
 def test_what_fits_together_is_sent_together() -> None:
     outbox, first = make(5_000)
     header = first.header.model_copy(update={"counter": 4})
-    outbox.add(PendingUpdate(header=header, file="update-4.bin"), now=0.0)
+    outbox.add(PendingUpdate(header=header, file="update-4.bin"), from_before=True, now=0.0)
     assert counters(outbox.poll(fits=anything, left=2 * outbox_cost(5_000), now=0.0)) == [3, 4]
 
 

@@ -35,9 +35,13 @@ from fedmq_edge_agent.core.events import (
     ResidualRestored,
     TrainerRefused,
 )
+from fedmq_edge_agent.core.outbox import Outbox
+from fedmq_edge_agent.core.state import PendingUpdate
 from fedmq_edge_agent.disk_faults import DiskFault
 from fedmq_protocol.messages import Presence, Report
+from fedmq_protocol.topics import Topics
 from tests.edge_agent.core.test_machine import Device, bodies, of
+from tests.edge_agent.core.test_state import HEADER
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
 
 FULL = "the disk is full; make room on it: cannot write /var/lib/fedmq/state"
@@ -353,3 +357,13 @@ def test_with_a_read_only_disk_from_the_start_the_device_says_so_and_waits() -> 
     waits = device.agent.waiting(now=device.now)
     assert waits.startswith(f"{FULL} (for ")
     assert "tried again in" in waits
+
+
+def test_an_update_is_heard_of_once_it_is_committed_and_no_earlier() -> None:
+    outbox = Outbox(topics=Topics("home"), device="dev-1", chance=lambda: 0.5)
+    outbox.connected(131_072, now=0.0)
+    outbox.add(PendingUpdate(header=HEADER, file="update-3.bin"), now=0.0)
+    assert outbox.next_deadline() is None
+    assert outbox.poll(fits=lambda *_: True, now=0.0) == []
+    outbox.commit(lambda run, counter: (run, counter) == ("r1", 3))
+    assert outbox.poll(fits=lambda *_: True, now=0.0) == [SendUpdate(HEADER, "update-3.bin")]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedmq_edge_agent.core.state import AgentState, Link, ModelIndex
-from fedmq_edge_agent.shell.disk import Disk, DiskError
+from fedmq_edge_agent.shell.disk import SPARE_BYTES, Disk, DiskError
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.errors import RemoteError, StoreError
 from tests.edge_agent.core.test_state import STATE
@@ -111,3 +111,79 @@ def test_keys_are_private_and_stay(disk: Disk) -> None:
     (disk.folder / "coordinator.pub").write_text("nonsense")
     with pytest.raises(StoreError, match="remove it to believe the next coordinator"):
         disk.pinned_key()
+
+
+@pytest.mark.parametrize("torn", [b"", bytes(65), b"c0ffee\n", b"\xff" * 64])
+def test_a_torn_key_of_which_nobody_has_heard_is_put_aside(disk: Disk, torn: bytes) -> None:
+    (disk.folder / "key").write_bytes(torn)
+    made = disk.key(AgentState())
+    assert disk.key(AgentState(session=100, identity=made.public_key)).public_key == made.public_key
+    assert (disk.folder / "key.damaged").read_bytes() == torn
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["of this version", "of a version before"])
+def test_a_device_that_is_known_does_not_change_its_key_in_silence(disk: Disk, known: bool) -> None:  # noqa: FBT001 - pytest names it
+    key = disk.key(AgentState())
+    state = AgentState(session=100, identity=key.public_key if known else None)
+    path = disk.folder / "key"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    with pytest.raises(
+        StoreError, match="is damaged, and by its key this device is known: put the right one"
+    ):
+        disk.key(state)
+    path.unlink()
+    with pytest.raises(StoreError, match="is gone, and by its key"):
+        disk.key(state)
+    assert not path.exists()
+    path.write_bytes(whole)
+    assert disk.key(state).public_key == key.public_key
+    path.write_text("ab" * 32)
+    if known:
+        with pytest.raises(StoreError, match="another key than the one by which this device is known"):
+            disk.key(state)
+
+
+def test_the_last_room_is_for_the_state(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (disk.folder / "spare").stat().st_size == SPARE_BYTES
+    flush = os.fsync
+
+    def full_but_for_the_spare(descriptor: int) -> None:
+        if (disk.folder / "spare").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_but_for_the_spare)
+    disk.save_state(AgentState(session=6))
+    assert disk.load_state() == AgentState(session=6)
+    monkeypatch.setattr(os, "fsync", flush)
+    disk.try_room(1 << 20)
+    assert (disk.folder / "spare").stat().st_size == SPARE_BYTES
+    assert not (disk.folder / "trial.tmp").exists()
+
+
+def test_a_chain_is_taken_up_as_far_as_its_files_are_there(disk: Disk) -> None:
+    links = [
+        Link(blob="snapshot", version=0, ref=blob_ref(b"base"), chain_hash=bytes(32), replica_hash=bytes(32))
+    ]
+    links += [
+        Link(blob="delta", version=version, ref=blob_ref(b"delta"), chain_hash=bytes(32))
+        for version in (1, 2, 3)
+    ]
+    disk.save_index("r1", ModelIndex(links=tuple(links)))
+    disk.store_blob("r1", "snapshot", 0, b"base")
+    disk.store_blob("r1", "delta", 1, b"delta")
+    disk.store_blob("r1", "delta", 2, b"short"[:3])
+    disk.store_blob("r1", "delta", 3, b"delta")
+    assert disk.load_models(STATE)[0] == {"r1": ModelIndex(links=tuple(links[:2]))}
+
+
+def test_only_one_line_of_a_first_start_on_a_disk_that_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StoreError, match=r"cannot use the state folder .*: Read-only file system"):
+        Disk(tmp_path / "dev-1")
