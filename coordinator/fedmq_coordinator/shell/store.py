@@ -60,6 +60,7 @@ class Journal:
         self._reader = Reader(database, self._bulk)
         self.federation = ""
         self._last = 0
+        self._losses = 0
         self._first_at: float | None = None
         self._last_at: float | None = None
 
@@ -180,13 +181,13 @@ class Journal:
             return
         rows, belongings = to_rows(facts, after=self._last)
         epoch = max((fact.epoch for fact in facts if isinstance(fact, EpochBegun)), default=0)
-        again = False
+        losses = 0
 
         def work(connection: Connection) -> None:
-            nonlocal again
-            if again and self._are_there(connection, rows):
+            nonlocal losses
+            losses = self.database.losses
+            if losses != self._losses and self._are_there(connection, rows):
                 return
-            again = True
             self._fence.check(connection)
             connection.execute(insert(FACTS), rows)
             self._bulk.insert(connection, belongings)
@@ -194,6 +195,7 @@ class Journal:
                 self._fence.reach(connection, epoch)
 
         self.database.write(work, guarded=False)
+        self._losses = losses
         self._fence.epoch = max(self._fence.epoch, epoch)
         self._last += len(rows)
         self._last_at = facts[-1].at

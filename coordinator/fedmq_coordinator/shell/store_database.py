@@ -90,6 +90,8 @@ class Database:
         self.engine = dialect.connect()
         self.guard: Callable[[Connection], None] = lambda _: None
         """Called first in each transaction that writes; raises what forbids it."""
+        self.losses = 0
+        """How often a connection was lost: so often the server may have gone back behind what it had said."""
         self._dialect = dialect
         self._patience_s = patience_s
         self._turn = threading.Lock()
@@ -171,6 +173,7 @@ class Database:
                     case Fault.FAILED:
                         raise StoreError(f"cannot {doing} the journal {self.name}: {cause}") from error
                     case Fault.LOST:
+                        self.losses += 1
                         waited = time.monotonic() - began
                         if waited + wait_s > self._patience() or self._hurried.is_set():
                             after = f" after {waited:.0f} s of trying" if losses else ""
