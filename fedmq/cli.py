@@ -32,7 +32,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "Start a device's agent, or try out a task without a federation.",
     ),
     "broker": ("fedmq.commands.broker:broker", "Start a broker for trying out."),
-    "simulate": ("fedmq.commands.simulate:simulate", "The real cores in virtual time: seeded faults."),
+    "simulate": ("fedmq.commands.simulate:simulate", "The real cores in virtual time: a fleet, or faults."),
     "config": ("fedmq.commands.config:config", "Show what holds, and where it came from."),
 }
 """Each verb: where it is, and its line in `fedmq --help`. Adding one is a file and a line here."""

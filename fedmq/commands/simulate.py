@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedmq.commands.fleet import fleet
 from fedmq.extras import needs
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @click.group()
 def simulate() -> None:
     """The coordinator and the devices as they are, in virtual time and in memory."""
+
+
+simulate.add_command(fleet)
 
 
 @simulate.command()

@@ -116,7 +116,7 @@ def learning(report: Report) -> Picture:
         "Accuracy and loss of each round's model, on data that no device trains on. "
         "Centralised: the same model trained on all data in one place, for as many epochs.",
         f"Accuracy over {len(xs)} rounds, at best {best}, and the loss.",
-        _svg("learning", draw, height=2.9),
+        svg("learning", draw, height=2.9),
     )
 
 
@@ -148,7 +148,7 @@ def traffic(report: Report) -> Picture:
         "Everything on the devices' MQTT sockets, all devices together, on a logarithmic scale. "
         f"The first {word} holds the first download of the whole model.",
         f"Bytes a {word} up and down; float32 would take {ratio} times as much over the run.",
-        _svg("traffic", draw, height=3.0),
+        svg("traffic", draw, height=3.0),
     )
 
 
@@ -176,7 +176,7 @@ def staleness(report: Report) -> Picture:
         "How many versions had been published since the one that an update trained on. "
         "Late updates count, with less weight.",
         f"{counts.get(0, 0)} fresh updates and {late} late ones.",
-        _svg("staleness", draw, height=2.5),
+        svg("staleness", draw, height=2.5),
     )
 
 
@@ -226,7 +226,7 @@ def timeline(report: Report) -> Picture:
         + (" A cross: the device was killed." if killed else "")
         + more,
         f"A timeline of {len(rows)} devices.",
-        _svg("timeline", draw, height=0.9 + 0.24 * len(rows)),
+        svg("timeline", draw, height=0.9 + 0.24 * len(rows)),
     )
 
 
@@ -253,7 +253,7 @@ def _style(name: str) -> Iterator[None]:
         yield
 
 
-def _svg(name: str, draw: Callable[[Figure], None], *, height: float) -> str:
+def svg(name: str, draw: Callable[[Figure], None], *, height: float) -> str:
     """Draw, and make the SVG fit to stand in a page beside others: own ids, own colours, no fixed size."""
     with _style(name):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")

@@ -70,12 +70,12 @@ class Federation:
         self.cast = cast
         self.watch = Watch() if watch is None else watch
         self.broker = Broker(self.world, Calm() if network is None else network, cast.limits)
-        mail = Mail(parsed=cast.parsed, packed=cast.packed)
+        self.mail = Mail(parsed=cast.parsed, packed=cast.packed)
         self.coordinator = VirtualCoordinator(
             self.world,
             self.broker,
             federation=FEDERATION,
-            mail=mail,
+            mail=self.mail,
             options=cast.coordinator,
             evaluate=cast.evaluate,
             watch=self.watch,
@@ -88,7 +88,7 @@ class Federation:
                 self.broker,
                 federation=FEDERATION,
                 name=name,
-                mail=mail,
+                mail=self.mail,
                 learner=cast.learner,
                 replicas=self.replicas,
                 options=cast.options.get(name, usual),
