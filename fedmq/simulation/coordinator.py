@@ -20,6 +20,7 @@ from fedmq.simulation.journal import VirtualJournal
 from fedmq.simulation.mail import CheapKey, Mail
 from fedmq.simulation.watch import Watch
 from fedmq.simulation.world import LocalClock, Timer, World
+from fedmq_coordinator.core.checkpoint import load
 from fedmq_coordinator.core.effects import (
     Clear,
     Effect,
@@ -43,6 +44,7 @@ from fedmq_coordinator.core.events import (
 )
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.core.progress import LARGE_MODEL
+from fedmq_coordinator.core.state import FederationState
 from fedmq_protocol.envelope import COORDINATOR, Sealer
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Body, Status
@@ -68,6 +70,7 @@ class CoordinatorOptions:
         max_packet_bytes: what the broker takes.
         aside_from: as for the core.
         ahead_s: by how much its wall clock is wrong.
+        checkpoint_facts: a checkpoint is taken after so many facts; 0: never.
     """
 
     commit_s: float = 0.004
@@ -76,6 +79,7 @@ class CoordinatorOptions:
     max_packet_bytes: int = MAX_PACKET_BYTES
     aside_from: int = LARGE_MODEL
     ahead_s: float = 0.0
+    checkpoint_facts: int = 50
 
 
 class VirtualCoordinator:
@@ -135,14 +139,29 @@ class VirtualCoordinator:
 
     def make_core(self) -> Coordinator:
         """A core that knows the journal alone, through its bytes."""
-        core = Coordinator(
-            federation=self.topics.federation, aside_from=self.options.aside_from, reader=self._mail
+        state = FederationState()
+        state.replay(self.journal.read)
+        return self._core_at(state)
+
+    def _resume(self) -> Coordinator:
+        """A core as a start makes it: out of the newest checkpoint, and the facts after it."""
+        stored = self.journal.checkpoint
+        if stored is None:
+            return self.make_core()
+        state = load(stored, self.journal.fetch, self.journal.after)
+        state.fold(self.journal.after(state.num_facts))
+        return self._core_at(state)
+
+    def _core_at(self, state: FederationState) -> Coordinator:
+        return Coordinator(
+            federation=self.topics.federation,
+            aside_from=self.options.aside_from,
+            reader=self._mail,
+            state=state,
         )
-        core.state.replay(self.journal.read)
-        return core
 
     def start(self) -> None:
-        """Begin a life: replay the journal, put the new epoch on disk, connect."""
+        """Begin a life: go on where the journal ends, put the new epoch on disk, connect."""
         if self.alive:
             return
         self.alive, self.halted = True, ""
@@ -150,7 +169,7 @@ class VirtualCoordinator:
         life, world = self.starts, self.world
         self._inbox.clear()
         self._busy = False
-        self.core = self.make_core()
+        self.core = self._resume()
         self._told_at = 0.0
         self._offset = max(self.clock(), self.journal.last_at) - world.now
         self.watch.coordinator_started(self)
@@ -294,6 +313,8 @@ class VirtualCoordinator:
             self.journal.append(facts)
             self._requests = [asked for asked in self._requests if all(asked is not told for told in batch)]
             self.watch.journaled(self, facts)
+            if 0 < self.options.checkpoint_facts <= self.journal.num_after_checkpoint:
+                self.journal.keep(self.core.checkpoint())
         sends = 0
         for effect in effects:
             if isinstance(effect, Send | SendChunk | Clear):

@@ -1,9 +1,11 @@
-"""The coordinator's journal in memory: facts as bytes, all of a batch or none."""
+"""The coordinator's journal in memory: facts as bytes, all of a batch or none; and the newest checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+from fedmq_coordinator.core.blobs import MemoryBlob
+from fedmq_coordinator.core.checkpoint import Checkpoint
 from fedmq_coordinator.core.facts import Fact, dump, load
 
 
@@ -17,6 +19,8 @@ class VirtualJournal:
         self._rows: list[tuple[str, bytes]] = []
         self._fresh: list[Fact] = []
         self.last_at = 0.0
+        self.checkpoint: MemoryBlob | None = None
+        self._checkpointed = 0
 
     def __len__(self) -> int:
         return len(self._rows) + len(self._fresh)
@@ -28,6 +32,17 @@ class VirtualJournal:
             self.last_at = facts[-1].at
 
     @property
+    def num_after_checkpoint(self) -> int:
+        """How many facts have come since."""
+        return len(self) - self._checkpointed
+
+    def keep(self, checkpoint: Checkpoint | None) -> None:
+        """Let it be the newest one, if there is one now."""
+        if checkpoint is not None:
+            self.checkpoint = MemoryBlob(b"".join(checkpoint.pieces()))
+            self._checkpointed = checkpoint.number
+
+    @property
     def rows(self) -> list[tuple[str, bytes]]:
         """Kinds and bytes."""
         self._rows += [dump(fact) for fact in self._fresh]
@@ -37,3 +52,11 @@ class VirtualJournal:
     def read(self) -> Iterator[Fact]:
         """Every fact, from its bytes."""
         return (load(kind, data) for kind, data in self.rows)
+
+    def after(self, number: int) -> Iterator[Fact]:
+        """The facts with larger numbers, which begin with 1."""
+        return (load(kind, data) for kind, data in self.rows[number:])
+
+    def fetch(self, numbers: Collection[int]) -> dict[int, Fact]:
+        """Facts by their numbers."""
+        return {number: load(*self.rows[number - 1]) for number in numbers}

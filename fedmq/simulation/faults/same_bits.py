@@ -61,7 +61,7 @@ def _of_runs(one: Run, other: Run) -> list[str]:
     elif one.holds_model:
         if one.model.replica.tobytes() != other.model.replica.tobytes():
             found.append("replica")
-        if one.model.weights.tobytes() != other.model.weights.tobytes():
+        if not one.over and one.model.weights.tobytes() != other.model.weights.tobytes():
             found.append("weights")
         if one.model.manifest() != other.model.manifest():
             found.append("manifest")
