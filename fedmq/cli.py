@@ -27,6 +27,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "run": ("fedmq.commands.run:run", "Start, watch, list, stop and report runs."),
     "model": ("fedmq.commands.model:model", "List and export model versions."),
     "coordinator": ("fedmq.commands.coordinator:coordinator", "Start the coordinator."),
+    "store": ("fedmq.commands.store:store", "Look after the coordinator's journal: gc, verify, backup."),
     "agent": (
         "fedmq.commands.agent:agent",
         "Start a device's agent, or try out a task without a federation.",

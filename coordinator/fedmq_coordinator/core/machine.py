@@ -183,14 +183,20 @@ class Coordinator:
             self._progress.grant_again(run)
 
     def _other_status(self, payload: bytes) -> None:
-        """Another coordinator of this federation, with our key and a newer epoch: that one goes on, we end."""
+        """A coordinator of this federation, with our key and a newer epoch: devices believe that one alone, we end.
+
+        It may have gone meanwhile, or seem so: two with one client id put each other out, and their last wills speak.
+        """
         try:
             opened = self._desk.reader.open(self.topics.coordinator_status, payload)
             envelope = self._desk.reader.verified(opened, self._desk.public_key)
         except RemoteError:
             return
-        if isinstance(envelope.body, Status) and envelope.body.online and envelope.epoch > self.state.epoch:
-            reason = f"another coordinator of this federation has taken over, with epoch {envelope.epoch}"
+        if isinstance(envelope.body, Status) and envelope.epoch > self.state.epoch:
+            away = "" if envelope.body.online else " (it is away now), and devices believe no older one"
+            reason = (
+                f"another coordinator of this federation has taken over, with epoch {envelope.epoch}{away}"
+            )
             self._desk.put(do.Halt(reason))
 
     def _request(self, event: e.RunRequested) -> None:

@@ -10,6 +10,22 @@ from pathlib import Path
 from fedmq_protocol.errors import StoreError
 
 
+def holder(folder: Path) -> str | None:
+    """Who holds a folder, `pid 123` or `a process`; None: nobody does. Nothing is written."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        return f"pid {pid}" if pid.isdigit() else "a process"
+    finally:
+        os.close(descriptor)
+    return None
+
+
 class FolderLock:
     """An exclusive lock on a folder, held from construction to `release`.
 

@@ -49,7 +49,7 @@ def prepare(database: Database, connection: Connection, federation: str) -> None
             )
         )
         Fence.make(connection)
-        _stamp(connection, JOURNAL_VERSION)
+        stamp(connection)
         return
     found = look(database, connection)
     if found.federation != federation:
@@ -113,13 +113,14 @@ def _migrate(connection: Connection, version: int) -> None:
     from alembic import command  # noqa: PLC0415  # a start that has nothing to migrate does without
     from alembic.config import Config  # noqa: PLC0415
 
-    _stamp(connection, version)
+    stamp(connection, version)
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(_REVISIONS).replace("%", "%%"))
     command.upgrade(config, revision_of(JOURNAL_VERSION))
 
 
-def _stamp(connection: Connection, version: int) -> None:
+def stamp(connection: Connection, version: int = JOURNAL_VERSION) -> None:
+    """Write down for Alembic of which version the tables are."""
     _STAMP.create(connection, checkfirst=True)
     connection.execute(delete(_STAMP))
     connection.execute(insert(_STAMP).values(version_num=revision_of(version)))
