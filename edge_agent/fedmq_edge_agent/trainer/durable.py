@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def require_room(folder: Path, room_bytes: int) -> None:
+    """Look whether so much could be written into `folder`, before work is done that would be for nothing.
+
+    Raises:
+        OSError: there is less room, or it is on a disk that is mounted read-only. Quotas show at the writing only.
+    """
+    disk = os.statvfs(folder)
+    fault = errno.EROFS if disk.f_flag & os.ST_RDONLY else errno.ENOSPC
+    if fault == errno.EROFS or disk.f_bavail * disk.f_frsize < room_bytes:
+        raise OSError(fault, os.strerror(fault))
 
 
 def sweep(folder: Path) -> None:

@@ -27,7 +27,7 @@ from fedmq_edge_agent.trainer.blame import describe
 from fedmq_edge_agent.trainer.centralised import reference
 from fedmq_edge_agent.trainer.channel import Message
 from fedmq_edge_agent.trainer.dataset import Examples
-from fedmq_edge_agent.trainer.durable import flush_folder, replacing, sweep
+from fedmq_edge_agent.trainer.durable import flush_folder, replacing, require_room, sweep
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_edge_agent.trainer.opened import Opened, Role, central_data, open_task
 from fedmq_edge_agent.trainer.paged import Paged, scratch
@@ -224,14 +224,15 @@ class Host:
         folder = Path(run_dir)
         payload_file, left_file = folder / f"update-{counter}.bin", folder / f"residual-{counter}.bin"
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder)
+            require_room(folder, _room_bytes(opened))
             mask_seed = shared_seed(seed, base_version)
             work = Training(opened, replica.values, settings, uploading, mask_seed=mask_seed)
             evaluation, warning = work.evaluate(base_version) if evaluate else (None, None)
             own_seed = derived_seed(seed, device, lease)
             trained = work.train(own_seed)
             after = None if measure is None else _evaluated(opened, measure)
-            folder.mkdir(parents=True, exist_ok=True)
-            sweep(folder)
             with (
                 replacing(payload_file) as payload,
                 new_residual(left_file, opened.schema.num_parameters, owner) as left,
@@ -403,8 +404,12 @@ OPERATIONS: Final[dict[str, Callable[..., Result]]] = {
 
 def _disk_refused(error: OSError, what: str, opened: Opened) -> TrainerError:
     """Nothing was written: the files are as they were before."""
-    room_bytes = 4 * opened.schema.size + _UPDATE_ROOM_BYTES
-    return TrainerError(code_of(fault_of(error)), sentence(error, what), room_bytes)
+    return TrainerError(code_of(fault_of(error)), sentence(error, what), _room_bytes(opened))
+
+
+def _room_bytes(opened: Opened) -> int:
+    """About what an update and its residual take."""
+    return 4 * opened.schema.size + _UPDATE_ROOM_BYTES
 
 
 def _write_snapshot(values: Paged, opened: Opened, codec: str, path: Path) -> BlobRef:
