@@ -28,6 +28,7 @@ from typing import Final, Protocol
 
 from fedmq_coordinator.core.effects import Clear, Send, SendChunk
 from fedmq_coordinator.shell.standing import Standing
+from fedmq_coordinator.shell.store_database import AwayError
 from fedmq_protocol.aio import RefusedError
 from fedmq_protocol.envelope import Sealer
 from fedmq_protocol.errors import ConnectionFailedError, StoreError
@@ -105,6 +106,8 @@ class Outbox:
         self._emptied.set()
         self._under_way: dict[asyncio.Task[None], int] = {}
         """What is handed over and not acknowledged; of a chunk, its bytes, else 0."""
+        self._reading = False
+        """A message that is neither queued nor under way waits for the database."""
         self._pump: asyncio.Task[None] | None = None
         self._overflowing = False
 
@@ -211,7 +214,12 @@ class Outbox:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            payload = self._seal(message)
+            try:
+                payload = self._seal(message)
+            except AwayError:  # the loop does not wait for the database, but a thread may
+                self._reading = True
+                payload = await asyncio.to_thread(self._seal, message)
+                self._reading = False
             if payload is None:
                 continue
             # A task begins in the order of its making, and hands its packet over before it first waits.
@@ -259,12 +267,18 @@ class Outbox:
         return not sizes or (len(sizes) < CHUNKS_UNDER_WAY and sum(sizes) + expected <= CHUNK_BYTES_UNDER_WAY)
 
     def _seal(self, message: Message) -> bytes | None:
-        """The packet's payload, made when its turn has come; None if its bytes cannot be read."""
+        """The packet's payload, made when its turn has come; None if its bytes cannot be read.
+
+        Raises:
+            AwayError: the database is out of reach, and the loop must not wait for it.
+        """
         try:
             if isinstance(message, Clear):
                 return b""
             packed = isinstance(message, Send) and message.packed
             return self._sealer.seal(message.topic, message.body, packed=packed)
+        except AwayError:
+            raise
         except StoreError as error:
             _log.error("not sent on %s: %s", message.topic, error)  # the text says it all
             return None
@@ -277,7 +291,7 @@ class Outbox:
             _log.error("a message could not be published", exc_info=error)
 
     def _settle(self) -> None:
-        if not self.queued and not self._under_way:
+        if not self.queued and not self._under_way and not self._reading:
             self._emptied.set()
 
     async def _publish(self, message: Message, payload: bytes) -> None:

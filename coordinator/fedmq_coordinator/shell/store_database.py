@@ -34,6 +34,10 @@ _FIRST_WAIT_S: Final = 0.02
 _LONGEST_WAIT_S: Final = 2.0
 
 
+class AwayError(StoreError):
+    """The database is out of reach, and whoever asked cannot wait: it runs an event loop."""
+
+
 class Fault(enum.Enum):
     """What an error of the database means for who uses it."""
 
@@ -175,7 +179,9 @@ class Database:
                     case Fault.LOST:
                         self.losses += 1
                         waited = time.monotonic() - began
-                        if waited + wait_s > self._patience() or self._hurried.is_set():
+                        if _in_a_loop():
+                            raise AwayError(f"the journal {self.name} is out of reach: {cause}") from error
+                        if waited + wait_s > self._patience_s or self._hurried.is_set():
                             after = f" after {waited:.0f} s of trying" if losses else ""
                             raise StoreError(
                                 f"cannot {doing} the journal {self.name}{after}: {cause}"
@@ -202,13 +208,14 @@ class Database:
         else:
             self._dialect.hold_again(self.engine)
 
-    def _patience(self) -> float:
-        """Seconds; a thread that runs an event loop must not be kept waiting."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return self._patience_s
-        return 0.0
+
+def _in_a_loop() -> bool:
+    """Whether this thread runs an event loop, and must not be kept waiting."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _cause(error: SQLAlchemyError) -> str:

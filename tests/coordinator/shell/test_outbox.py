@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,6 +13,7 @@ from fedmq_coordinator.core.blobs import Blob, MemoryBlob
 from fedmq_coordinator.core.effects import Clear, Send, SendChunk
 from fedmq_coordinator.shell import outbox as outbox_module
 from fedmq_coordinator.shell.outbox import Outbox
+from fedmq_coordinator.shell.store_database import AwayError
 from fedmq_protocol.aio import RefusedError
 from fedmq_protocol.envelope import Sealer, open_envelope
 from fedmq_protocol.errors import ConnectionFailedError, StoreError
@@ -220,6 +222,26 @@ async def test_words_overtake_a_model_which_is_read_as_it_goes(slow: tuple[SlowL
     assert [(body.index, len(body.data)) for body in bodies if isinstance(body, ModelChunk)] == [
         (index, CHUNK_BYTES) for index in range(40)
     ]
+
+
+class OutOfReach(MemoryBlob):
+    """In a database that is away for who cannot wait."""
+
+    def read(self, start: int, length: int) -> bytes:
+        if threading.current_thread() is threading.main_thread():
+            raise AwayError("the journal is out of reach")
+        return super().read(start, length)
+
+
+async def test_chunks_wait_for_a_database_that_is_away(link: Link, outbox: Outbox) -> None:
+    link.open.set()
+    for chunk in chunks(OutOfReach(bytes(range(200)) * 1_000)):
+        outbox.put(chunk)
+    await outbox.flush(5.0)
+    bodies = [
+        open_envelope(topic, payload).verified(KEY.public_key).body for topic, payload, _ in link.handed
+    ]
+    assert b"".join(body.data for body in bodies if isinstance(body, ModelChunk)) == bytes(range(200)) * 1_000
 
 
 async def test_small_chunks_stay_below_what_a_broker_has_under_way(slow: tuple[SlowLink, Outbox]) -> None:

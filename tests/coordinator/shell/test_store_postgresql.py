@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
@@ -19,6 +20,7 @@ from fedmq_coordinator.core.facts import EpochBegun, Fact, VersionPublished
 from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.shell.settings import DatabaseSettings
 from fedmq_coordinator.shell.store import Journal
+from fedmq_coordinator.shell.store_database import AwayError
 from fedmq_coordinator.shell.store_fence import FencedError
 from fedmq_protocol.errors import ConfigError, StoreError
 from tests.coordinator.shell.places import Place, opening_process
@@ -340,3 +342,16 @@ class TestRefusals:
         assert newer.num_facts == len(list(newer.read())) == 2
         older.close()
         newer.close()
+
+
+class TestInALoop:
+    async def test_an_event_loop_is_not_kept_waiting(self, journal: Journal, postgres_place: Place) -> None:
+        """Reading in a loop fails at once, and does well in a thread; the outbox reads so."""
+        await asyncio.to_thread(journal.append, [published(0, private=bytes(PIECE_BYTES))])
+        (fact,) = await asyncio.to_thread(lambda: list(journal.read()))
+        assert isinstance(fact, VersionPublished)
+        assert fact.private is not None
+        await asyncio.to_thread(end_sessions, postgres_place)
+        with pytest.raises(AwayError, match="is out of reach: "):
+            fact.private.read(0, 5)
+        assert await asyncio.to_thread(fact.private.read, 0, 5) == bytes(5)
