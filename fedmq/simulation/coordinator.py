@@ -143,7 +143,7 @@ class VirtualCoordinator:
         state.replay(self.journal.read)
         return self._core_at(state)
 
-    def _resume(self) -> Coordinator:
+    def resumed_core(self) -> Coordinator:
         """A core as a start makes it: out of the newest checkpoint, and the facts after it."""
         stored = self.journal.checkpoint
         if stored is None:
@@ -169,7 +169,7 @@ class VirtualCoordinator:
         life, world = self.starts, self.world
         self._inbox.clear()
         self._busy = False
-        self.core = self._resume()
+        self.core = self.resumed_core()
         self._told_at = 0.0
         self._offset = max(self.clock(), self.journal.last_at) - world.now
         self.watch.coordinator_started(self)

@@ -12,12 +12,14 @@ from fedmq_coordinator.core.facts import Fact, dump, load
 class VirtualJournal:
     """What survives a kill of the coordinator.
 
-    Facts never change, so they are turned into bytes only when somebody reads; what is read is always made of bytes.
+    Facts never change. So they are turned into bytes when somebody reads them first, and each is read back from them
+    once: whoever reads gets facts that are made of bytes.
     """
 
     def __init__(self) -> None:
         self._rows: list[tuple[str, bytes]] = []
         self._fresh: list[Fact] = []
+        self._read: list[Fact] = []
         self.last_at = 0.0
         self.checkpoint: MemoryBlob | None = None
         self._checkpointed = 0
@@ -51,12 +53,17 @@ class VirtualJournal:
 
     def read(self) -> Iterator[Fact]:
         """Every fact, from its bytes."""
-        return (load(kind, data) for kind, data in self.rows)
+        return self.after(0)
 
     def after(self, number: int) -> Iterator[Fact]:
         """The facts with larger numbers, which begin with 1."""
-        return (load(kind, data) for kind, data in self.rows[number:])
+        return iter(self._facts()[number:])
 
     def fetch(self, numbers: Collection[int]) -> dict[int, Fact]:
         """Facts by their numbers."""
-        return {number: load(*self.rows[number - 1]) for number in numbers}
+        facts = self._facts()
+        return {number: facts[number - 1] for number in numbers}
+
+    def _facts(self) -> list[Fact]:
+        self._read += [load(kind, data) for kind, data in self.rows[len(self._read) :]]
+        return self._read

@@ -23,6 +23,7 @@ from fedmq.simulation.faults.task import PacedTask
 from fedmq.simulation.faults.witness import Entry, Witness
 from fedmq.simulation.federation import FEDERATION, Cast, Federation
 from fedmq.simulation.network import Calm
+from fedmq_coordinator.core.checkpoint import differs
 from fedmq_coordinator.core.events import StopRequested
 from fedmq_coordinator.core.settings import RunSettings
 
@@ -33,6 +34,10 @@ _STORM_S: Final = 4 * 3_600.0
 _CALM_S: Final = 12 * 3_600.0
 """So long a run may take to end once they have."""
 _SETTLE_S: Final = 3_600.0
+_FULL_MAIL: Final = 8
+"""One history in so many parses every packet from its bytes, another one packs them; the time buys more histories."""
+_CHECKPOINTS: Final = (0, 0, 5, 40)
+"""So many facts lie between two checkpoints of a history's coordinator."""
 _MOST_RUNS: Final = 10
 
 
@@ -97,9 +102,14 @@ class History:
                 )
                 for device in plan.devices
             },
-            CoordinatorOptions(max_packet_bytes=plan.packet_bytes),
+            CoordinatorOptions(
+                max_packet_bytes=plan.packet_bytes,
+                checkpoint_facts=_CHECKPOINTS[plan.seed // 2 % len(_CHECKPOINTS)],
+            ),
             Limits(plan.inflight, plan.queued),
             evaluate=_evaluate if plan.seed % 3 else None,
+            parsed=plan.seed % _FULL_MAIL == 0,
+            packed=plan.seed % _FULL_MAIL == 1,
         )
         self.books = Books()
         self.federation = Federation(plan.seed, cast, network=Calm(), watch=None)
@@ -214,6 +224,12 @@ class History:
         different = differences(coordinator.core, coordinator.make_core())
         if different:
             raise BrokenError("fold", f"the journal comes back with another {different[0]}", COORDINATOR)
+        if coordinator.options.checkpoint_facts:
+            ours = coordinator.core.checkpoint()
+            theirs = coordinator.resumed_core().checkpoint()
+            where = None if ours is None or theirs is None else differs(ours, theirs)
+            if where is not None:
+                raise BrokenError("fold", f"the checkpoint comes back with another {where}", COORDINATOR)
 
     def _count(self) -> None:
         facts, books = self.outcome.facts, self.books

@@ -19,6 +19,7 @@ from fedmq.simulation.device import DeviceOptions, VirtualDevice
 from fedmq.simulation.federation import Cast, Federation
 from fedmq.simulation.learner import ToyLearner
 from fedmq.simulation.watch import Watch
+from fedmq_coordinator.core.checkpoint import differs
 from fedmq_coordinator.core.facts import (
     RunEnded,
     StepTaken,
@@ -263,6 +264,28 @@ def test_a_killed_coordinator_goes_on_where_its_journal_ends(mode: str, moment: 
     live, replayed = world.coordinator.core.runs["r1"], world.coordinator.make_core().runs["r1"]
     assert live.model.replica.tobytes() == replayed.model.replica.tobytes()
     assert live.model.weights.tobytes() == replayed.model.weights.tobytes()
+
+
+@pytest.mark.parametrize("every", [1, 7, 30])
+def test_a_start_out_of_a_checkpoint_is_one_out_of_the_journal(every: int) -> None:
+    ended: list[tuple[int, list[tuple[str, bytes]]]] = []
+    for facts in (every, 0):
+        cast = Cast(LEARNER, ["dev-0", "dev-1"], coordinator=CoordinatorOptions(checkpoint_facts=facts))
+        world = Federation(2, cast)
+        world.start()
+        world.request(settings("fedbuff", 8))
+        for number in range(6):
+            world.world.after(2.0 + 2.3 * number, partial(world.coordinator.kill, down_s=0.5))
+        play(world)
+        assert world.coordinator.starts == 7
+        assert (world.coordinator.journal.num_after_checkpoint < every) == (facts > 0)
+        out_of_it = world.coordinator.resumed_core().checkpoint()
+        folded = world.coordinator.make_core().checkpoint()
+        assert out_of_it is not None
+        assert folded is not None
+        assert differs(out_of_it, folded) is None
+        ended.append((world.world.steps, world.coordinator.journal.rows))
+    assert ended[0] == ended[1]
 
 
 @pytest.mark.parametrize("keep_retained", [True, False])
