@@ -32,7 +32,7 @@ from fedmq_protocol.schema import TensorEntry, TensorSchema
 from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
 from tests.coordinator.core.world import World, settings
-from tests.edge_agent.core.test_machine import Device
+from tests.edge_agent.core.driven import Device
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
 
 TOPICS: Final = Topics("home")

@@ -23,7 +23,7 @@ from fedmq_edge_agent.core.machine import AgentLimits
 from fedmq_edge_agent.core.state import AgentState, Spent
 from fedmq_edge_agent.core.words import size
 from fedmq_protocol.messages import Credit, Hello, Offer, Presence, Report
-from tests.edge_agent.core.test_machine import PAYLOAD, TOPICS, Device, bodies, of
+from tests.edge_agent.core.driven import PAYLOAD, TOPICS, Device, bodies, of
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
 
 DAY = 20_780

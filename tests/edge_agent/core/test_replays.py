@@ -13,7 +13,7 @@ from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import Body, Credit, Lease, ModelChunk, Notice, Receipt, Status
 from fedmq_protocol.replays import ReplayError
 from fedmq_protocol.signing import SigningKey
-from tests.edge_agent.core.test_machine import TOPICS, Device
+from tests.edge_agent.core.driven import TOPICS, Device
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
 
 COORDINATOR_KEY = SigningKey(b"c" * 32)

@@ -40,7 +40,7 @@ from fedmq_edge_agent.core.state import PendingUpdate
 from fedmq_edge_agent.disk_faults import DiskFault
 from fedmq_protocol.messages import Presence, Report
 from fedmq_protocol.topics import Topics
-from tests.edge_agent.core.test_machine import Device, bodies, of
+from tests.edge_agent.core.driven import Device, bodies, of
 from tests.edge_agent.core.test_state import HEADER
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
 
