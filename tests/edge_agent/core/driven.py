@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedmq_edge_agent.core.effects import (
-    Effect,
-    FinishBlob,
-    Note,
-    Send,
-    Train,
-)
+from fedmq_edge_agent.core.effects import Effect, FinishBlob, Note, Send, Train
 from fedmq_edge_agent.core.events import (
     AgentStarted,
     BlobFinished,
@@ -26,9 +20,7 @@ from fedmq_edge_agent.core.events import (
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
 from fedmq_edge_agent.core.state import AgentState, Link, PartHead
 from fedmq_protocol.chunks import blob_ref
-from fedmq_protocol.messages import (
-    ModelChunk,
-)
+from fedmq_protocol.messages import ModelChunk
 from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
 from tests.edge_agent.scripted import TASK, ScriptedCoordinator

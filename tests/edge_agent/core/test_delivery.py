@@ -16,26 +16,11 @@ from fedmq_edge_agent.core.effects import (
     SendUpdate,
     SendUploadChunk,
 )
-from fedmq_edge_agent.core.events import (
-    Disconnected,
-    PayloadLost,
-    ResidualRestored,
-    TimePassed,
-)
+from fedmq_edge_agent.core.events import Disconnected, PayloadLost, ResidualRestored, TimePassed
 from fedmq_edge_agent.core.machine import AgentLimits
 from fedmq_protocol.chunks import Assembly
-from fedmq_protocol.messages import (
-    Credit,
-    Offer,
-    Report,
-)
-from tests.edge_agent.core.driven import (
-    TOPICS,
-    Device,
-    bodies,
-    of,
-    quiet,
-)
+from fedmq_protocol.messages import Credit, Offer, Report
+from tests.edge_agent.core.driven import TOPICS, Device, bodies, of, quiet
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
 
 

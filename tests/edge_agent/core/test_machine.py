@@ -22,36 +22,13 @@ from fedmq_edge_agent.core.effects import (
     Unsubscribe,
     WriteBlobPart,
 )
-from fedmq_edge_agent.core.events import (
-    AgentStarted,
-    BlobFinished,
-    Disconnected,
-    ModelLoaded,
-    TrainerStarted,
-)
+from fedmq_edge_agent.core.events import AgentStarted, BlobFinished, Disconnected, ModelLoaded, TrainerStarted
 from fedmq_edge_agent.core.state import AgentState, ModelIndex, Part
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.envelope import COORDINATOR, Sealer
-from fedmq_protocol.messages import (
-    Cohort,
-    Hello,
-    Presence,
-    Receipt,
-    Report,
-    TrainSettings,
-)
+from fedmq_protocol.messages import Cohort, Hello, Presence, Receipt, Report, TrainSettings
 from fedmq_protocol.signing import SigningKey
-from tests.edge_agent.core.driven import (
-    KEY,
-    OPENED,
-    TOPICS,
-    Device,
-    bodies,
-    make_agent,
-    of,
-    part_head,
-    quiet,
-)
+from tests.edge_agent.core.driven import KEY, OPENED, TOPICS, Device, bodies, make_agent, of, part_head, quiet
 from tests.edge_agent.scripted import EVERYBODY, NOBODY, TASK, UPLOAD, ScriptedCoordinator
 
 

@@ -16,24 +16,11 @@ from fedmq_edge_agent.core.effects import (
     Subscribe,
     WriteBlobPart,
 )
-from fedmq_edge_agent.core.events import (
-    Disconnected,
-    ModelLoaded,
-    TrainerRefused,
-)
+from fedmq_edge_agent.core.events import Disconnected, ModelLoaded, TrainerRefused
 from fedmq_edge_agent.core.state import ModelIndex
 from fedmq_protocol.chunks import blob_ref
-from fedmq_protocol.messages import (
-    Get,
-    Report,
-)
-from tests.edge_agent.core.driven import (
-    TOPICS,
-    Device,
-    bodies,
-    of,
-    part_head,
-)
+from fedmq_protocol.messages import Get, Report
+from tests.edge_agent.core.driven import TOPICS, Device, bodies, of, part_head
 
 
 def test_a_device_that_was_away_pulls_the_deltas_and_not_the_snapshot(joined: Device) -> None:

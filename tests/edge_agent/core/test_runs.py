@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from fedmq_edge_agent.core.effects import (
-    Ask,
-    CommitState,
-    Note,
-    RemoveFiles,
-    RemoveRun,
-    Send,
-    SendUpdate,
-)
-from fedmq_edge_agent.core.events import (
-    ModelLoaded,
-)
-from fedmq_protocol.messages import (
-    Report,
-)
-from tests.edge_agent.core.driven import (
-    TOPICS,
-    Device,
-    bodies,
-    of,
-)
+from fedmq_edge_agent.core.effects import Ask, CommitState, Note, RemoveFiles, RemoveRun, Send, SendUpdate
+from fedmq_edge_agent.core.events import ModelLoaded
+from fedmq_protocol.messages import Report
+from tests.edge_agent.core.driven import TOPICS, Device, bodies, of
 from tests.edge_agent.scripted import EVERYBODY, TASK, UPLOAD, ScriptedCoordinator
 
 

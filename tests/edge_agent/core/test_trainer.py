@@ -25,18 +25,8 @@ from fedmq_edge_agent.core.events import (
     TrainerRefused,
     TrainerStarted,
 )
-from fedmq_protocol.messages import (
-    Hello,
-    Presence,
-    Report,
-)
-from tests.edge_agent.core.driven import (
-    OPENED,
-    TOPICS,
-    Device,
-    bodies,
-    of,
-)
+from fedmq_protocol.messages import Hello, Presence, Report
+from tests.edge_agent.core.driven import OPENED, TOPICS, Device, bodies, of
 from tests.edge_agent.scripted import EVERYBODY, NOBODY
 
 
