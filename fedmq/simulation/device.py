@@ -60,7 +60,7 @@ from fedmq_edge_agent.core.machine import Agent, AgentLimits
 from fedmq_edge_agent.core.state import blob_file
 from fedmq_edge_agent.core.supervision import TimeLimits
 from fedmq_edge_agent.disk_faults import code_of
-from fedmq_edge_agent.shell.disk import DiskError
+from fedmq_edge_agent.shell.writing import DiskError
 from fedmq_protocol.envelope import Sealer
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Body

@@ -27,7 +27,7 @@ from fedmq_edge_agent.core.state import (
     load_state,
     part_file,
 )
-from fedmq_edge_agent.shell.disk import DiskError
+from fedmq_edge_agent.shell.writing import DiskError
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.messages import BlobRef
 from fedmq_protocol.topics import BlobKind

@@ -25,7 +25,7 @@ from fedmq_edge_agent.core.events import (
     TrainerRefused,
     TrainingFinished,
 )
-from fedmq_edge_agent.shell.disk import DiskError
+from fedmq_edge_agent.shell.writing import DiskError
 from fedmq_edge_agent.trainer.feedback import cap_factor, update_spec
 from fedmq_edge_agent.trainer.seeds import derived_seed
 from fedmq_protocol.chunks import blob_ref

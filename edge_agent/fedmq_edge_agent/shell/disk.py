@@ -18,7 +18,6 @@ import fcntl
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +36,16 @@ from fedmq_edge_agent.core.state import (
     load_state,
     part_file,
 )
-from fedmq_edge_agent.disk_faults import ROOMY, DiskFault, fault_of, sentence
+from fedmq_edge_agent.disk_faults import ROOMY
 from fedmq_edge_agent.shell import parts
+from fedmq_edge_agent.shell.writing import (
+    DiskError,
+    make_folders,
+    replace,
+    take_room,
+    writing,
+)
+from fedmq_edge_agent.trainer.durable import flush_folder
 from fedmq_protocol.errors import RemoteError, StoreError
 from fedmq_protocol.messages import BlobRef
 from fedmq_protocol.signing import PUBLIC_KEY_BYTES, SigningKey, load_or_create_key
@@ -48,18 +55,6 @@ SPARE_BYTES: Final = 1 << 16
 """Many times what the state takes."""
 _TRIAL_BYTES: Final = 1 << 12
 _KEY_HEX: Final = 64
-
-
-class DiskError(StoreError):
-    """The disk did not take what was to be written; what was there before still is.
-
-    Attributes:
-        fault: why.
-    """
-
-    def __init__(self, error: OSError, path: Path) -> None:
-        super().__init__(sentence(error, str(path)))
-        self.fault: DiskFault = fault_of(error)
 
 
 class Disk:
@@ -79,7 +74,7 @@ class Disk:
         self._known: set[str] = set()
         """The runs whose folders are durable."""
         try:
-            _make_folders(self._runs)
+            make_folders(self._runs)
             descriptor = _open_lock(folder / "lock")
         except OSError as error:
             raise StoreError(f"cannot use the state folder {folder}: {error.strerror}") from error
@@ -103,7 +98,7 @@ class Disk:
         spare = self.folder / "spare"
         if not spare.exists() or spare.stat().st_size < SPARE_BYTES:
             with spare.open("wb") as file:
-                _take_room(file.fileno(), SPARE_BYTES)
+                take_room(file.fileno(), SPARE_BYTES)
 
     def close(self) -> None:
         """Let another agent have the folder."""
@@ -223,7 +218,7 @@ class Disk:
         Raises:
             DiskError: the disk does not take it.
         """
-        self._replace(self._path(run, INDEX_FILE), dump_index(index))
+        replace(self._path(run, INDEX_FILE), dump_index(index))
 
     def store_blob(self, run: str, blob: BlobKind, version: int, data: bytes) -> None:
         """Write a whole model file.
@@ -231,7 +226,7 @@ class Disk:
         Raises:
             DiskError: the disk does not take it.
         """
-        self._replace(self._path(run, blob_file(blob, version)), data)
+        replace(self._path(run, blob_file(blob, version)), data)
 
     def write_chunk(self, run: str, head: PartHead, index: int, data: bytes) -> None:
         """Write a chunk of a model file that is being fetched.
@@ -239,7 +234,7 @@ class Disk:
         Raises:
             DiskError: the disk does not take it.
         """
-        with _writing(self._path(run, part_file(head.link.blob, head.link.version))):
+        with writing(self._path(run, part_file(head.link.blob, head.link.version))):
             parts.write_chunk(self.run_dir(run), head, index, data)
 
     def finish_blob(
@@ -250,7 +245,7 @@ class Disk:
         Raises:
             DiskError: the file cannot be put in place.
         """
-        with _writing(self._path(run, blob_file(blob, version))):
+        with writing(self._path(run, blob_file(blob, version))):
             return parts.finish(self.run_dir(run), blob, version, ref)
 
     def try_room(self, room_bytes: int) -> None:
@@ -260,13 +255,13 @@ class Disk:
             DiskError: it does not.
         """
         trial = self.folder / "trial.tmp"
-        with _writing(trial):
+        with writing(trial):
             try:
                 self._keep_spare()
                 with trial.open("wb") as file:
                     file.write(bytes(_TRIAL_BYTES))
                     file.flush()
-                    _take_room(file.fileno(), room_bytes)
+                    take_room(file.fileno(), room_bytes)
                     os.fsync(file.fileno())
             finally:
                 trial.unlink(missing_ok=True)
@@ -275,40 +270,22 @@ class Disk:
         """A run's folder, durable: what a trainer puts there must not go with its name."""
         path = self.run_dir(run)
         if run not in self._known or not path.exists():
-            with _writing(path):
+            with writing(path):
                 path.mkdir(exist_ok=True)
-                _flush_folder(self._runs)
+                flush_folder(self._runs)
             self._known.add(run)
 
     def _replace_durably(self, path: Path, data: bytes) -> None:
         """Write a small file, durable; where the disk is full, in the room that was spared for it."""
         try:
-            self._replace(path, data, durable=True)
+            replace(path, data, durable=True)
         except DiskError as error:
             spare = self.folder / "spare"
             if error.fault not in ROOMY or not spare.exists():
                 raise
-            with _writing(spare):
+            with writing(spare):
                 spare.unlink()
-            self._replace(path, data, durable=True)
-
-    def _replace(self, path: Path, data: bytes, *, durable: bool = False) -> None:
-        temporary = path.with_name(path.name + ".tmp")
-        with _writing(path):
-            try:
-                path.parent.mkdir(exist_ok=True)
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    if durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                temporary.replace(path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise
-            if durable:
-                _flush_folder(path.parent)
+            replace(path, data, durable=True)
 
     def remove(self, run: str, names: tuple[str, ...]) -> None:
         """Remove files of a run."""
@@ -358,30 +335,9 @@ class Disk:
             return None
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _make_folders(folder: Path) -> None:
-    """Make a folder and those above it, durable."""
-    lacking = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for made in lacking:
-        _flush_folder(made.parent)
-
-
 def _open_lock(path: Path) -> int:
     """A descriptor of the lock's file, made if it is not there. Nothing is open for writing: disks turn read-only."""
     return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def _take_room(descriptor: int, room_bytes: int) -> None:
-    if room_bytes > 0 and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, room_bytes)
 
 
 def _is_torn(path: Path) -> bool:
@@ -401,11 +357,3 @@ def _unbroken(index: ModelIndex, folder: Path) -> ModelIndex:
         return path.exists() and path.stat().st_size == link.ref.size
 
     return ModelIndex(links=tuple(itertools.takewhile(is_there, index.links)))
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(error, path) from error

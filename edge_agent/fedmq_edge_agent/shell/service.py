@@ -56,10 +56,11 @@ from fedmq_edge_agent.core.events import (
     TrainerStarted,
 )
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
-from fedmq_edge_agent.shell.disk import Disk, DiskError
+from fedmq_edge_agent.shell.disk import Disk
 from fedmq_edge_agent.shell.post import Post
 from fedmq_edge_agent.shell.settings import AgentSettings
 from fedmq_edge_agent.shell.trainer import Child, StartChild, TrainerCalls, starter
+from fedmq_edge_agent.shell.writing import DiskError
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_protocol import aio
 from fedmq_protocol.errors import ConnectionFailedError, FedmqError, StoreError

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedmq_edge_agent.core.state import AgentState, Link, ModelIndex
-from fedmq_edge_agent.shell.disk import SPARE_BYTES, Disk, DiskError
+from fedmq_edge_agent.shell.disk import SPARE_BYTES, Disk
+from fedmq_edge_agent.shell.writing import DiskError
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.errors import RemoteError, StoreError
 from tests.edge_agent.core.test_state import STATE

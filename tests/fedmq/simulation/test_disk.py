@@ -18,7 +18,8 @@ from fedmq_edge_agent.core.state import (
     have_file,
     part_file,
 )
-from fedmq_edge_agent.shell.disk import Disk, DiskError
+from fedmq_edge_agent.shell.disk import Disk
+from fedmq_edge_agent.shell.writing import DiskError
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.topics import BlobKind
 
