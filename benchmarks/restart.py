@@ -5,7 +5,7 @@
 A journal is grown by the real fold: a FedBuff run of a small model with many devices, whose every update, lease, step,
 version and evaluation is a fact; retention drops what it drops in production. Its newest checkpoint is as old as one
 can be. Then a coordinator of its own process starts on it, beside a real broker, is killed, and starts again: the time
-from the end of its imports until it is connected, and its resident memory then.
+from the end of its imports until it is connected, the processor's share of it, and its resident memory then.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         root = options.dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         broker = stack.enter_context(start_broker("mosquitto", port=0, state_dir=root / "broker"))
-        print(f"{'facts':>9} {'checkpoint':>18} {'fold':>9} {'connected':>10} {'resident':>9} {'journal':>9}")
+        print(
+            f"{'facts':>9} {'checkpoint':>18} {'fold':>9} {'connected':>10} {'CPU':>9} {'resident':>9} {'journal':>9}"
+        )
         results = []
         for length in map(int, options.facts.split(",")):
             state_dir = root / f"{length}-{options.devices}-{options.parameters}"
@@ -113,7 +115,7 @@ def _measure(state_dir: Path, length: int, url: str, options: argparse.Namespace
         what = f"{checkpoint_bytes / _MB:.2f} MB" if kind == "with" else "none"
         print(
             f"{length:>9,} {what:>18} {median['resumed_s']:>7.2f} s {median['connected_s']:>8.2f} s "
-            f"{median['resident_mb']:>6.0f} MB {journal_bytes / _MB:>6.0f} MB",
+            f"{median['cpu_s']:>7.2f} s {median['resident_mb']:>6.0f} MB {journal_bytes / _MB:>6.0f} MB",
             flush=True,
         )
         print(f"          {median['line']}", flush=True)
@@ -136,6 +138,7 @@ class _Watch(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.began = time.perf_counter()
+        self.cpu_began = time.process_time()
         self.said: dict[str, Any] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -145,6 +148,7 @@ class _Watch(logging.Handler):
             self.said["line"] = text.split("; the API")[0]
         elif text == "connected to the broker":
             self.said["connected_s"] = time.perf_counter() - self.began
+            self.said["cpu_s"] = time.process_time() - self.cpu_began
             status = Path("/proc/self/status").read_text(encoding="ascii")
             peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
             self.said["resident_mb"] = int(peak.split()[1]) / 1024

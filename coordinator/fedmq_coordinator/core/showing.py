@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.devices import Device
-from fedmq_coordinator.core.run import Run
+from fedmq_coordinator.core.run import CentralScore, FederatedScore, Run
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView, VersionView
 from fedmq_coordinator.core.waiting import span, waiting
 
@@ -66,9 +66,10 @@ def scores(run: Run) -> dict[int, float]:
     By the central evaluation where there is one, else by the devices'.
     """
     metric = run.settings.target_metric
-    central = [VersionView(version=v, loss=e.loss, metrics=e.metrics) for v, e in run.evaluations.items()]
-    views = central or federated(run)
-    return {view.version: view.metrics.get(metric, -view.loss) for view in views}
+    measured: Mapping[int, CentralScore | FederatedScore] = run.evaluations or {
+        version: score for version, score in run.federated.items() if score.num_examples
+    }
+    return {version: score.metrics.get(metric, -score.loss) for version, score in measured.items()}
 
 
 def best_version(run: Run) -> int | None:

@@ -72,7 +72,7 @@ async def run_coordinator(
         found = await asyncio.to_thread(resume, journal)
         core = Coordinator(federation=settings.federation, shelf=shelf, state=found.state)
         clock = Clock(not_before=journal.last_at or 0.0)
-        resumed = _resumed(core, journal, found, now=clock())
+        resumed = _resumed(core, journal, found)
         key = load_or_create_key(settings.key_path)
         await asyncio.to_thread(_compare_keys, journal, key.public_key, settings.key_path)
         service = Service(
@@ -148,7 +148,7 @@ def _compare_keys(journal: Journal, public_key: bytes, path: Path) -> None:
         )
 
 
-def _resumed(core: Coordinator, journal: Journal, resumed: Resumed, *, now: float) -> str:
+def _resumed(core: Coordinator, journal: Journal, resumed: Resumed) -> str:
     """What a start finds, in a line."""
     if not journal.num_facts or journal.first_at is None:
         return f"a new journal in {journal.name}"
@@ -162,11 +162,9 @@ def _resumed(core: Coordinator, journal: Journal, resumed: Resumed, *, now: floa
     run = core.active
     if run is None:
         return f"no run to resume; {found}"
-    view = core.run_view(run.id, now=now)
-    buffer = (
-        f"{view.updates_in_buffer} of {view.goal} updates in the buffer" if view.goal else "no round open"
-    )
-    return f"resumed run {run.id} at round {view.round}, {buffer}; {found}"
+    waiting = run.accumulator.num_updates
+    buffer = f"{waiting} of {run.goal} updates in the buffer" if run.goal else "no round open"
+    return f"resumed run {run.id} at round {run.round}, {buffer}; {found}"
 
 
 def _moment(at: float) -> str:
