@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from fedmq.simulation.disk import VirtualDisk
 from fedmq_edge_agent.core.download import WINDOW
 from fedmq_edge_agent.core.effects import (
     ApplyDelta,
@@ -69,13 +70,7 @@ from fedmq_edge_agent.core.events import (
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
 from fedmq_edge_agent.core.state import (
     AgentState,
-    Part,
-    PartHead,
     blob_file,
-    dump_index,
-    dump_state,
-    load_index,
-    load_state,
     part_file,
 )
 from fedmq_protocol.chunks import Assembly, blob_ref
@@ -101,37 +96,21 @@ def decode_mass(payload: bytes) -> int:
     return int.from_bytes(payload[:16], "big", signed=True)
 
 
-class Disk:
-    """What survives the power switch."""
-
-    def __init__(self) -> None:
-        self.state = dump_state(AgentState())
-        self.pinned: bytes | None = None
-        self.indexes: dict[str, bytes] = {}
-        self.files: dict[tuple[str, str], bytes] = {}
-        self.parts: dict[tuple[str, str], tuple[PartHead, dict[int, bytes]]] = {}
-
-    def note_chunk(self, run: str, head: PartHead, index: int, data: bytes) -> None:
-        name = (run, part_file(head.link.blob, head.link.version))
-        if name not in self.parts or self.parts[name][0] != head:
-            self.parts[name] = head, {}
-        self.parts[name][1][index] = data
-
-
 class Device:
     """The machine with the thinnest of shells."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         disk = world.disk
+        state, indexes, parts = disk.load()
         self.agent = Agent(
             AgentLimits(federation="home", device=DEVICE, outbox_limit=3),
             public_key=KEY.public_key,
             coordinator_key=disk.pinned,
-            state=load_state(disk.state),
-            indexes={run: load_index(data) for run, data in disk.indexes.items()},
+            state=state,
+            indexes=indexes,
             chance=lambda: 0.5,
-            parts=world.parts_left(),
+            parts=parts,
         )
         self.alive = True
         self.connected = False
@@ -169,30 +148,26 @@ class Device:
             return DiskRefused(tuple(refused), "full", "the disk is full")
         return DiskMended() if any(isinstance(effect, TryDisk) for effect in effects) else None
 
-    def perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912, PLR0915 - a case an effect
+    def perform(self, effect: Effect) -> None:  # noqa: C901, PLR0912 - a case an effect
         disk, world = self.world.disk, self.world
         match effect:
             case CommitState(state):
-                world.note_commit(load_state(disk.state), state)
-                disk.state = dump_state(state)
+                world.note_commit(disk.state, state)
+                disk.save_state(state)
             case PinCoordinator(key):
-                disk.pinned = key
+                disk.pin(key)
             case SaveModelIndex(run, index):
-                disk.indexes[run] = dump_index(index)
+                disk.save_index(run, index)
             case StoreBlob(run, blob, version, data):
-                disk.files[run, blob_file(blob, version)] = data
+                disk.write(run, blob_file(blob, version), data, durable=False)
             case WriteBlobPart(run, head, index, data):
-                disk.note_chunk(run, head, index, data)
+                disk.write_chunk(run, head, index, data)
             case FinishBlob():
                 self.finishing.append(effect)
             case RemoveFiles(run, names):
-                for name in names:
-                    disk.files.pop((run, name), None)
-                    disk.parts.pop((run, name), None)
+                disk.remove(run, names)
             case RemoveRun(run):
-                disk.files = {key: data for key, data in disk.files.items() if key[0] != run}
-                disk.parts = {key: part for key, part in disk.parts.items() if key[0] != run}
-                disk.indexes.pop(run, None)
+                disk.remove_run(run)
             case Subscribe(topics):
                 self.subscribed |= set(topics)
                 assert len(self.subscribed) <= WINDOW
@@ -204,7 +179,7 @@ class Device:
             case Send(topic, body):
                 world.up.append(("send", topic, body))
             case SendUpdate(header, file):
-                kept = load_state(disk.state).runs[header.run]
+                kept = disk.state.runs[header.run]
                 assert header.counter in [pending.header.counter for pending in kept.pending]
                 data = disk.files[header.run, file]
                 world.up.append(("send", TOPICS.up(DEVICE, "update"), Update(header=header, data=data)))
@@ -292,7 +267,7 @@ class World(RuleBasedStateMachine):
         super().__init__()
         self.now = 1_000.0
         self.nonce = 0
-        self.disk = Disk()
+        self.disk = VirtualDisk()
         self.coordinators: dict[str, ScriptedCoordinator] = {}
         self.outcomes: dict[tuple[str, int], str] = {}
         self.payloads: dict[tuple[str, int], bytes] = {}
@@ -363,16 +338,6 @@ class World(RuleBasedStateMachine):
                 chunks.popitem()
         self.device = Device(self)
         self.device.tell(AgentStarted())
-
-    def parts_left(self) -> dict[str, tuple[Part, ...]]:
-        return {
-            run: tuple(
-                Part(head, frozenset(chunks))
-                for (owner, _), (head, chunks) in self.disk.parts.items()
-                if owner == run
-            )
-            for run in self.disk.indexes
-        }
 
     @rule(after=st.integers(0, 3), which=st.integers(0, 5))
     def power_fails(self, after: int, which: int) -> None:
@@ -593,8 +558,7 @@ class World(RuleBasedStateMachine):
         data = b"" if part is None else b"".join(part[1][index] for index in sorted(part[1]))
         ok, damaged = blob_ref(data) == finish.ref, tuple[int, ...]()
         if ok and good:
-            self.disk.files[finish.run, blob_file(finish.blob, finish.version)] = data
-            del self.disk.parts[name]
+            ok, damaged = self.disk.finish_blob(finish.run, finish.blob, finish.version, finish.ref)
         elif ok and part is not None and len(part[1]) > 1:  # the disk kept one chunk badly
             damaged = (min(part[1]),)
             del part[1][min(part[1])]
