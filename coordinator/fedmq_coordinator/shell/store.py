@@ -42,6 +42,9 @@ from fedmq_protocol.errors import StoreError
 _ROWS_A_READ: Final = 512
 
 
+_INSERT: Final = insert(FACTS)
+
+
 class Journal:
     """The journal of one federation. Any thread may read and write ahead; one may append, and one drop.
 
@@ -189,7 +192,7 @@ class Journal:
             if losses != self._losses and self._are_there(connection, rows):
                 return
             self._fence.check(connection)
-            connection.execute(insert(FACTS), rows)
+            connection.execute(_INSERT, rows)
             self._bulk.insert(connection, belongings)
             if epoch > self._fence.epoch:
                 self._fence.reach(connection, epoch)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import socket
 import time
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Row, insert, inspect, select, update
 
 from fedmq_coordinator.shell.store_database import Database
 from fedmq_coordinator.shell.store_schema import FENCE
 from fedmq_protocol.errors import StoreError
+
+_LOCK: Final = select(FENCE).with_for_update()
 
 
 class FencedError(StoreError):
@@ -66,7 +68,7 @@ class Fence:
 
     def lock(self, connection: Connection) -> Row[Any]:
         """The fence's row, held by this transaction until it ends; waits for whoever holds it."""
-        rows = connection.execute(select(FENCE).with_for_update()).all()
+        rows = connection.execute(_LOCK).all()
         if len(rows) != 1:
             raise self._database.damaged(f"its table fence has {len(rows)} rows instead of one")
         return rows[0]

@@ -106,16 +106,26 @@ class Postgresql:
         self._holding = threading.Lock()
 
     def connect(self) -> Engine:
+        try:
+            from psycopg import Cursor, pq  # noqa: PLC0415  # an extra brings it
+        except ModuleNotFoundError:
+            raise UsageError("PostgreSQL needs psycopg: pip install 'fedmq[postgres]'") from None
+
+        class BinaryCursor(Cursor[Any]):
+            """Bytes come as bytes, not as hexadecimal digits: a fifth of the time for a piece of a large model."""
+
+            def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # as psycopg likes
+                super().__init__(*args, **kwargs)
+                self.format = pq.Format.BINARY
+
         given = dict(self._url.query)
         session = " ".join(f"-c {name}={value}" for name, value in self._session.items())
         own = {name: value for name, value in _CLIENT.items() if name not in given} | {
             "application_name": self._mine,
+            "cursor_factory": BinaryCursor,
             "options": f"{session} {given.pop('options', '')}".strip(),  # the user's come last, and win
         }
-        try:
-            engine = create_engine(self._url.set(query=given), connect_args=own)
-        except ModuleNotFoundError:
-            raise UsageError("PostgreSQL needs psycopg: pip install 'fedmq[postgres]'") from None
+        engine = create_engine(self._url.set(query=given), connect_args=own)
         event.listen(engine, "do_connect", self._let_in)
         return engine
 

@@ -163,6 +163,28 @@ class TestLostConnections:
         with pytest.raises(StoreError, match="another coordinator"):  # the lock was taken again
             postgres_place.elsewhere.open()
 
+    def test_a_start_waits_too(
+        self, postgres_place: Place, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        postgres.stop("fast")
+        back = threading.Timer(0.5, postgres.start)
+        back.start()
+        try:
+            postgres_place.open().close()
+        finally:
+            back.join()
+        assert "trying again for 20 s" in caplog.text
+
+    def test_bytes_come_as_bytes(self, journal: Journal) -> None:
+        formats = []
+
+        def note(_connection: object, cursor: psycopg.Cursor[Any], *_: object) -> None:
+            formats.append(cursor.format)
+
+        event.listen(journal.database.engine, "after_cursor_execute", note)
+        journal.note("standing")
+        assert formats == [psycopg.pq.Format.BINARY]
+
     def test_patience_ends(self, postgres: PostgresServer, tmp_path: Path) -> None:
         settings = DatabaseSettings(url=postgres.create_database(), timeout_s=0.5)
         journal = Journal.open(tmp_path, federation="home", settings=settings)
