@@ -77,9 +77,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         root = options.dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         broker = stack.enter_context(start_broker("mosquitto", port=0, state_dir=root / "broker"))
-        print(
-            f"{'facts':>9} {'checkpoint':>18} {'fold':>9} {'connected':>10} {'CPU':>9} {'resident':>9} {'journal':>9}"
-        )
+        head = f"{'facts':>9} {'checkpoint':>18} {'API is up':>9} {'connected':>10} {'CPU':>9}"
+        print(f"{head} {'resident':>9} {'journal':>9}")
         results = []
         for length in map(int, options.facts.split(",")):
             state_dir = root / f"{length}-{options.devices}-{options.parameters}"
