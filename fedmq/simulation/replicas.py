@@ -28,6 +28,7 @@ from fedmq_protocol.schema import TensorSchema
 Vector = NDArray[np.float32]
 
 _KEPT: Final = 64
+_ROOM_BYTES: Final = 1 << 24  # for more, where they are small
 
 
 class Snapshot(NamedTuple):
@@ -63,6 +64,7 @@ class Replicas:
 
     def __init__(self, schema: TensorSchema) -> None:
         self._schema = schema
+        self._kept = max(_KEPT, _ROOM_BYTES // (4 * schema.size + 1_024))
         self._known: OrderedDict[tuple[bytes, bytes, bool], Replica] = OrderedDict()
 
     def snapshot(self, data: bytes, sha256: bytes) -> Replica:
@@ -111,6 +113,6 @@ class Replicas:
         values.setflags(write=False)
         made = Replica(values, codec, hashlib.sha256(values.data).digest(), snapshot)
         self._known[key] = made
-        if len(self._known) > _KEPT:
+        if len(self._known) > self._kept:
             self._known.popitem(last=False)
         return made

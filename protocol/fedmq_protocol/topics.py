@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 from fedmq_protocol.errors import RemoteError, UsageError
@@ -80,15 +81,15 @@ class Topics:
     def __post_init__(self) -> None:
         check_id(self.federation, what="federation")
 
-    @property
+    @cached_property
     def root(self) -> str:
         return f"fedmq/v1/{self.federation}"
 
-    @property
+    @cached_property
     def coordinator_status(self) -> str:
         return f"{self.root}/coordinator/status"
 
-    @property
+    @cached_property
     def announcement(self) -> str:
         return f"{self.root}/coordinator/run"
 

@@ -20,8 +20,8 @@ from fedmq_protocol.schema import TensorEntry, TensorSchema
 
 Vector = NDArray[np.float32]
 
-_STAND_IN: Final = 16
-"""Elements of the model that stands for a larger one."""
+_STAND_IN: Final = 4_096
+"""Elements of the model that stands for a larger one: enough that its snapshots and deltas are in proportion."""
 _EXAMPLES: Final = 100
 
 
@@ -50,7 +50,7 @@ def _task(name: str, schema: TensorSchema) -> TaskRef:
 
 
 class CostLearner:
-    """Learns nothing: changes are noise, of a model of 16 elements that stands for a larger one.
+    """Learns nothing: changes are noise, of a model of 4,096 elements that stands for a larger one.
 
     Args:
         pace: how long trainings take.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from fedmq.simulation.broker import Arrived
 from fedmq.simulation.device import VirtualDevice
@@ -24,12 +24,22 @@ from fedmq_protocol.sampling import in_cohort
 
 _LEAST_SILENCE_S: Final = 0.8 * SILENCE_S
 """No device asks after a run sooner than that after an announcement."""
+_STEADY: Final = frozenset({"idle", "busy"})
+
+
+class _News(NamedTuple):
+    body: Announcement
+    epoch: int
+    version: int
+    members: frozenset[str] | None
 
 
 class PatientDevice(VirtualDevice):
     """One device; its clock is the world's, and it has no daily budget."""
 
     _reading = False
+    _latest: ClassVar[tuple[bytes, _News | None]] = b"", None
+    """The last announcement that any device looked at: ten thousand hear the same."""
 
     def start(self) -> None:
         assert self.options.rate == 1.0, "put aside by the world's clock"
@@ -99,28 +109,40 @@ class PatientDevice(VirtualDevice):
 
     # ------------------------------------------------------------------------------ what is put aside
 
-    def _can_wait(self, event: Arrived) -> bool:
+    def _can_wait(self, message: Arrived) -> bool:
         """Whether it is the followed run's next version, whole, and no lease for this device."""
-        if event.topic != self.topics.announcement:
+        if message.topic != self.topics.announcement:
             return False
+        if PatientDevice._latest[0] is not message.payload:
+            PatientDevice._latest = message.payload, self._news(message)
+        news = PatientDevice._latest[1]
         desk = self.agent.desk
         following, trainer = desk.following, desk.trainer
-        if following is None or trainer.opened is None or trainer.state not in {"idle", "busy"}:
+        if news is None or following is None or following.run != news.body.run or trainer.opened is None:
             return False
-        envelope = self._mail.open(event.topic, event.payload)
-        body = envelope.body
-        if not isinstance(body, Announcement) or body.run != following.run or body.state != "running":
+        if news.epoch != desk.ledger.state.epoch or trainer.state not in _STEADY:
             return False
-        if envelope.epoch != desk.ledger.state.epoch or (desk.leases.held is not None and trainer.ready):
+        if desk.leases.held is not None and trainer.ready:
             return False
         newest = self._newest if self._aside else following.replica.held
-        manifest = body.manifest
-        if newest is None or manifest.version != newest + 1 or body.inline_delta is None:
+        if newest is None or news.version != newest + 1:
             return False
-        if in_cohort(body.cohort, body.round, self.name):
+        if news.members is None:
+            if in_cohort(news.body.cohort, news.body.round, self.name):
+                return False
+        elif self.name in news.members:
             return False
-        self._newest = manifest.version
+        self._newest = news.version
         return True
+
+    def _news(self, message: Arrived) -> _News | None:
+        """What an announcement says; None: nothing that could wait."""
+        envelope = self._mail.open(message.topic, message.payload)
+        body = envelope.body
+        if not isinstance(body, Announcement) or body.state != "running" or body.inline_delta is None:
+            return None
+        members = None if body.cohort.devices is None else frozenset(body.cohort.devices)
+        return _News(body, envelope.epoch, body.manifest.version, members)
 
     def _read(self, until: float) -> None:
         """Tell the core of all that came up to now, as it came."""
