@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from sqlalchemy import Connection, create_engine, func, insert, select, update
 
@@ -27,6 +26,7 @@ from fedmq_coordinator.shell.settings import DatabaseSettings
 from fedmq_coordinator.shell.store import Journal
 from fedmq_coordinator.shell.store_scan import Scan, scan
 from fedmq_coordinator.shell.store_schema import FENCE, METADATA
+from fedmq_coordinator.shell.store_sqlite import SqliteToRead
 from fedmq_coordinator.shell.store_versions import stamp
 from fedmq_protocol.errors import StoreError, UsageError
 
@@ -136,8 +136,10 @@ def _copy_file(source: Path, target: Path, progress: Progress) -> None:
         time.sleep(min(1.0, time.monotonic() - began))
         began = time.monotonic()
 
-    reading = sqlite3.connect(f"file:{quote(str(source))}?mode=ro", uri=True, isolation_level=None)
-    with contextlib.closing(reading), contextlib.closing(sqlite3.connect(target)) as writing:
+    with (
+        contextlib.closing(SqliteToRead(source).open()) as reading,
+        contextlib.closing(sqlite3.connect(target)) as writing,
+    ):
         reading.execute("BEGIN")  # what is copied is what is there now, whatever comes meanwhile
         reading.execute("SELECT count(*) FROM meta").fetchone()
         reading.backup(writing, pages=_PAGES_A_STEP, progress=stepped)

@@ -62,11 +62,12 @@ class SqliteToRead(Sqlite):
     """
 
     def connect(self) -> Engine:
-        engine = create_engine("sqlite://", creator=self._connection, poolclass=QueuePool)
+        engine = create_engine("sqlite://", creator=self.open, poolclass=QueuePool)
         event.listen(engine, "begin", _begin)
         return engine
 
-    def _connection(self) -> sqlite3.Connection:
+    def open(self) -> sqlite3.Connection:
+        """A connection of one's own, in which no transaction begins by itself."""
         connection = self._opened("mode=ro")
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -202,6 +202,7 @@ async def test_a_coordinator_on_the_copy_goes_on_and_the_original_is_sent_home(
         with pytest.raises(HaltedError, match="has taken over, with epoch 1000"):
             await overtaken()
     after = facts_in(copy)
-    assert after[: len(copied)] == copied
+    known = [(type(fact), fact.at) for fact in copied]  # retention may drop bytes of theirs by now
+    assert [(type(fact), fact.at) for fact in after[: len(copied)]] == known
     epochs = [fact.epoch for fact in after if isinstance(fact, EpochBegun)]
     assert epochs[-1] > EPOCHS_AHEAD
