@@ -5,5 +5,5 @@
                                            task.py, loading.py, dataset.py, context.py   what the user brings
                                            tensors.py, supervised.py, feedback.py, weights.py   the work itself
 
-`channel`, `client` and `trial` are the parent's side: they import neither PyTorch nor NumPy.
+`channel`, `client`, `durable` and `trial` serve the parent too: they import neither PyTorch nor NumPy.
 """
