@@ -81,7 +81,7 @@ async def run_coordinator(
             shelf,
             clock=clock,
             model_host=model_host,
-            sources=journal.sources(),
+            sources=await asyncio.to_thread(journal.sources),
             num_folded=found.num_folded,
             retention=settings.retention,
         )
