@@ -181,7 +181,7 @@ class History:
             raise BrokenError(
                 "liveness", f"{view.run} is {view.state}, and waits for {view.waiting}", COORDINATOR
             )
-        world.run(world.now + _SETTLE_S, done=lambda: not self.books.settled())
+        world.run(world.now + _SETTLE_S, done=self._settled)
         self._close()
 
     def _add(self) -> None:
@@ -212,6 +212,10 @@ class History:
 
     def _over(self) -> bool:
         return self.books.num_over == self._asked
+
+    def _settled(self) -> bool:
+        """Nothing is open, and nothing is on its way to the disk."""
+        return not self.federation.coordinator.is_writing and not self.books.settled()
 
     def _close(self) -> None:
         """The end: nothing is open, and the journal gives the same again."""
