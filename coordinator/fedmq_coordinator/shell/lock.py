@@ -49,8 +49,11 @@ class FolderLock:
             raise StoreError(
                 f"another coordinator ({who}) holds {folder}: stop it first, or give this one its own state_dir"
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(
+            OSError
+        ):  # on a full disk the lock holds as well without the name of its holder
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let go. The file stays: deleting it would let two holders lock two files of one name."""

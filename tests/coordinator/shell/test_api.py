@@ -12,13 +12,16 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 
 from fedmq_broker.runner import RunningBroker
 from fedmq_coordinator.core.views import FederationView
+from fedmq_coordinator.shell import api
 from fedmq_coordinator.shell.api_server import load_or_create_token
 from fedmq_coordinator.shell.client import Client, NoCoordinatorError
 from fedmq_coordinator.shell.main import run_coordinator
 from fedmq_coordinator.shell.settings import CoordinatorSettings
+from fedmq_coordinator.shell.store_bulk import DroppedError
 from fedmq_protocol.errors import StoreError, UsageError
 from tests.coordinator.shell.doubles import FakeModelHost, RunningCoordinator, coordinator
 
@@ -252,3 +255,10 @@ def test_a_token_is_made_once_and_never_empty(tmp_path: Path) -> None:
     (tmp_path / "api-token").write_text("\n")
     with pytest.raises(StoreError, match="is empty: delete it"):
         load_or_create_token(tmp_path)
+
+
+async def test_a_version_that_retention_dropped_is_gone_and_not_an_error_of_ours() -> None:
+    request = Request({"type": "http"})
+    answer = await api._our_error(request, DroppedError("the delta of fact number 5 is gone"))
+    assert answer.status_code == 410
+    assert json.loads(bytes(answer.body)) == {"detail": "the delta of fact number 5 is gone"}
