@@ -176,15 +176,20 @@ class Stage:
 
     async def _add_coordinator(self) -> None:
         self._add_disk(COORDINATOR, self.state_dir)
+        await self.add_coordinator(COORDINATOR, self.state_dir)
+
+    async def add_coordinator(self, name: str, state_dir: Path) -> Actor:
+        """Make a coordinator on a folder: the federation's own, or a second one."""
         tables = {
             "federation": {"name": FEDERATION},
-            "broker": self._broker_table(await self._door(COORDINATOR, "127.0.0.1")),
-            "coordinator": {"state_dir": str(self.state_dir), "listen": "127.0.0.1:0"},
+            "broker": self._broker_table(await self._door(name, "127.0.0.1")),
+            "coordinator": {"state_dir": str(state_dir), "listen": "127.0.0.1:0"},
             "trainer": {"nursery": str(self.folder / "nursery.socket")},
         }
-        path = self.folder / "fed.toml"
+        path = self.folder / f"{name}.toml"
         path.write_text(_toml(tables))
-        self._actor(COORDINATOR, command("fedmq", "coordinator", "start", "--config", str(path)))
+        self._actor(name, command("fedmq", "coordinator", "start", "--config", str(path)))
+        return self.actors[name]
 
     async def add_device(self, number: int) -> Actor:
         """Make one more device; odd ones send narrow updates, even ones wide ones."""
@@ -264,7 +269,8 @@ class Stage:
     async def end(self) -> dict[str, int | None]:
         """Let everybody end in order; their exit codes, None for who had to be killed."""
         codes: dict[str, int | None] = {}
-        for name in [*self.device_names, COORDINATOR, "nursery", "broker"]:
+        others = [name for name in self.actors if name not in {*self.device_names, "nursery", "broker"}]
+        for name in [*self.device_names, *others, "nursery", "broker"]:
             if self.actors[name].state != "down":
                 codes[name] = await asyncio.to_thread(self.actors[name].end)
         return codes

@@ -169,7 +169,8 @@ class Conversation:
         if self._desk.public_key and now >= self._status_due_at:
             self._status_due_at = now + _STATUS_EVERY_S
             epoch = self._desk.state.epoch
-            status = Status(online=True, session=epoch, public_key=self._desk.public_key)
+            key = self._desk.public_key
+            status = Status(online=True, session=epoch, public_key=key, detail=self._desk.who)
             self._desk.send(self._desk.topics.coordinator_status, status, retain=True)
         run = self._desk.state.current
         if run is not None and run.holds_model:

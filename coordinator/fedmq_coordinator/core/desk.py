@@ -27,6 +27,7 @@ class Desk:
         shelf: where what is too large to be held is put.
         reader: opens and verifies packets.
         public_key: this coordinator's, by which devices know it.
+        who: what its status says of this process.
         now: seconds since the epoch, of the event in hand.
         resumed_at: when this coordinator started; whoever is waited for has the whole time from then on.
         connected: whether the broker can be spoken to; without it no decision is taken and no time runs out.
@@ -42,6 +43,7 @@ class Desk:
     shelf: Shelf = field(default_factory=MemoryShelf)
     reader: Reader = field(default_factory=Reader)
     public_key: bytes = b""
+    who: str = ""
     now: float = 0.0
     resumed_at: float = 0.0
     connected: bool = False

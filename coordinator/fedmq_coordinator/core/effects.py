@@ -111,9 +111,13 @@ class Note:
 
 @dataclass(frozen=True)
 class Halt:
-    """End this coordinator: another one with a newer epoch has taken over, or a fact cannot be."""
+    """End this coordinator: another one with a newer epoch has taken over, or a fact cannot be.
+
+    With `above` it may begin again, with an epoch above that: nobody else has a better right to the federation.
+    """
 
     reason: str
+    above: int | None = None
 
 
 Effect = Record | Send | SendChunk | Clear | Prepare | Evaluate | Note | Halt

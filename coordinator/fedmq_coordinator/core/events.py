@@ -16,10 +16,17 @@ from fedmq_protocol.schema import TensorSchema
 
 @dataclass(frozen=True)
 class CoordinatorStarted:
-    """The journal has been replayed; `epoch` is one more than any before. `public_key` is this coordinator's."""
+    """The journal has been replayed; `epoch` is above any before.
+
+    `public_key` is this coordinator's, and `who`, which stands in whatever status it gives, tells this process from
+    another one with the same key.
+    """
 
     epoch: int
     public_key: bytes = b""
+    who: str = ""
+    outrun: bool = False
+    """The federation has heard of newer epochs than the journal: it is an older copy, or one of two."""
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,14 @@ class Fact(BaseModel):
 
 
 class EpochBegun(Fact):
-    """A coordinator started on this journal."""
+    """A coordinator started on this journal.
+
+    `outrun`: on an older copy, or on one of two. Devices may have had leases that this journal knows nothing of, so its
+    own go on far above those.
+    """
 
     epoch: int
+    outrun: bool = False
 
 
 class DeviceEnrolled(Fact):

@@ -31,6 +31,8 @@ from fedmq_protocol.messages import Status
 from fedmq_protocol.topics import Topics
 
 _PRESUMED_S: Final = 5.0
+_RETURN_S: Final = 5.0
+"""Whoever was put out by a client of the same name connects again well within this."""
 
 
 class Coordinator:
@@ -68,6 +70,9 @@ class Coordinator:
         self._progress = Progress(self._desk, aside_from=aside_from)
         self._conversation = Conversation(self._desk, self._progress.strategy)
         self._broker = "the broker: not connected yet"
+        self._connections = 0
+        self._outrun: tuple[int, float] | None = None
+        """A newer epoch whose owner seems to be away, and until when it is given time to come back."""
 
     def handle(self, event: e.Event, *, now: float) -> list[do.Effect]:
         """Decide on an event.
@@ -88,6 +93,7 @@ class Coordinator:
             case e.BrokerDisconnected():
                 self._broker = f"the broker: {event.reason}"
                 self._desk.connected = False
+                self._outrun = None
             case e.PacketArrived(topic=topic) if topic == self.topics.coordinator_status:
                 self._other_status(event.payload)
             case e.PacketArrived():
@@ -105,7 +111,7 @@ class Coordinator:
             case e.VersionPrepared():
                 self._progress.prepared(event)
             case e.TimePassed():
-                pass
+                self._begin_again()
             case _ as unreachable:
                 assert_never(unreachable)
         self._progress.settle()
@@ -114,7 +120,8 @@ class Coordinator:
 
     def next_deadline(self) -> float | None:
         """When `TimePassed` should come at the latest, in seconds since the epoch."""
-        return self._progress.next_deadline()
+        times = [self._progress.next_deadline(), None if self._outrun is None else self._outrun[1]]
+        return min((at for at in times if at is not None), default=None)
 
     def checkpoint(self) -> Checkpoint | None:
         """The state as it stands; to be taken when all that was recorded is in the journal.
@@ -151,17 +158,20 @@ class Coordinator:
 
     def _started(self, event: e.CoordinatorStarted) -> None:
         """Go on where the journal ends. Whoever was waited for is given the whole time again."""
-        self._desk.public_key = event.public_key
+        self._desk.public_key, self._desk.who = event.public_key, event.who
         self._desk.resumed_at = self._desk.now
         self._desk.roster.anew()
-        self._desk.record(f.EpochBegun(at=self._desk.now, epoch=event.epoch))
+        self._desk.record(f.EpochBegun(at=self._desk.now, epoch=event.epoch, outrun=event.outrun))
         run = self.active
+        if run is not None and event.outrun:
+            self._progress.take_back_all(run, "the journal is an older copy")
         if run is not None and run.holds_model and run.version not in run.evaluations:
             self._progress.evaluate(run)
 
     def _connected(self, event: e.BrokerConnected) -> None:
         """Publish again what may be gone, and learn anew who is online from what is retained."""
         self._broker = ""
+        self._connections += 1
         self._desk.connected = True
         self._desk.resumed_at = self._desk.now
         self._desk.presumed_until = self._desk.now + _PRESUMED_S
@@ -183,21 +193,39 @@ class Coordinator:
             self._progress.grant_again(run)
 
     def _other_status(self, payload: bytes) -> None:
-        """A coordinator of this federation, with our key and a newer epoch: devices believe that one alone, we end.
+        """Another coordinator of this federation, with our key: devices believe the newer epoch alone, the other ends.
 
         It may have gone meanwhile, or seem so: two with one client id put each other out, and their last wills speak.
+        Of two with the same epoch, on copies of one journal, whoever hears of the other first begins a newer one. So
+        does a coordinator that was started on an older copy, if nobody comes back to put it out.
         """
         try:
             opened = self._desk.reader.open(self.topics.coordinator_status, payload)
             envelope = self._desk.reader.verified(opened, self._desk.public_key)
         except RemoteError:
             return
-        if isinstance(envelope.body, Status) and envelope.epoch > self.state.epoch:
-            away = "" if envelope.body.online else " (it is away now), and devices believe no older one"
+        body, mine, theirs = envelope.body, self.state.epoch, envelope.epoch
+        if not isinstance(body, Status) or theirs < mine:
+            return
+        named = f" ({body.detail})" if body.detail else ""
+        if theirs == mine and self._desk.who not in body.detail:
+            reason = f"another coordinator of this federation{named} has had this one's epoch {mine}"
+            self._desk.put(do.Halt(reason, above=theirs))
+        elif theirs > mine and not body.online and self._connections <= 1:
+            self._outrun = theirs, self._desk.now + _RETURN_S
+        elif theirs > mine:
+            away = "" if body.online else ", and devices believe no older one"
             reason = (
-                f"another coordinator of this federation has taken over, with epoch {envelope.epoch}{away}"
+                f"another coordinator of this federation has taken over, with epoch {theirs}{named}{away}"
             )
             self._desk.put(do.Halt(reason))
+
+    def _begin_again(self) -> None:
+        """Nobody has come back who has a better right."""
+        if self._outrun is not None and self._desk.now >= self._outrun[1]:
+            theirs, self._outrun = self._outrun[0], None
+            reason = f"this federation has seen epoch {theirs}; this journal, of epoch {self.state.epoch}, is an older copy"
+            self._desk.put(do.Halt(reason, above=theirs))
 
     def _request(self, event: e.RunRequested) -> None:
         if event.run in self.runs:

@@ -117,6 +117,13 @@ class Progress:
                 f.LeaseReturned(at=self._desk.now, run=run.id, device=device, lease=lease, why="expired")
             )
 
+    def take_back_all(self, run: Run, why: str) -> None:
+        """End every lease without an update."""
+        for device, held in list(run.leases.items()):
+            self._desk.record(
+                f.LeaseReturned(at=self._desk.now, run=run.id, device=device, lease=held.lease, why=why)
+            )
+
     def _expires_at(self, held: HeldLease) -> float:
         return self._desk.extended(held.granted_at, held.expires_at)
 

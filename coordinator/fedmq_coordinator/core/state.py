@@ -113,6 +113,8 @@ class FederationState:
         match fact:
             case f.EpochBegun():
                 self.epoch = fact.epoch
+                if fact.outrun and self.active is not None:
+                    self.active.skip_leases()
             case f.DeviceEnrolled():
                 self.devices[fact.device] = Device(fact.device, fact.public_key)
             case f.TrafficSeen():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import secrets
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Final
@@ -13,10 +16,11 @@ from typing import Final
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.shell.api import make_app
 from fedmq_coordinator.shell.api_server import ApiServer, bind, load_or_create_token
+from fedmq_coordinator.shell.backup import EPOCHS_AHEAD
 from fedmq_coordinator.shell.clock import Clock
 from fedmq_coordinator.shell.model_host import ModelHost
 from fedmq_coordinator.shell.resume import Resumed, resume
-from fedmq_coordinator.shell.service import HaltedError, Service
+from fedmq_coordinator.shell.service import HaltedError, OutrunError, Service
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_coordinator.shell.shelf import StoreShelf
 from fedmq_coordinator.shell.store import Journal
@@ -31,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 _KEY: Final = "public-key"
 """The note of the key with which the journal began."""
+
+_EPOCHS_AHEAD: Final = 16
+"""Two that begin again at the same time should not meet again."""
 
 
 async def run_coordinator(
@@ -58,8 +65,30 @@ async def run_coordinator(
         FencedError: another coordinator has taken over; the store told.
     """
     stop = asyncio.Event() if stop is None else stop
+    least_epoch = 0
+    try:
+        while True:
+            try:
+                return await _run_once(
+                    settings, model_host, stop, take_over=take_over, least_epoch=least_epoch
+                )
+            except OutrunError as outrun:
+                _log.warning("%s: beginning again with a newer epoch", outrun)
+                least_epoch = outrun.epoch + 1 + secrets.randbelow(_EPOCHS_AHEAD)
+    finally:
+        await model_host.close()
+
+
+async def _run_once(
+    settings: CoordinatorSettings,
+    model_host: ModelHost,
+    stop: asyncio.Event,
+    *,
+    take_over: bool,
+    least_epoch: int,
+) -> None:
+    """One epoch's life."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(model_host.close)
         journal = await asyncio.to_thread(
             Journal.open,
             settings.state_dir,
@@ -85,8 +114,11 @@ async def run_coordinator(
             num_folded=found.num_folded,
             retention=settings.retention,
         )
-        epoch = max(journal.epoch, core.state.epoch + 1)  # a fence that was damaged is no reason to go back
-        await service.begin(epoch, key.public_key)
+        # A fence that was damaged is no reason to go back.
+        epoch = max(journal.epoch, core.state.epoch + 1, least_epoch)
+        who = f"{socket.gethostname()}, pid {os.getpid()}, since {clock():.3f}"
+        outrun = least_epoch > 0 or epoch > core.state.epoch + EPOCHS_AHEAD  # or on a backup
+        await service.begin(epoch, key.public_key, who, outrun=outrun)
         sealer = Sealer(sender=COORDINATOR, epoch=core.state.epoch, key=key)
 
         app = make_app(service, defaults=settings.run, token=load_or_create_token(settings.state_dir))
@@ -95,7 +127,9 @@ async def run_coordinator(
         stack.push_async_callback(api.stop)
 
         topics = Topics(settings.federation)
-        gone = Status(online=False, session=sealer.epoch, public_key=sealer.public_key, detail="vanished")
+        gone = Status(
+            online=False, session=sealer.epoch, public_key=sealer.public_key, detail=f"vanished: {who}"
+        )
         will = Will(topics.coordinator_status, sealer.seal(topics.coordinator_status, gone), retain=True)
         client_id = f"{settings.federation}-coordinator"
         connection = Connection(settings.broker, client_id=client_id, will=will)

@@ -87,6 +87,14 @@ class HaltedError(FedmqError):
     """The core says that this coordinator must end, for example because a newer one has taken over."""
 
 
+class OutrunError(HaltedError):
+    """Others know a newer epoch than this coordinator's, or the same: it may begin again with one above `epoch`."""
+
+    def __init__(self, reason: str, epoch: int) -> None:
+        super().__init__(reason)
+        self.epoch = epoch
+
+
 class StoppingError(FedmqError):
     """What was asked for cannot be done any more: the coordinator ends."""
 
@@ -155,22 +163,31 @@ class Service:
         self._witness: tuple[str, asyncio.Future[bytes]] = "", asyncio.Future()
         self._hearing: asyncio.Future[None] = asyncio.Future()
         self._ticked = False
-        self._halted: str | None = None
+        self._halted: Halt | None = None
         self._stopping = False
+        self._who = ""
 
-    async def begin(self, epoch: int, public_key: bytes) -> None:
+    async def begin(self, epoch: int, public_key: bytes, who: str = "", *, outrun: bool = False) -> None:
         """Tell the core that it starts, and put its epoch on disk, before the broker hears of it.
+
+        Args:
+            epoch: above every one before.
+            public_key: by which devices know this coordinator.
+            who: tells this process from others with the same key.
+            outrun: whether the federation has heard of newer epochs than the journal.
 
         Raises:
             StoreError: the journal cannot be written.
         """
-        await self._handle([_Queued(CoordinatorStarted(epoch, public_key))])
+        self._who = who
+        await self._handle([_Queued(CoordinatorStarted(epoch, public_key, who, outrun))])
 
     async def run(self, link: BrokerLink, sealer: Sealer, topics: Topics, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then say goodbye.
 
         Raises:
             HaltedError: the core says that this coordinator must end.
+            OutrunError: it may begin again, with a newer epoch.
             StoreError: the journal cannot be written.
         """
         standing = Standing.load(await asyncio.to_thread(self.journal.note, _STANDING))
@@ -191,7 +208,10 @@ class Service:
                 task.result()
             if self._halted is None:
                 goodbye = Status(
-                    online=False, session=sealer.epoch, public_key=sealer.public_key, detail="stopped"
+                    online=False,
+                    session=sealer.epoch,
+                    public_key=sealer.public_key,
+                    detail=f"stopped: {self._who}",
                 )
                 self._outbox.put(Send(topics.coordinator_status, goodbye, retain=True))
             await self._outbox.flush(_FAREWELL_S)
@@ -210,8 +230,11 @@ class Service:
             self._pruner.shutdown()
             self._writer.shutdown()
             await self._checkpointer.close(well=well)
-        if self._halted is not None:
-            raise HaltedError(self._halted)
+        halted = self._halted
+        if halted is not None and halted.above is not None:
+            raise OutrunError(halted.reason, halted.above)
+        if halted is not None:
+            raise HaltedError(halted.reason)
 
     async def submit(self, event: Event) -> None:
         """Have the core handle an event; return once what it decided is on disk.
@@ -232,7 +255,7 @@ class Service:
     async def _listen(self, link: BrokerLink, sealer: Sealer, topics: Topics) -> None:
         """From the broker into the inbox; what does not fit stays with the broker."""
         assert self._outbox is not None
-        here = Status(online=True, session=sealer.epoch, public_key=sealer.public_key)
+        here = Status(online=True, session=sealer.epoch, public_key=sealer.public_key, detail=self._who)
         strangers: set[bytes] = set()
         async for event in link.events():
             match event:
@@ -380,8 +403,8 @@ class Service:
             case Note(level=level, text=text, fields=fields):
                 known: dict[str, object] = {name: fields[name] for name in _FIELDS if name in fields}
                 _log.log(_LEVELS[level], text, extra=known | {"fields": fields})
-            case Halt(reason=reason):
-                self._halted = reason
+            case Halt():
+                self._halted = effect
             case _:
                 assert_never(effect)
 

@@ -203,24 +203,6 @@ def test_garbage_on_every_topic_changes_nothing(data: bytes, kind: str) -> None:
 WORLD = fleet()
 
 
-def test_a_coordinator_with_a_newer_epoch_ends_this_one() -> None:
-    key, other = SigningKey(bytes(32)), SigningKey(bytes(range(32)))
-    world = World()
-    world.tell(e.CoordinatorStarted(epoch=4, public_key=key.public_key))
-    topic = "fedmq/v1/home/coordinator/status"
-
-    def says(who: SigningKey, epoch: int) -> list[do.Effect]:
-        status = Status(online=True, session=epoch, public_key=who.public_key)
-        return world.tell(
-            e.PacketArrived(topic, Sealer(sender="coordinator", epoch=epoch, key=who).seal(topic, status))
-        )
-
-    assert not says(key, 3)
-    assert not says(key, 4)
-    assert not says(other, 9), "a stranger cannot end it"
-    assert [x for x in says(key, 5) if isinstance(x, do.Halt)]
-
-
 # Updates in chunks
 
 
