@@ -224,7 +224,7 @@ class Coordinator:
         """Nobody has come back who has a better right."""
         if self._outrun is not None and self._desk.now >= self._outrun[1]:
             theirs, self._outrun = self._outrun[0], None
-            reason = f"this federation has seen epoch {theirs}; this journal, of epoch {self.state.epoch}, is an older copy"
+            reason = f"this journal, of epoch {self.state.epoch}, is an older copy: devices have heard epoch {theirs}"
             self._desk.put(do.Halt(reason, above=theirs))
 
     def _request(self, event: e.RunRequested) -> None:

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 _KEY: Final = "public-key"
 """The note of the key with which the journal began."""
 
-_EPOCHS_AHEAD: Final = 16
+_SPREAD: Final = 16
 """Two that begin again at the same time should not meet again."""
 
 
@@ -74,7 +74,7 @@ async def run_coordinator(
                 )
             except OutrunError as outrun:
                 _log.warning("%s: beginning again with a newer epoch", outrun)
-                least_epoch = outrun.epoch + 1 + secrets.randbelow(_EPOCHS_AHEAD)
+                least_epoch = outrun.epoch + 1 + secrets.randbelow(_SPREAD)
     finally:
         await model_host.close()
 
