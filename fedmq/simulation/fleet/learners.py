@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isqrt
 from typing import Final
 
 import numpy as np
@@ -83,10 +84,17 @@ class Sizes:
 
 
 def expected_sizes(num_parameters: int, *, up: CodecSpec, down: CodecSpec, snapshot: str) -> Sizes:
-    """Measured on changes with heavy tails, as real ones are (Student's t with three degrees of freedom)."""
+    """Measured on changes as real ones are, more or less: heavy tails, and some rows and columns busier than others.
+
+    Elements are drawn from Student's t with three degrees of freedom, times a factor of the row and one of the column,
+    each lognormal with sigma 1. Other models differ: docs/simulation.md compares one with what its devices really sent.
+    """
     entry = TensorEntry(name="w", shape=(num_parameters,), dtype="float32", role="parameter")
     schema, rng = TensorSchema(entries=(entry,)), np.random.default_rng(0)
-    change = rng.standard_t(3, num_parameters).astype(np.float32)
+    rows = max(1, isqrt(num_parameters))
+    columns = -(-num_parameters // rows)
+    busy = np.exp(rng.standard_normal((rows, 1))) * np.exp(rng.standard_normal((1, columns)))
+    change = (rng.standard_t(3, (rows, columns)) * busy).ravel()[:num_parameters].astype(np.float32)
     weights = rng.standard_normal(num_parameters).astype(np.float32)
     return Sizes(
         len(encode_update(change, None, schema, up)[0]),
