@@ -110,11 +110,18 @@ def mutants(
             )
             click.echo(f"{mutant.name:<32} {what}  {each.text}")
     if as_json:
-        click.echo(
-            json.dumps(
-                [asdict(each) | {"mutant": each.mutant.name, "does": each.mutant.text} for each in found]
-            )
-        )
+        told = [
+            {
+                "mutant": each.mutant.name,
+                "does": each.mutant.text,
+                "invariant": each.invariant,
+                "histories": each.histories,
+                "seed": each.seed,
+                "text": each.text,
+            }
+            for each in found
+        ]
+        click.echo(json.dumps(told))
     context.exit(0 if all(each.invariant for each in found) else 1)
 
 

@@ -45,7 +45,7 @@ from fedmq_coordinator.core.events import (
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.core.progress import LARGE_MODEL
 from fedmq_coordinator.core.state import FederationState
-from fedmq_protocol.envelope import COORDINATOR, Sealer
+from fedmq_protocol.envelope import COORDINATOR, Envelope, Sealer
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Body, Status
 from fedmq_protocol.topics import Topics
@@ -248,6 +248,14 @@ class VirtualCoordinator:
         self._requests.append(event)
         if self.alive:
             self.tell(event)
+
+    def opened(self, topic: str, payload: bytes) -> Envelope:
+        """A packet as its core reads it.
+
+        Raises:
+            RemoteError: it is none.
+        """
+        return self._mail.open(topic, payload)
 
     @property
     def told_at(self) -> float:

@@ -22,6 +22,8 @@ from fedmq.simulation.watch import Trained, Watch
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.effects import Effect as CoordinatorEffect
 from fedmq_coordinator.core.effects import Send, SendChunk
+from fedmq_coordinator.core.events import Event as CoordinatorEvent
+from fedmq_coordinator.core.events import PacketArrived
 from fedmq_edge_agent.core.effects import CommitState, Restore, SendUpdate, Train
 from fedmq_edge_agent.core.effects import Effect as DeviceEffect
 from fedmq_edge_agent.core.effects import Send as DeviceSend
@@ -29,6 +31,7 @@ from fedmq_edge_agent.core.state import AgentState, PendingUpdate, RunState
 from fedmq_edge_agent.trainer.feedback import cap_factor
 from fedmq_protocol.codecs import DecodedUpdate, Dense, decode_update
 from fedmq_protocol.messages import Announcement, Lease, Offer, Receipt, UpdateHeader
+from fedmq_protocol.messages import Update as UpdateMessage
 
 Vector = NDArray[np.float32]
 Key = tuple[str, str, int]
@@ -51,6 +54,8 @@ class Update:
         told: likewise, of the receipts that were sent.
         away: its device has let go of it.
         lost: with its device's disk.
+        confused: since its number was used before the disk was replaced, its device may have taken the receipt of that
+            other update, still under way then, for its own; a gap that is known.
         lost_disk: its device got a new disk after it was made, and may use its number again.
     """
 
@@ -62,6 +67,7 @@ class Update:
     away: bool = False
     lost: bool = False
     lost_disk: bool = False
+    confused: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,12 @@ class Backup:
     Attributes:
         state: the device's.
         residuals: by run.
+        waiting: updates without a receipt.
     """
 
     state: AgentState
     residuals: dict[str, Vector | None]
+    waiting: dict[Key, Update]
 
 
 class Books(Watch):
@@ -88,8 +96,9 @@ class Books(Watch):
         self._residuals: dict[tuple[str, str], Vector | None] = {}
         self._trained: dict[str, tuple[bytes, DecodedUpdate, Vector, str]] = {}
         self._restored: dict[tuple[str, str], tuple[int, Vector]] = {}
-        self._earlier: dict[Key, Update] = {}
-        """Updates of devices that lost their disk, and then gave the number of one to another."""
+        self._others: dict[Key, list[Update]] = {}
+        """Updates of devices whose disk was replaced, and which then gave their number to another."""
+        self._came: dict[Key, tuple[float, set[bytes]]] = {}
         self._leases: set[tuple[str, str, int]] = set()
 
     # ------------------------------------------------------------------------------ devices
@@ -157,21 +166,20 @@ class Books(Watch):
     def backup(self, device: VirtualDevice) -> Backup:
         """What is on a device's disk now."""
         mine = {run: residual for (name, run), residual in self._residuals.items() if name == device.name}
-        return Backup(self._states.get(device.name, AgentState()), mine)
+        waiting = {key: each for key, each in self.updates.items() if key[0] == device.name and not each.away}
+        return Backup(self._states.get(device.name, AgentState()), mine, waiting)
 
     def disk_replaced(self, device: VirtualDevice, backup: Backup | None) -> None:
         """Its disk is replaced, by an empty one or by an older state: what is not on it is gone, and nobody's fault."""
-        backup = backup or Backup(AgentState(), {})
-        waiting = {
-            (device.name, run, pending.header.counter)
-            for run, kept in backup.state.runs.items()
-            for pending in kept.pending
-        }
+        backup = backup or Backup(AgentState(), {}, {})
         for key, update in self.updates.items():
-            if key in waiting:
-                update.away = update.lost = False  # it waits for its receipt again
-            elif key[0] == device.name:
+            if key[0] == device.name:
                 update.lost, update.away, update.lost_disk = update.lost or not update.away, True, True
+        for key, update in backup.waiting.items():
+            update.away = update.lost = False  # it waits for its receipt again
+            if self.updates[key] is not update:
+                self._others.setdefault(key, []).append(self.updates[key])
+                self.updates[key] = update
         self._states[device.name] = backup.state
         for name, run in list(self._residuals):
             if name == device.name:
@@ -222,7 +230,7 @@ class Books(Watch):
         if earlier is not None and not earlier.lost_disk:
             raise BrokenError("counted-once", f"{name} uses counter {header.counter} of {run} twice", name)
         if earlier is not None:
-            self._earlier[name, run, header.counter] = earlier
+            self._others.setdefault((name, run, header.counter), []).append(earlier)
         self.updates[name, run, header.counter] = Update(trained[0], trained[1], header.lease)
         self._residuals[name, run] = trained[2]
 
@@ -231,6 +239,9 @@ class Books(Watch):
         counter = pending.header.counter
         update = self.updates[name, run, counter]
         update.away = True
+        if update.confused:
+            update.lost = True
+            return
         put_back = self._restored.get((name, run))
         if update.told == "restore" and put_back is not None and put_back[0] == counter:
             self._residuals[name, run] = put_back[1]
@@ -249,6 +260,11 @@ class Books(Watch):
         if kept.residual_file is not None:
             data = device.disk.files.get((run, kept.residual_file), b"")
             found = np.frombuffer(data[_DIGEST_BYTES:], dtype=np.float32)
+        if self.models[run].over:
+            self._residuals[device.name, run] = (
+                found  # of no use any more; an update may have gone with the run
+            )
+            return
         if not _same(expected, found):
             text = (
                 f"{device.name} commits {kept.residual_file} as the residual of {run}, which is another one"
@@ -324,6 +340,9 @@ class Books(Watch):
 
     def _judged(self, key: Key, fact: f.UpdateAccepted | f.UpdateRejected) -> Update:
         update = self.updates.get(key)
+        if update is not None and not update.sha256.startswith(fact.digest):
+            alike = (each for each in self._others.get(key, ()) if each.sha256.startswith(fact.digest))
+            update = next(alike, update)
         if update is None:
             raise BrokenError("counted-once", f"{_named(key)} is judged, and was never made", *_parties(key))
         if update.verdict or update.told:
@@ -360,6 +379,23 @@ class Books(Watch):
             case _:
                 pass
 
+    def coordinator_told(self, coordinator: VirtualCoordinator, event: CoordinatorEvent) -> None:
+        """Remember which update of a number it was that came last."""
+        if not isinstance(event, PacketArrived) or not event.topic.endswith(("/up/update", "/up/offer")):
+            return
+        body = coordinator.opened(event.topic, event.payload).body
+        if isinstance(body, UpdateMessage | Offer):
+            key = event.topic.split("/")[-3], body.header.run, body.header.counter
+            at, came = self._came.get(key, (0.0, set()))
+            self._came[key] = (
+                coordinator.now,
+                (came if at == coordinator.now else set()) | {body.header.payload.sha256},
+            )
+
+    def _is_for(self, update: Update, key: Key) -> bool:
+        """Whether a receipt that is sent now answers this update, and no other of its number."""
+        return self._came.get(key, (0.0, set()))[1] == {update.sha256}
+
     def _too_early(self, what: str) -> None:
         raise BrokenError("journal-first", f"{what} is announced before it is on disk", "coordinator")
 
@@ -369,8 +405,12 @@ class Books(Watch):
         if update is None:
             raise BrokenError("receipts", f"{_named(key)} has a receipt, and was never made", *_parties(key))
         says = "accepted" if receipt.outcome == "accepted" else receipt.residual
-        if receipt.reason == "number-used" and says == "restore" and key in self._earlier:
-            pass  # it is not the one that counts
+        others = self._others.get(key, [])
+        if receipt.reason == "number-used" and says == "restore" and any(each.verdict for each in others):
+            pass  # it is not the one that is settled
+        elif others and not self._is_for(update, key) and any(each.verdict == says for each in others):
+            update.confused = True  # it is for the other one, whose packet was still under way
+            return
         elif not update.verdict and receipt.outcome == "rejected" and receipt.reason in _UNSETTLED:
             model = self.models.get(receipt.run)
             if model is not None and not model.over and not self._ending(model):

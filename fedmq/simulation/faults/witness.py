@@ -103,6 +103,7 @@ class Witness(Watch):
     def coordinator_told(self, coordinator: VirtualCoordinator, event: CoordinatorEvent) -> None:
         self._note(COORDINATOR, "told", event)
         self._touched[COORDINATOR] = coordinator
+        self.books.coordinator_told(coordinator, event)
         if isinstance(event, CoordinatorTimePassed):
             self._bounds.woken(COORDINATOR, self._world.now)
         self._saboteur.coordinator_told(coordinator, event)
