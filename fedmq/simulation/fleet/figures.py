@@ -36,7 +36,7 @@ class FleetFigures:
     Attributes:
         mode: which.
         state: of the run at the end, `finished` or what it still was.
-        reason: why it ended.
+        reason: why it ended, or what it waits for.
         joined_s: how long it took until every device was there.
         virtual_s: from the request to the end.
         wall_s: that the simulation took.

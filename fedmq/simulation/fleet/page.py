@@ -70,16 +70,22 @@ def span(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def unfinished(modes: Sequence[FleetFigures]) -> list[str]:
+    """A line for each mode whose run did not come to its end."""
+    return [f"{mode.mode} is {mode.state}: {mode.reason}" for mode in modes if mode.state != "finished"]
+
+
 def text(modes: Sequence[FleetFigures]) -> str:
     """For a terminal."""
     table = [("", [mode.mode for mode in modes]), *rows(modes)]
     first = max(len(name) for name, _ in table)
     widths = [max(len(values[place]) for _, values in table) for place in range(len(modes))]
-    return "\n".join(
+    lines = [
         f"{name:<{first}}"
         + "".join(f"  {value:>{width}}" for value, width in zip(values, widths, strict=True))
         for name, values in table
-    )
+    ]
+    return "\n".join([*lines, *unfinished(modes)])
 
 
 def plain(plan: Plan, modes: Sequence[FleetFigures]) -> dict[str, object]:
@@ -123,6 +129,7 @@ def write(plan: Plan, modes: Sequence[FleetFigures], folder: Path) -> Path:
             seed=plan.seed,
             modes=modes,
             rows=rows(modes),
+            unfinished=unfinished(modes),
             pictures=all_pictures(modes),
             settings=json.dumps(plan.settings.model_dump(mode="json"), indent=2, sort_keys=True),
         ),

@@ -134,6 +134,9 @@ class _Fleet(Watch):
         run = federation.run()
         figures.state = "not begun" if run is None else run.state
         figures.reason = "" if run is None else run.end_reason
+        if run is not None and not run.over:
+            coordinator = federation.coordinator
+            figures.reason = f"waits for {coordinator.core.run_view(run.id, now=coordinator.now).waiting}"
         figures.virtual_s = federation.world.now - self._asked_at
         figures.steps = federation.world.steps
         figures.up_bytes, figures.down_bytes = self._bytes()

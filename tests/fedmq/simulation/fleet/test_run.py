@@ -108,6 +108,12 @@ def test_digits_are_learned_and_told(tmp_path: Path) -> None:
     assert "to 85%" in page.text(modes)
 
 
+def test_a_run_that_does_not_end_says_what_it_waits_for() -> None:
+    found = simulate(Plan(1, settings(rounds=2), most_s=3_600.0), "sync")
+    assert (found.state, found.counted) == ("active", 0)
+    assert "min_available_devices" in page.text([found])
+
+
 def test_the_command() -> None:
     command = ["simulate", "fleet", "--devices", "12", "--versions", "3", "--mode", "sync,fedasync", "--json"]
     done = CliRunner().invoke(cli, [*command, "--set", "selection.fraction_train=0.5"])
