@@ -258,6 +258,11 @@ class VirtualCoordinator:
         return self._mail.open(topic, payload)
 
     @property
+    def deadline(self) -> float | None:
+        """When the core said that it wants to be woken, after the last batch."""
+        return self._deadline
+
+    @property
     def told_at(self) -> float:
         """When the core was told something last, by its clock."""
         return self._told_at

@@ -267,6 +267,11 @@ class VirtualDevice:
         start_s = self.world.start_s
         return max(self._told_at, (self.world.now - start_s) * self.options.rate)
 
+    @property
+    def deadline(self) -> float | None:
+        """When the core said that it wants to be woken, after the last event."""
+        return self._deadline
+
     def tell(self, event: Event) -> None:
         """Let the core handle an event, and do what it says; the power may fail at any effect."""
         self._handle(event, self.now)

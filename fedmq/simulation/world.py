@@ -82,8 +82,13 @@ class World:
 
     def run(self, until: float, *, done: Callable[[], bool] | None = None) -> None:
         """Let happen what is due up to `until`, or until `done` says so after a step."""
-        while self._due and self._due[0][0] <= until:
-            self.step()
+        due, after_step, pop = self._due, self.after_step, heapq.heappop
+        while due and due[0][0] <= until:
+            self.now, _, action = pop(due)
+            self.steps += 1
+            action()
+            if after_step is not None:
+                after_step()
             if done is not None and done():
                 return
         self.now = max(self.now, until)

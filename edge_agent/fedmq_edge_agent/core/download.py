@@ -103,6 +103,8 @@ class Pull:
     @property
     def wanted_bytes(self) -> int:
         """About what all that lacks takes; for deltas of which nothing is known, what the manifest allows them."""
+        if not self._wanted:
+            return 0
         lacking = [fetch.missing_bytes for fetch in self._wanted.values()]
         unknown = None in lacking
         assert self._manifest is not None or not unknown
@@ -345,7 +347,7 @@ class Pull:
             now: the time.
             received: bytes received on the socket so far, of whatever.
         """
-        if not self._connected or now < self.not_before:
+        if not self._wanted or not self._connected or now < self.not_before:
             return []
         effects = self._ask_again(now=now, received=received)
         topics: list[str] = []

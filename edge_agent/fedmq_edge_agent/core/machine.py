@@ -135,7 +135,7 @@ class Agent:
     def next_deadline(self) -> float | None:
         """When `TimePassed` is due, if nothing happens before."""
         desk = self.desk
-        deadlines = [
+        deadlines = (
             desk.trainer.next_deadline(),
             None if desk.budget.resting else desk.outbox.next_deadline(),
             desk.budget.next_deadline(),
@@ -145,8 +145,8 @@ class Agent:
             desk.storage.retry_at,
             None if desk.leases.held is None else desk.leases.held.expires_at,
             self.workshop.train_at(),
-        ]
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        )
+        return min([deadline for deadline in deadlines if deadline is not None], default=None)
 
     def waiting(self, *, now: float) -> str:
         """What this device waits for, since when and until when, in one line."""
@@ -232,6 +232,8 @@ class Agent:
         if budget.worth_keeping:
             ledger.commit_soon(now=now)
         storage, removes = self.desk.storage, False
+        if ledger.commit_at is None and storage.retry_at is None:
+            return
         trying = storage.is_due(now=now)
         if trying:
             storage.trying()

@@ -204,9 +204,9 @@ class Outbox:
 
     def next_deadline(self) -> float | None:
         """When `poll` has something to send next."""
-        if self._max_packet_bytes is None:
+        if self._max_packet_bytes is None or not self._entries:
             return None
-        return min((entry.next_send_at for entry in self._entries.values() if entry.to_be_sent), default=None)
+        return min([entry.next_send_at for entry in self._entries.values() if entry.to_be_sent], default=None)
 
     def poll(self, *, fits: Callable[[int, str], bool], left: int | None = None, now: float) -> list[Effect]:
         """Send what is due; what does not fit beside what is under way waits until that is settled.

@@ -38,6 +38,7 @@ Key = tuple[str, str, int]
 """Device, run, counter."""
 
 _DIGEST_BYTES = 16
+_NO_STATE, _NO_RUN = AgentState(), RunState()
 _UNSETTLED = frozenset({"run-over", "unknown-run"})
 """Why an update may be refused for good without a word in the journal."""
 
@@ -156,7 +157,7 @@ class Books(Watch):
 
     def device_started(self, device: VirtualDevice) -> None:
         """A start begins with what the last commit left."""
-        found, left = device.agent.desk.ledger.state, self._states.get(device.name, AgentState())
+        found, left = device.agent.desk.ledger.state, self._states.get(device.name, _NO_STATE)
         if found != left:
             raise BrokenError(
                 "device-memory", f"{device.name} starts with another state than it committed", device.name
@@ -167,7 +168,7 @@ class Books(Watch):
         """What is on a device's disk now."""
         mine = {run: residual for (name, run), residual in self._residuals.items() if name == device.name}
         waiting = {key: each for key, each in self.updates.items() if key[0] == device.name and not each.away}
-        return Backup(self._states.get(device.name, AgentState()), mine, waiting)
+        return Backup(self._states.get(device.name, _NO_STATE), mine, waiting)
 
     def disk_replaced(self, device: VirtualDevice, backup: Backup | None) -> None:
         """Its disk is replaced, by an empty one or by an older state: what is not on it is gone, and nobody's fault."""
@@ -193,7 +194,7 @@ class Books(Watch):
             raise BrokenError("device-memory", text, device.name)
 
     def _committed(self, device: VirtualDevice, state: AgentState) -> None:
-        name, before = device.name, self._states.get(device.name, AgentState())
+        name, before = device.name, self._states.get(device.name, _NO_STATE)
         self._states[name] = state
         if state.runs is before.runs:
             return
@@ -203,7 +204,7 @@ class Books(Watch):
                     self._let_go(name, run, pending)
                 self._residuals.pop((name, run), None)
         for run, kept in state.runs.items():
-            known = before.runs.get(run, RunState())
+            known = before.runs.get(run, _NO_RUN)
             if kept is known:
                 continue
             old = {pending.header.counter for pending in known.pending}

@@ -63,7 +63,7 @@ class Bounds:
                 raise BrokenError("forwards", text, name)
             self._heard[name] = device.starts, run, version
         now = device.now
-        deadline = agent.next_deadline()
+        deadline = device.deadline
         if deadline is not None and deadline <= now:
             raise BrokenError("no-idle-wait", f"{name} wants to be woken at a moment that is over", name)
         if deadline is None and not agent.waiting(now=now):
@@ -80,7 +80,7 @@ class Bounds:
             self._run(run)
         if len(core._progress._clear_at) > _CLEARS:
             raise BrokenError("memory", "retained chunks are not cleared", "coordinator")
-        deadline = core.next_deadline()
+        deadline = coordinator.deadline
         if deadline is not None and deadline <= coordinator.told_at:
             raise BrokenError(
                 "no-idle-wait", "the coordinator wants to be woken at a moment that is over", "coordinator"

@@ -128,7 +128,7 @@ class History:
     def _after_step(self) -> None:
         self.witness.check()
         stops_at = self._plan.stops_at
-        if stops_at is not None and self.saboteur.events >= stops_at and self._enough and not self._stopped:
+        if stops_at is not None and not self._stopped and self.saboteur.events >= stops_at and self._enough:
             self._stopped = True
             self._plan = self._plan.but(stops_at=self.saboteur.events)
             coordinator = self.federation.coordinator

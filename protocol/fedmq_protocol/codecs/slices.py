@@ -7,7 +7,6 @@ memory bill. What is coded need not be an array: whatever can be read by slices 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
@@ -50,10 +49,11 @@ class Difference:
         return difference
 
 
-def parts(n: int) -> Iterator[slice]:
+def parts(n: int) -> list[slice]:
     """0..n cut into slices."""
-    for start in range(0, n, SLICE):
-        yield slice(start, min(start + SLICE, n))
+    if 0 < n <= SLICE:
+        return [slice(0, n)]  # as mostly
+    return [slice(start, min(start + SLICE, n)) for start in range(0, n, SLICE)]
 
 
 def check_finite(source: Source) -> None:
