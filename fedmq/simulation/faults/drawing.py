@@ -46,7 +46,7 @@ def draw_plan(seed: int) -> Plan:
         inflight=chance.choice((1, 4, 20)),
         queued=chance.choice((3, 10, 100, 1_000)),
         latency_s=chance.choice((0.005, 0.05, 0.3)),
-        stops_at=None if whole else chance.randint(200, 215),
+        stops_at=None if whole else chance.randint(200, 203),
     )
     return plan.but(faults=tuple(draw_faults(chance, plan, chance.randint(_FEWEST_FAULTS, _MOST_FAULTS))))
 
@@ -60,7 +60,9 @@ def more_faults(plan: Plan, round_number: int) -> tuple[Fault, ...]:
 def more_run(plan: Plan, round_number: int) -> dict[str, Any]:
     """One run more for a history that was too short."""
     chance = random.Random(f"fedmq run {plan.seed} again {round_number}")  # noqa: S311
-    return _settings(chance, len(plan.devices), large=plan.parameters >= 300, whole=plan.stops_at is None)
+    whole = plan.stops_at is None
+    settings = _settings(chance, len(plan.devices), large=plan.parameters >= 300, whole=whole)
+    return settings | {"rounds": min(2, settings["rounds"] - 1)} if whole else settings
 
 
 def _device(chance: random.Random, number: int, *, large: bool) -> DevicePlan:

@@ -41,7 +41,7 @@ from fedmq_protocol.codecs.container import (
 from fedmq_protocol.codecs.decoded import Decoded, Dense, flushed
 from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.codecs.seeded import Recipe, Segment
-from fedmq_protocol.codecs.slices import Difference, parts
+from fedmq_protocol.codecs.slices import SLICE, Difference, parts
 from fedmq_protocol.errors import CodecError
 from fedmq_protocol.schema import TensorSchema
 
@@ -171,7 +171,7 @@ def encode_delta(target: Vector, replica: Vector, schema: TensorSchema, spec: Co
 
 
 def apply_delta(replica: Vector, data: bytes | memoryview, schema: TensorSchema) -> None:
-    """Advance `replica` in place by one version. A dense delta is decoded twice, slice by slice: to check, to apply.
+    """Advance `replica` in place by one version. A long dense delta is decoded twice, by slices: to check, to apply.
 
     Raises:
         CodecError: the blob is damaged or of another schema; the replica is as it was.
@@ -179,7 +179,7 @@ def apply_delta(replica: Vector, data: bytes | memoryview, schema: TensorSchema)
     parameters, buffers = blob.read(data)
     values = _decode_buffers(buffers, schema)
     target = np.asarray(replica)[: schema.num_parameters]
-    if is_dense(parameters):
+    if len(target) > SLICE and is_dense(parameters):
         for _ in decoded_slices(parameters, len(target)):
             pass
         for part, change in decoded_slices(parameters, len(target)):

@@ -52,7 +52,7 @@ def from_bytes(data: memoryview, largest: np.float32) -> Float32Array:
         MIN_SCALE.view(np.uint32),
         largest.view(np.uint32),
     )  # as integers, which order NaN and signs above all
-    if np.any((bits != 0) & ((bits < low) | (bits > high))):
+    if ((bits != 0) & ((bits < low) | (bits > high))).any():
         reason = "malformed" if np.isfinite(scales).all() else "not-finite"
         raise CodecError("a scale is out of range", reason=reason)
     return scales
