@@ -31,10 +31,7 @@ from fedmq_coordinator.shell.store_fence import Fence
 from fedmq_coordinator.shell.store_postgresql import Postgresql
 from fedmq_coordinator.shell.store_reading import Reader
 from fedmq_coordinator.shell.store_retention import Plan
-from fedmq_coordinator.shell.store_rows import (
-    named_ahead,
-    to_rows,
-)
+from fedmq_coordinator.shell.store_rows import named_ahead, sizes_ahead, to_rows
 from fedmq_coordinator.shell.store_schema import FACTS, NOTES, SOURCES
 from fedmq_coordinator.shell.store_sqlite import Sqlite, SqliteToRead
 from fedmq_protocol.errors import StoreError
@@ -366,4 +363,7 @@ class Journal:
             raise self.database.damaged(
                 f"facts up to number {self._last} had been written, and are not there"
             )
-        return found[: len(rows)] == [(row["seq"], row["at"], row["checksum"]) for row in rows]
+        if found[: len(rows)] == [(row["seq"], row["at"], row["checksum"]) for row in rows]:
+            return True
+        self._bulk.check_ahead(connection, sizes_ahead(row["beside"] for row in rows))
+        return False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select
@@ -90,6 +90,19 @@ class BulkTable:
             connection.execute(insert(BULK).values(seq=seq, field=AHEAD, piece=piece, data=data))
 
         self._database.write(work)
+
+    def check_ahead(self, connection: Connection, sizes: Mapping[int, int]) -> None:
+        """See that what was written ahead is there still, after a server has been away.
+
+        Raises:
+            StoreError: it is not.
+        """
+        for seq, size in sizes.items():
+            chosen = select(func.sum(func.length(BULK.c.data))).where(
+                BULK.c.seq == seq, BULK.c.field == AHEAD
+            )
+            if connection.execute(chosen).scalar() != size:
+                raise self.damaged(f"bytes of number {seq} had been written, and are not there")
 
     def remove(self, places: Iterable[tuple[int, str]]) -> None:
         """Delete the bytes of these numbers and fields, a little at a time."""

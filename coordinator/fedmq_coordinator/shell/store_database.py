@@ -101,6 +101,9 @@ class Database:
         self._turn = threading.Lock()
         self._hurried = threading.Event()
         self._connected = False
+        self._holds = False
+        self._to_hold_again = False
+        """A connection was lost, and with it perhaps the hold."""
 
     def hold(self, overtake: Overtake | None) -> None:
         """Keep other coordinators out until `close`.
@@ -112,6 +115,7 @@ class Database:
             StoreError: another one is in; the text says which.
         """
         self._repeat("open", lambda: self._dialect.hold(self.engine, overtake))
+        self._holds = True
 
     def close(self) -> None:
         """Let others in, and close all connections."""
@@ -178,6 +182,7 @@ class Database:
                         raise StoreError(f"cannot {doing} the journal {self.name}: {cause}") from error
                     case Fault.LOST:
                         self.losses += 1
+                        self._to_hold_again = self._holds  # who only looks keeps nobody out
                         waited = time.monotonic() - began
                         if _in_a_loop():
                             raise AwayError(f"the journal {self.name} is out of reach: {cause}") from error
@@ -196,6 +201,8 @@ class Database:
         self._connected = True
         if losses:
             _log.warning("the journal %s is back after %.1f s", self.name, time.monotonic() - began)
+        if self._to_hold_again and not _in_a_loop():
+            self._to_hold_again = False
             self._hold_again()
         return result
 

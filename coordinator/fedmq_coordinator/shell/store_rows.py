@@ -89,6 +89,12 @@ def ahead(indices: Iterable[bytes], field: str | None = None) -> Iterator[int]:
                 yield entry[2]
 
 
+def sizes_ahead(indices: Iterable[bytes | None]) -> dict[int, int]:
+    """How many bytes were written ahead under which number, out of what facts' rows say."""
+    found = (entry for index in indices if index for entry in msgpack.unpackb(index).values())
+    return {entry[2]: entry[0] for entry in found if len(entry) > _ENTRY}
+
+
 def named_ahead(connection: Connection) -> Iterator[int]:
     """The numbers of all that was written ahead and is named by a fact."""
     chosen = select(FACTS.c.beside).where(FACTS.c.kind.in_(WRITTEN_AHEAD), FACTS.c.beside.is_not(None))

@@ -229,7 +229,8 @@ class _Replay:
         try:
             data = journal.checkpoints.read(stored.number)
         except StoreError as error:
-            self._verdict.find(f"the checkpoint of fact {stored.number}: {error}; starts pass it over")
+            if stored in journal.checkpoints.list():  # else a newer one has taken its place
+                self._verdict.find(f"the checkpoint of fact {stored.number}: {error}; starts pass it over")
             return
         try:
             state = load(data, journal.fetch, journal.outline)

@@ -215,6 +215,19 @@ class TestLostConnections:
         with pytest.raises(StoreError, match="facts up to number 2 had been written, and are not there"):
             journal.append(batch(2))
 
+    def test_bytes_written_ahead_that_the_server_forgot_are_missed(
+        self, journal: Journal, postgres_place: Place
+    ) -> None:
+        journal.append(batch(1))
+        writing = journal.begin_blob()
+        writing.write(bytes(PIECE_BYTES + 1))
+        fact = published(0, private=b"").model_copy(update={"private": writing.done()})
+        postgres_place.query("DELETE FROM bulk WHERE seq < 0 AND piece = 1")
+        end_sessions(postgres_place)
+        with pytest.raises(StoreError, match="bytes of number -1 had been written, and are not there"):
+            journal.append([fact])
+        assert postgres_place.query("SELECT max(seq) FROM facts") == [(2,)]
+
 
 class TestHolding:
     def test_a_second_coordinator_is_refused_with_host_and_pid_and_may_take_over(
@@ -253,6 +266,16 @@ class TestHolding:
         )
         assert list(newer.read()) == [EpochBegun(at=1.0, epoch=1), EpochBegun(at=3.0, epoch=newer.epoch)]
         newer.close()
+
+    def test_who_only_looks_does_not_hold_the_lock_after_a_lost_connection(
+        self, postgres_place: Place
+    ) -> None:
+        postgres_place.open().close()
+        looking = postgres_place.look()
+        end_sessions(postgres_place)
+        assert looking.note("standing") is None
+        postgres_place.open().close()
+        looking.close()
 
     def test_a_killed_holder_is_gone_at_once(self, postgres_place: Place) -> None:
         holder = opening_process(postgres_place, "import sys; print('ready', flush=True); sys.stdin.read()")
@@ -377,3 +400,5 @@ class TestInALoop:
         with pytest.raises(AwayError, match="is out of reach: "):
             fact.private.read(0, 5)
         assert await asyncio.to_thread(fact.private.read, 0, 5) == bytes(5)
+        with pytest.raises(StoreError, match="another coordinator"):  # the lock was taken again
+            await asyncio.to_thread(postgres_place.elsewhere.open)

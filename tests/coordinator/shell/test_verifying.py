@@ -10,6 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from fedmq_coordinator.core.blobs import Blob
 from fedmq_coordinator.core.checkpoint import dump
 from fedmq_coordinator.core.facts import UpdateAccepted, VersionPublished, load
 from fedmq_coordinator.core.retention import RetentionSettings
@@ -99,6 +100,23 @@ def test_one_of_which_retention_has_dropped_what_it_may(either: Place) -> None:
     assert 0 < verdict.rebuilt < verdict.versions
     assert verdict.anchors == 0
     assert verdict.checkpoints == 2
+
+
+def test_a_checkpoint_that_a_newer_one_replaces_meanwhile_is_no_damage(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(place)
+    with looking(place) as journal:
+        read = journal.checkpoints.read
+
+        def read_slowly(number: int) -> Blob:
+            found = read(number)
+            place.query(f"DELETE FROM checkpoints WHERE seq <> {number}")
+            return found
+
+        monkeypatch.setattr(journal.checkpoints, "read", read_slowly)
+        verdict = verify(journal, lambda *_: None)
+    assert (verdict.findings, verdict.checkpoints) == ([], 1)
 
 
 def flip(data: bytes) -> bytes:
