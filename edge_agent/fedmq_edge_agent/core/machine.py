@@ -100,7 +100,7 @@ class Agent:
     # ------------------------------------------------------------------------------ what the shell calls
 
     def next_session(self) -> int:
-        """The session number for a connection that is about to be made."""
+        """The session number for a connection that is about to be made; the next event reserves more when they end."""
         return self.desk.ledger.next_session()
 
     @property
@@ -227,6 +227,7 @@ class Agent:
     def _commit(self, *, now: float) -> None:
         ledger, budget, request = self.desk.ledger, self.desk.budget, self.desk.trainer.request
         busy = request.run if isinstance(request, Train | Restore) else None
+        ledger.reserve_sessions(now=now)
         for run in ledger.sweep(busy=busy, now=now):
             self.desk.forget(run)
         if budget.worth_keeping:
@@ -298,7 +299,6 @@ class Agent:
         if self._found:
             desk.note("info", f"found on the disk: {self._found}")
         desk.ledger.identify(self._public_key, now=now)
-        desk.ledger.reserve_sessions(now=now)
         for run in desk.ledger.state.runs.values():
             for pending in run.pending:
                 desk.outbox.add(pending, from_before=True, now=now)
@@ -306,7 +306,6 @@ class Agent:
     def _on_connected(self, event: Connected, *, now: float) -> None:
         desk = self.desk
         desk.contact.connected(event.session, now=now)
-        desk.ledger.reserve_sessions(now=now)
         self._greet()
         desk.outbox.connected(event.max_packet_bytes, now=now)
         if desk.budget.resting:

@@ -60,7 +60,7 @@ from fedmq_edge_agent.shell.disk import Disk
 from fedmq_edge_agent.shell.post import Post
 from fedmq_edge_agent.shell.settings import AgentSettings
 from fedmq_edge_agent.shell.trainer import Child, StartChild, TrainerCalls, starter
-from fedmq_edge_agent.shell.writing import DiskError
+from fedmq_edge_agent.shell.writing import DiskError, to_the_end
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_protocol import aio
 from fedmq_protocol.errors import ConnectionFailedError, FedmqError, StoreError
@@ -277,6 +277,7 @@ class AgentService:
     def _will(self) -> aio.Will:
         """The last will of a connection that is about to be made, with a session number of its own."""
         self._session = self.agent.next_session()
+        self._spawn(self._handle(TimePassed()), "session")  # attempts in vain use numbers too
         self._post.begin_session(self._session)
         topic = self._topics.presence(self.settings.id)
         presence = self.agent.presence(online=False, session=self._session)
@@ -306,9 +307,9 @@ class AgentService:
     async def _write(self, effect: Written) -> None:
         match effect:
             case CommitState(state):
-                await asyncio.to_thread(self._disk.save_state, state)
+                await to_the_end(self._disk.save_state, state)
             case PinCoordinator(public_key):
-                await asyncio.to_thread(self._disk.pin, public_key)
+                await to_the_end(self._disk.pin, public_key)
             case SaveModelIndex(run, index):
                 self._disk.save_index(run, index)
             case StoreBlob(run, blob, version, data):
@@ -318,7 +319,7 @@ class AgentService:
             case FinishBlob():
                 self._spawn(self._finish(effect), "blob")
             case TryDisk(room_bytes):
-                await asyncio.to_thread(self._disk.try_room, room_bytes)
+                await to_the_end(self._disk.try_room, room_bytes)
             case _:
                 assert_never(effect)
 

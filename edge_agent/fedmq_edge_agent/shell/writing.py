@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final, ParamSpec
 
 from fedmq_edge_agent.disk_faults import DiskFault, fault_of, sentence
 from fedmq_edge_agent.trainer.durable import flush_folder
 from fedmq_protocol.errors import StoreError
+
+Given = ParamSpec("Given")
+
+_CANNOT_BE_TAKEN: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+"""What file systems say that cannot give room to a file before it is written."""
 
 
 class DiskError(StoreError):
@@ -57,6 +65,21 @@ def replace(path: Path, data: bytes, *, durable: bool = False) -> None:
             flush_folder(path.parent)
 
 
+async def to_the_end(work: Callable[Given, None], *given: Given.args, **named: Given.kwargs) -> None:
+    """Write in a thread. Whoever is cancelled still waits for its end: two at once would write into the same file.
+
+    Raises:
+        DiskError: the disk does not take it.
+    """
+    writes = asyncio.create_task(asyncio.to_thread(work, *given, **named))
+    try:
+        await asyncio.shield(writes)
+    except asyncio.CancelledError:
+        with contextlib.suppress(DiskError):
+            await writes
+        raise
+
+
 def make_folders(folder: Path) -> None:
     """Make a folder and those above it, durable."""
     lacking = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -66,6 +89,10 @@ def make_folders(folder: Path) -> None:
 
 
 def take_room(descriptor: int, room_bytes: int) -> None:
-    """Let a file have so many bytes, where the system can do that without writing them."""
+    """Let a file have so many bytes, where the system and the file system can do that without writing them."""
     if room_bytes > 0 and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, room_bytes)
+        try:
+            os.posix_fallocate(descriptor, 0, room_bytes)
+        except OSError as error:
+            if error.errno not in _CANNOT_BE_TAKEN:
+                raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,10 @@ import pytest
 from fedmq_broker.probe import find_free_port
 from fedmq_broker.runner import RunningBroker
 from fedmq_edge_agent import AgentSettings, run_agent
+from fedmq_edge_agent.core.ledger import SESSION_BLOCK
+from fedmq_edge_agent.core.state import AgentState, load_state
 from fedmq_edge_agent.shell.disk import Disk
+from fedmq_edge_agent.shell.service import AgentService
 from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_protocol.aio import BrokerSettings
 from fedmq_protocol.chunks import Assembly
@@ -376,3 +381,61 @@ async def test_sigterm_says_goodbye(
     await asyncio.to_thread(process.wait, 5)
     assert time.monotonic() - began < 2
     assert process.returncode == 0
+
+
+@pytest.fixture
+def alone(settings: AgentSettings) -> AgentSettings:
+    """Of an agent whose broker does not answer."""
+    port = find_free_port("127.0.0.1")
+    broker = BrokerSettings(url=f"mqtt://127.0.0.1:{port}", reconnect_min_s=0.001, reconnect_max_s=0.002)
+    return settings.model_copy(update={"broker": broker})
+
+
+async def start_child() -> FakeChild:
+    return FakeChild()
+
+
+async def test_an_agent_that_is_ended_while_it_commits_does_not_commit_beside_that(
+    alone: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once would write into the same file, and leave a state that nobody can read."""
+    service, stop = AgentService(alone, start_child=start_child), asyncio.Event()
+    running = asyncio.create_task(service.run(stop))
+    await until(lambda: service.agent.desk.ledger.commit_at is None)
+    written, done, release = list[AgentState](), list[AgentState](), threading.Event()
+    save_state = Disk.save_state
+
+    def slow(disk: Disk, state: AgentState) -> None:
+        written.append(state)
+        release.wait(20)
+        save_state(disk, state)
+        done.append(state)
+
+    monkeypatch.setattr(Disk, "save_state", slow)
+    ledger = service.agent.desk.ledger
+    ledger.commit_now(now=0.0)
+    service._arm()
+    await until(lambda: len(written) == 1)
+    ledger.activate("r2", now=0.0)  # what the last commit of an orderly end is for
+    stop.set()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await until(lambda: len(written) == 2)
+    begun_beside = len(written) - 1
+    release.set()
+    await running
+    assert begun_beside == 0
+    assert [state.active for state in done] == [None, "r2"]
+    assert load_state((alone.state_dir / "state").read_bytes()).active == "r2"
+
+
+async def test_attempts_in_vain_use_no_session_number_that_is_not_reserved(alone: AgentSettings) -> None:
+    """A restart without a clock would begin below them, and be taken for an echo of the past."""
+    service, stop = AgentService(alone, start_child=start_child), asyncio.Event()
+    running = asyncio.create_task(service.run(stop))
+    await until(lambda: service._session > 0)
+    wanted = service._session + 2 * SESSION_BLOCK
+    await until(lambda: service._session >= wanted)
+    await until(lambda: load_state((alone.state_dir / "state").read_bytes()).session >= wanted)
+    stop.set()
+    await running
