@@ -180,7 +180,7 @@ class Desk:
             now: the time.
         """
         effects: list[Effect] = []
-        for run in {*self._indexes, *self._parts}:
+        for run in dict.fromkeys([*self._indexes, *self._parts]):
             names = [link.file for link in self._indexes.pop(run, ModelIndex()).links]
             heads = [part.head.link for part in self._parts.pop(run, ())]
             names += [name(link.blob, link.version) for link in heads for name in (part_file, have_file)]

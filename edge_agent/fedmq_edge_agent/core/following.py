@@ -245,7 +245,8 @@ class Following:
 
     def give_up_files(self, *, now: float) -> list[Effect]:
         """Make room: the model is fetched again. Without effects where there is nothing to give up."""
-        names = self.replica.drop()
+        names = list(dict.fromkeys([*self._garbage, *self.replica.drop()]))
+        self._garbage.clear()
         self._era += 1
         self._index_dirty = True
         parts = self.pull.start_over(not_before=now)

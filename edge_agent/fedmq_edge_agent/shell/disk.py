@@ -122,7 +122,8 @@ class Disk:
         if path.exists() and _is_torn(path):
             if known:
                 raise StoreError(f"{path} is damaged, and by its key this device is known: {mend}")
-            path.replace(path.with_name("key.damaged"))  # nobody has ever heard of it
+            with writing(path):
+                path.replace(path.with_name("key.damaged"))  # nobody has ever heard of it
         key = load_or_create_key(path)
         if state.identity is not None and key.public_key != state.identity:
             raise StoreError(f"{path} holds another key than the one by which this device is known: {mend}")
@@ -269,11 +270,11 @@ class Disk:
     def _make_run(self, run: str) -> None:
         """A run's folder, durable: what a trainer puts there must not go with its name."""
         path = self.run_dir(run)
-        if run not in self._known or not path.exists():
-            with writing(path):
+        with writing(path):
+            if run not in self._known or not path.exists():
                 path.mkdir(exist_ok=True)
                 flush_folder(self._runs)
-            self._known.add(run)
+                self._known.add(run)
 
     def _replace_durably(self, path: Path, data: bytes) -> None:
         """Write a small file, durable; where the disk is full, in the room that was spared for it."""

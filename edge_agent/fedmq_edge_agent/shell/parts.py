@@ -82,7 +82,8 @@ def find(folder: Path) -> list[Part]:
         part = have.with_suffix("")
         whole = part.with_suffix("")
         if not part.exists() and whole.exists():
-            whole.replace(part)
+            with suppress(OSError):  # a disk that is read-only: what is not there is fetched again
+                whole.replace(part)
         there = read(have, part)
         if there is not None and there.have:
             found.append(there)

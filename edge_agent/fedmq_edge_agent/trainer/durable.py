@@ -36,7 +36,8 @@ def require_room(folder: Path, room_bytes: int) -> None:
     """
     disk = os.statvfs(folder)
     fault = errno.EROFS if disk.f_flag & os.ST_RDONLY else errno.ENOSPC
-    if fault == errno.EROFS or disk.f_bavail * disk.f_frsize < room_bytes:
+    tells = disk.f_blocks > 0  # in memory, or far away, they may have no size
+    if fault == errno.EROFS or (tells and disk.f_bavail * disk.f_frsize < room_bytes):
         raise OSError(fault, os.strerror(fault))
 
 

@@ -271,6 +271,18 @@ def test_the_followed_chain_goes_for_the_state_alone_and_is_fetched_again(joined
     assert asks[-1].version == 0
 
 
+def test_files_that_are_of_no_use_already_go_with_the_chain(joined: OnDisk) -> None:
+    """Whatever was left over while the disk took nothing could not be removed yet."""
+    lease(joined, 1)
+    joined.refuses = lambda effect: isinstance(effect, TryDisk)
+    joined.answer(TrainerRefused("disk-full", FULL, room_bytes=4_000_000))
+    following = joined.agent.desk.following
+    assert following is not None
+    joined.agent.desk.do(*following.start_over("hashes disagree", now=joined.now))
+    [removed] = of(following.give_up_files(now=joined.now), RemoveFiles)
+    assert removed.names == ("base-0.bin",)
+
+
 def test_a_read_only_disk_costs_no_model_file(joined: OnDisk) -> None:
     lease(joined, 1)
     joined.refuses, joined.fault = everything, "read-only"

@@ -188,3 +188,55 @@ def test_only_one_line_of_a_first_start_on_a_disk_that_takes_nothing(
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(StoreError, match=r"cannot use the state folder .*: Read-only file system"):
         Disk(tmp_path / "dev-1")
+
+
+def test_a_read_only_disk_with_a_file_that_was_never_noted_is_read_all_the_same(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was put in place, and then the disk took no index any more."""
+    disk.store_blob("r1", "snapshot", 7, b"base")
+    (disk.run_dir("r1") / "base-7.bin.part.have").write_bytes(b"what was there")
+
+    def refuse(path: Path, target: Path) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert disk.load_models(STATE) == ({"r1": ModelIndex()}, {"r1": ()})
+
+
+def test_a_torn_key_on_a_read_only_disk_is_said(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    (disk.folder / "key").write_bytes(b"")
+
+    def refuse(path: Path, target: Path) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(StoreError, match=r"mounted read-only.*cannot write .*/key"):
+        disk.key(AgentState())
+
+
+def test_a_disk_on_which_not_even_looking_works_is_refused_and_ends_nothing(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.save_state(STATE)
+
+    def refuse(path: Path, **_: bool) -> os.stat_result:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(DiskError, match="look at its health"):
+        disk.save_state(STATE)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_gives_no_room_beforehand_is_tried_by_writing(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As flash file systems under a small C library are; otherwise nothing would ever be mended."""
+
+    def refuse(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    disk.try_room(1 << 20)
+    assert not (disk.folder / "trial.tmp").exists()

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedmq_edge_agent.trainer.durable import replacing
+from fedmq_edge_agent.trainer.durable import replacing, require_room
 from fedmq_protocol.codecs import CodecSpec
 from fedmq_protocol.codecs.model import (
     apply_delta,
@@ -55,11 +55,19 @@ def test_a_training_whose_update_could_not_be_written_is_refused_before_it_begin
 ) -> None:
     never = "def train(*_):\n    raise AssertionError('nobody should have trained')"
     begin(ask, write_task(task_text(extra=never, train="train")), tmp_path)
-    usual = {"f_bavail": 1 << 20, "f_frsize": 4_096, "f_flag": 0}
+    usual = {"f_blocks": 1 << 20, "f_bavail": 1 << 20, "f_frsize": 4_096, "f_flag": 0}
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**usual | changed))
     refused, detail = ask.fails("train", **train_arguments(tmp_path / "run"))
     assert refused == code
     assert says in detail
+
+
+def test_a_file_system_that_tells_no_size_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a tmpfs without a limit, and the root of a system that lives in memory."""
+    monkeypatch.setattr(
+        os, "statvfs", lambda _: SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=4_096, f_flag=0)
+    )
+    require_room(Path(), 1 << 30)
 
 
 @pytest.mark.parametrize(
