@@ -262,16 +262,11 @@ class Director:
 
     async def _vandal(self) -> None:
         """Somebody clears what is retained."""
-        topics = Topics(FEDERATION)
-        cleared = [*self.stage.witness.chunk_topics, topics.announcement, topics.coordinator_status]
-        messages: list[Any] = [(topic, b"", 0, True) for topic in cleared[-200:]]
         with self._claim("broker") as free:
             if not free or self.stage.actors["broker"].state != "up":
                 return
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(
-                    publish.multiple, messages, hostname="127.0.0.1", port=self.stage.broker_port
-                )
+                await clear_retained(self.stage)
                 self.tell("retained cleared")
 
     async def _join(self) -> None:
@@ -337,6 +332,14 @@ class Director:
         if now - max(last, self._good_since) > _STALL_S:
             self.faults.append(f"nothing was accepted for {_STALL_S:g} s in which nothing was wrong")
             self._good_since = now
+
+
+async def clear_retained(stage: Stage) -> None:
+    """Remove from the broker what the coordinator has it retain."""
+    topics = Topics(FEDERATION)
+    cleared = [*stage.witness.chunk_topics, topics.announcement, topics.coordinator_status]
+    messages: list[Any] = [(topic, b"", 0, True) for topic in cleared]
+    await asyncio.to_thread(publish.multiple, messages, hostname="127.0.0.1", port=stage.broker_port)
 
 
 def _kind(name: str) -> str:

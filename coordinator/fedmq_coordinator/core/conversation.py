@@ -52,11 +52,18 @@ class Conversation:
     Args:
         desk: what it works on.
         strategy: gives the strategy of a run, which weighs its updates.
+        grant_again: says to a device once more which lease it holds.
     """
 
-    def __init__(self, desk: Desk, strategy: Callable[[Run], Strategy]) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        strategy: Callable[[Run], Strategy],
+        grant_again: Callable[[Run, str], None],
+    ) -> None:
         self._desk = desk
         self._strategy = strategy
+        self._grant_again = grant_again
         self._failures: dict[str, int] = {}
         self._uploads = Uploads()
         self._status_due_at = 0.0
@@ -176,6 +183,8 @@ class Conversation:
         if run is not None and run.holds_model:
             announcement = self._desk.announcement(run, inline=False)
             self._desk.send(self._desk.topics.down(device.id, "announcement"), announcement)
+            if not run.over:  # what came before it had an announcement, or a key, it has not heeded
+                self._grant_again(run, device.id)
 
     def _update(self, device: Device, header: UpdateHeader, data: bytes) -> None:
         run = self._desk.state.runs.get(header.run)

@@ -68,7 +68,7 @@ class Coordinator:
             reader=reader or Reader(),
         )
         self._progress = Progress(self._desk, aside_from=aside_from)
-        self._conversation = Conversation(self._desk, self._progress.strategy)
+        self._conversation = Conversation(self._desk, self._progress.strategy, self._progress.grant_again)
         self._broker = "the broker: not connected yet"
         self._connections = 0
         self._outrun: tuple[int, float] | None = None

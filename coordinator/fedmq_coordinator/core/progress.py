@@ -269,10 +269,11 @@ class Progress:
             self._desk.record(fact)
             self._say_lease(run, device, run.leases[device])
 
-    def grant_again(self, run: Run) -> None:
-        """Say once more those leases that no announcement says."""
-        for device, held in run.leases.items():
-            if held.lease != run.cohort_lease:
+    def grant_again(self, run: Run, to: str | None = None) -> None:
+        """Say once more those leases that no announcement says: to one device, or to all."""
+        for device in list(run.leases) if to is None else [to]:
+            held = run.leases.get(device)
+            if held is not None and held.lease != run.cohort_lease:
                 self._say_lease(run, device, held)
 
     def _say_lease(self, run: Run, device: str, held: HeldLease) -> None:

@@ -57,6 +57,10 @@ class Conversation:
 
     def packet(self, topic: str, payload: bytes, *, now: float) -> None:
         """Take in what arrived on a topic; hostile until proven otherwise."""
+        if not payload:  # somebody has cleared what was retained there
+            if self._desk.following is not None:
+                self._desk.following.pull.damaged(topic)
+            return
         knew_key = self.inbox.coordinator_key is not None
         try:
             heard = self._open(topic, payload)

@@ -21,6 +21,7 @@ from fedmq_protocol.messages import (
     Credit,
     Get,
     Hello,
+    Lease,
     ModelChunk,
     Notice,
     Offer,
@@ -439,6 +440,17 @@ def test_a_hello_is_answered_with_the_key_and_the_announcement() -> None:
     world.say(world.devices["a"], "hello", Hello())
     assert [(s.online, s.session, s.public_key) for s in world.sent(Status)] == [(True, 3, key.public_key)]
     assert world.announcement().run == "r1"
+
+
+def test_a_hello_is_answered_with_the_lease_that_no_announcement_says() -> None:
+    world = World()
+    world.join("a")
+    world.start_run(settings(mode="fedasync", rounds=9))
+    world.join("b")
+    held = world.core.runs["r1"].leases["b"]
+    world.effects.clear()
+    world.say(world.devices["b"], "hello", Hello())
+    assert [lease.lease for lease in world.sent(Lease)] == [held.lease]
 
 
 def test_many_hellos_are_not_each_answered_to_all() -> None:

@@ -107,6 +107,15 @@ def test_sessions_go_on_above_the_clock_though_the_state_was_lost_or_is_an_old_o
     assert make_agent(clock_s=86_400.0).next_session() == 1
 
 
+def test_what_was_retained_and_is_cleared_is_no_message(device: Device) -> None:
+    device.start()
+    device.connect()
+    device.hear(device.coordinator.status())
+    for topic in (TOPICS.coordinator_status, TOPICS.announcement):
+        assert quiet(device.hear((topic, b""))) == []
+    assert not device.agent.conversation.rejected
+
+
 def test_the_first_key_is_pinned_and_another_refused(device: Device) -> None:
     device.start()
     device.connect()
