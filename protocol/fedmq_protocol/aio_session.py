@@ -275,7 +275,8 @@ class Session:
 
     async def _answer(self, rc: MQTTErrorCode, mid: int | None) -> list[int]:
         if rc != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None:
-            raise ConnectionFailedError("the connection to the broker is lost")
+            self._end(self._loss())  # paho knows of it before the socket's reader does
+            raise ConnectionFailedError(self.ended.result().text)
         answered: asyncio.Future[list[int]] = self._loop.create_future()
         self._note_wait()
         self._asking[mid] = answered

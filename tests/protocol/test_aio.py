@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from paho.mqtt.enums import MQTTErrorCode
 
 from fedmq_broker.runner import RunningBroker
 from fedmq_protocol.aio import (
@@ -588,3 +589,16 @@ async def test_whatever_a_broker_sends_ends_in_an_event(protocol: str) -> None:
             assert isinstance(lost, Disconnected)
             assert "\n" not in lost.reason
             await connection.stop()
+
+
+async def test_a_session_that_paho_knows_to_be_lost_is_over(
+    mosquitto: RunningBroker, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever restores subscriptions asks for a reason that is not there yet."""
+    connection = await connect(mosquitto.url, "device")
+    session = connection._session
+    assert session is not None
+    monkeypatch.setattr(session._client, "subscribe", lambda _: (MQTTErrorCode.MQTT_ERR_NO_CONN, None))
+    with pytest.raises(ConnectionFailedError):
+        await session.subscribe(["x"], 1)
+    assert session.ended.done()
