@@ -177,7 +177,7 @@ class Broker:
         self._sessions: dict[str, Session] = {}
         self._subscriptions: Subscriptions[Session] = Subscriptions()
         self._hearers: dict[str, tuple[Session, ...]] = {}
-        """Who subscribes to a topic, as found before; forgotten when any subscription changes."""
+        """Who subscribes to a topic, as found before; forgotten when a subscription changes that may matter to it."""
         self._wills: dict[str, Will] = {}
         self._life = 0
 
@@ -258,7 +258,7 @@ class Broker:
         for topic_filter in filters:
             session.filters[topic_filter] = None
             self._subscriptions.add(topic_filter, session, 1)
-        self._hearers.clear()
+        self._forget_hearers(filters)
         if on_ack is not None:
             acknowledged = on_ack
             self._tell_later(session, lambda: acknowledged() if session.alive else None)
@@ -273,7 +273,14 @@ class Broker:
                 if topic_filter in session.filters:
                     del session.filters[topic_filter]
                     self._subscriptions.remove(topic_filter, session)
-            self._hearers.clear()
+            self._forget_hearers(filters)
+
+    def _forget_hearers(self, filters: Iterable[str]) -> None:
+        for topic_filter in filters:
+            if "+" in topic_filter or "#" in topic_filter:
+                self._hearers.clear()
+            else:
+                self._hearers.pop(topic_filter, None)
 
     def end(self, session: Session, reason: str, *, with_will: bool = True) -> None:
         """End a connection."""
@@ -283,7 +290,7 @@ class Broker:
         del self._sessions[session.client_id]
         for topic_filter in session.filters:
             self._subscriptions.remove(topic_filter, session)
-        self._hearers.clear()
+        self._forget_hearers(session.filters)
         session.queue.clear()
         self._tell_later(session, lambda: session.on_event(Closed(reason)))
         if with_will and session.will is not None:

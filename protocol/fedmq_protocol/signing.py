@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ PUBLIC_KEY_BYTES = 32
 KEY_ID_BYTES = 8
 
 
+@lru_cache(maxsize=4_096)
 def key_id(public_key: bytes) -> bytes:
     """The first 8 bytes of SHA-256 of the 32 public bytes."""
     return hashlib.sha256(public_key).digest()[:KEY_ID_BYTES]

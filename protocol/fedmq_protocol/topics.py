@@ -23,6 +23,8 @@ from fedmq_protocol.limits import MAX_COUNTER, MAX_ID_CHARS
 UpKind = Literal["hello", "update", "offer", "chunk", "report", "get"]
 DownKind = Literal["announcement", "lease", "receipt", "credit", "chunk", "notice"]
 BlobKind = Literal["delta", "snapshot"]
+_UP_KINDS = frozenset(get_args(UpKind))
+_DOWN_KINDS = frozenset(get_args(DownKind))
 
 ID_PATTERN = rf"^[a-z0-9][a-z0-9._-]{{0,{MAX_ID_CHARS - 1}}}$"
 """What federations, devices and runs may be called: safe in a topic, a file name, a URL and a certificate."""
@@ -128,9 +130,9 @@ class Topics:
         match topic.removeprefix(f"{self.root}/dev/").split("/"):
             case [device, "presence"] if _ID.fullmatch(device):
                 return DeviceTopic(device, "presence", "presence")
-            case [device, "up", kind] if _ID.fullmatch(device) and kind in get_args(UpKind):
+            case [device, "up", kind] if _ID.fullmatch(device) and kind in _UP_KINDS:
                 return DeviceTopic(device, "up", kind)
-            case [device, "down", kind] if _ID.fullmatch(device) and kind in get_args(DownKind):
+            case [device, "down", kind] if _ID.fullmatch(device) and kind in _DOWN_KINDS:
                 return DeviceTopic(device, "down", kind)
             case _:
                 msg = f"no topic of this federation: {topic[:120]!r}"

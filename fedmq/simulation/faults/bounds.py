@@ -45,7 +45,7 @@ class Bounds:
         desk = agent.desk
         if len(desk.outbox) > desk.limits.outbox_limit:
             raise BrokenError("memory", f"{name} keeps {len(desk.outbox)} updates", name)
-        pending = sum(len(kept.pending) for kept in desk.ledger.state.runs.values())
+        pending = sum([len(kept.pending) for kept in desk.ledger.state.runs.values()])
         if pending != len(desk.outbox):
             text = f"{name} has {len(desk.outbox)} updates to send, and {pending} on disk"
             raise BrokenError("device-memory", text, name)

@@ -132,11 +132,12 @@ class Saboteur(Watch):
                 self._federation.world.after(0.0, partial(self._strike, fault))
 
     def device_did(self, device: VirtualDevice, effect: DeviceEffect) -> None:
-        for key in ((device.name, type(effect).__name__), (device.name, "")):
-            self._effects[key] += 1
+        effects, name = self._effects, device.name
+        for key in ((name, type(effect).__name__), (name, "")):
+            count = effects[key] = effects.get(key, 0) + 1
             due = self._at_effect.get(key)
-            if due is not None and self._effects[key] in due:
-                fault = due.pop(self._effects[key])[0]
+            if due is not None and count in due:
+                fault = due.pop(count)[0]
                 self._network.next_will(fault)
                 torn = self._federation.world.stream("torn", device.name, device.starts)
                 self._dying[device.name] = fault

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 from fedmq_protocol.codecs import body
@@ -20,9 +20,9 @@ from fedmq_protocol.codecs.slices import Source, check_finite, parts
 HEAD: Final = struct.Struct("<BI")  # tag, n
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Coded:
-    """A vector as a value code writes it; made of the vector each time that it is looked at.
+    """A vector as a value code writes it; a long one is made of the vector each time that it is looked at.
 
     Attributes:
         source: float32[n]; whatever has been looked at may be overwritten.
@@ -35,6 +35,8 @@ class Coded:
     values: int
     scales: Float32Array
     rounding: Stochastic | None
+    _short: tuple[slice, bytes, Float32Array] | None = field(default=None, init=False, repr=False)
+    """All there is of a vector of one slice."""
 
     def write(self, out: BinaryIO) -> None:
         """Write the payload at the end of a file that can seek."""
@@ -53,9 +55,14 @@ class Coded:
             yield section
 
     def _sections(self) -> Iterator[tuple[slice, bytes, Float32Array]]:
-        code = DENSE_VALUES[self.values]
-        for part in parts(len(self.source)):
+        if self._short is not None:
+            yield self._short
+            return
+        code, slices = DENSE_VALUES[self.values], parts(len(self.source))
+        for part in slices:
             section, sent = code.write(self.source[part], part.start, self.scales, self.rounding)
+            if len(slices) == 1:
+                self._short = part, section, sent
             yield part, section, sent
 
 
