@@ -19,7 +19,6 @@ from fedmq_protocol.codecs import (
     apply_delta,
     decode_snapshot,
     encode_snapshot,
-    requantise_inplace,
     snapshot_codec,
 )
 from fedmq_protocol.messages import BlobRef
@@ -101,9 +100,8 @@ class Replicas:
             values, snapshot = before.values.copy(), None
             apply_delta(values, data, self._schema)
             if rebase:
-                encoded = encode_snapshot(values, self._schema, before.codec)[0]
+                encoded, values = encode_snapshot(values, self._schema, before.codec)
                 snapshot = Snapshot(encoded, blob_ref(encoded))
-                requantise_inplace(values, self._schema, before.codec)
             known = self._keep(key, values, before.codec, snapshot)
         return known
 

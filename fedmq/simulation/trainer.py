@@ -192,7 +192,9 @@ class VirtualTrainer:
             spec = update_spec(request.upload, request.updates_done)
             tensors = schema.parameter_sizes if request.upload.per_tensor else ()
             spec = replace(spec, tensors=tensors, seed=shared_seed(request.seed, request.base_version))
-            chance = np.random.default_rng(derived_seed(request.seed, device.name, request.lease))
+            chance = None
+            if spec.rounding != "nearest":
+                chance = np.random.default_rng(derived_seed(request.seed, device.name, request.lease))
             buffers = learnt.change[schema.num_parameters + schema.num_frozen :]
             payload = encode_update_inplace(total, buffers, schema, spec, rng=chance)
         except CodecError as error:

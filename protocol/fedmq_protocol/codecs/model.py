@@ -39,6 +39,7 @@ from fedmq_protocol.codecs.container import (
     replace,
 )
 from fedmq_protocol.codecs.decoded import Decoded, Dense, flushed
+from fedmq_protocol.codecs.dense import Coded
 from fedmq_protocol.codecs.registry import CodecSpec
 from fedmq_protocol.codecs.seeded import Recipe, Segment
 from fedmq_protocol.codecs.slices import SLICE, Difference, parts
@@ -69,12 +70,15 @@ def encode_snapshot(vector: Vector, schema: TensorSchema, codec: str = "int8") -
     Returns:
         The blob, and the replica: what everybody who decodes it holds, float32[size].
     """
-    out = io.BytesIO()
-    encode_snapshot_to(vector, schema, codec, out)
-    return out.getvalue(), requantise(vector, schema, codec)
+    out, cut = io.BytesIO(), schema.num_parameters + schema.num_frozen
+    replica = np.array(vector)
+    for part, values in encode_snapshot_to(vector, schema, codec, out).sent():
+        replica[part] = values
+    replace(replica[cut:], blob.BUFFERS.name)
+    return out.getvalue(), replica
 
 
-def encode_snapshot_to(vector: Vector, schema: TensorSchema, codec: str, out: BinaryIO) -> None:
+def encode_snapshot_to(vector: Vector, schema: TensorSchema, codec: str, out: BinaryIO) -> Coded:
     """Encode a whole model, slice by slice; what it decodes to is what `requantise_inplace` makes of the vector.
 
     Args:
@@ -82,10 +86,20 @@ def encode_snapshot_to(vector: Vector, schema: TensorSchema, codec: str, out: Bi
         schema: the model's.
         codec: of the weights, a dense one.
         out: a file that can seek, or `io.BytesIO`; the blob goes to its end.
+
+    Returns:
+        The weights, parameters and frozen tensors together, as they will be decoded.
+
+    Raises:
+        ValueError: the codec is not dense.
     """
     _check_size(vector, schema)
-    cut = schema.num_parameters + schema.num_frozen
-    blob.write(out, vector[:cut], CodecSpec(codec), vector[cut:])
+    spec, cut = CodecSpec(codec), schema.num_parameters + schema.num_frozen
+    if spec.sparse:
+        raise ValueError(f"{codec} is not dense")
+    sent = blob.write(out, vector[:cut], spec, vector[cut:])
+    assert isinstance(sent, Coded), "so a dense codec writes"
+    return sent
 
 
 def decode_snapshot(data: bytes | memoryview, schema: TensorSchema) -> Vector:
