@@ -44,6 +44,7 @@ STATE: Final = Table(
         "num_facts": AS_IS,
         "queue": AS_IS,
         "_active": AS_IS,
+        "_skipped_leases": AS_IS,
         "_meter": _METER,
         "_moved": _MOVED,
         "_sessions": AS_IS,

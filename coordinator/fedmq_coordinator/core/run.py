@@ -31,8 +31,6 @@ NORMS_NEEDED: Final = 5
 """Before so many updates have been accepted, nothing is usual."""
 ARRIVALS_KEPT: Final = 32
 _LEASES_KEPT: Final = 64
-_SKIPPED_LEASES: Final = 1 << 20
-"""More than a copy of a journal can be behind."""
 _FLOAT32_BYTES: Final = 4
 
 
@@ -283,9 +281,9 @@ class Run:
             return not self.round_open and self.round >= self.settings.rounds and not self.dirty
         return self.version >= self.settings.rounds
 
-    def skip_leases(self) -> None:
+    def skip_leases(self, number: int) -> None:
         """Devices may hold higher leases than this run has given, and listen to higher ones only."""
-        self.lease += _SKIPPED_LEASES
+        self.lease += number
 
     def was_granted(self, device: str, lease: int) -> float | None:
         """When `device` was given `lease`, if it was and has not used it yet."""

@@ -14,6 +14,8 @@ from fedmq_protocol.errors import RemoteError, StoreError
 
 RUNS_ANSWERED: Final = 4
 """Runs that are over, and of which it is still known which updates were accepted."""
+_SKIPPED_LEASES: Final = 1 << 20
+"""More than a copy of a journal can be behind."""
 
 
 class FederationState:
@@ -28,6 +30,8 @@ class FederationState:
         self.queue: list[str] = []
         self._active: str | None = None
         self._skip_steps: dict[str, int] = {}
+        self._skipped_leases = 0
+        """By runs that are still to be made, too: one of the same name may have been made since a copy was."""
         self._meter = Meter()
         # What the journal knows of each device; `devices` may have heard more since.
         self._moved = Moved()
@@ -113,8 +117,8 @@ class FederationState:
         match fact:
             case f.EpochBegun():
                 self.epoch = fact.epoch
-                if fact.outrun and self.active is not None:
-                    self.active.skip_leases()
+                if fact.outrun:
+                    self._skip_leases()
             case f.DeviceEnrolled():
                 self.devices[fact.device] = Device(fact.device, fact.public_key)
             case f.TrafficSeen():
@@ -122,6 +126,7 @@ class FederationState:
             case f.RunCreated():
                 self.runs[fact.run] = Run(fact, skip_steps=self._skip_steps.get(fact.run, 0))
                 self.runs[fact.run].numbers.created = self.num_facts
+                self.runs[fact.run].skip_leases(self._skipped_leases)
                 self.queue.append(fact.run)
             case f.RunActivated():
                 self.queue.remove(fact.run)
@@ -146,6 +151,12 @@ class FederationState:
             case _:
                 msg = f"unknown fact {type(fact).__name__}"
                 raise AssertionError(msg)
+
+    def _skip_leases(self) -> None:
+        self._skipped_leases += _SKIPPED_LEASES
+        for run in self.runs.values():
+            if not run.over:
+                run.skip_leases(_SKIPPED_LEASES)
 
     def _forget_settled(self) -> None:
         """A receipt is repeated as it was for as long as its run is among those that ended last."""

@@ -25,7 +25,7 @@ from fedmq_coordinator.shell.api_server import TOKEN_FILE
 from fedmq_coordinator.shell.settings import DatabaseSettings
 from fedmq_coordinator.shell.store import Journal
 from fedmq_coordinator.shell.store_scan import Scan, scan
-from fedmq_coordinator.shell.store_schema import FENCE, METADATA
+from fedmq_coordinator.shell.store_schema import BULK, CHECKPOINT_PIECES, FENCE, METADATA
 from fedmq_coordinator.shell.store_sqlite import SqliteToRead
 from fedmq_coordinator.shell.store_versions import stamp
 from fedmq_protocol.errors import StoreError, UsageError
@@ -35,6 +35,9 @@ EPOCHS_AHEAD: Final = 1_000_000
 
 _PAGES_A_STEP: Final = 1024
 _ROWS_A_STEP: Final = 64
+_PIECES_A_STEP: Final = 4
+"""Rows of some megabytes, of which not many should be held at once."""
+_PIECES: Final = (BULK, CHECKPOINT_PIECES)
 _SPARE_BYTES: Final = 16 * 1024 * 1024
 
 Progress = Callable[[str, int, int], None]
@@ -162,8 +165,9 @@ def _copy_tables(journal: Journal, target: Path, progress: Progress) -> None:
             )
             done = 0
             for table in tables:
-                rows = reading.execution_options(yield_per=_ROWS_A_STEP).execute(select(table)).mappings()
-                for part in rows.partitions(_ROWS_A_STEP):
+                step = min(_ROWS_A_STEP, _PIECES_A_STEP) if table in _PIECES else _ROWS_A_STEP
+                rows = reading.execution_options(yield_per=step).execute(select(table)).mappings()
+                for part in rows.partitions(step):
                     writing.execute(insert(table), [dict(row) for row in part])
                     done += len(part)
                     progress("rows", done, total)

@@ -102,6 +102,7 @@ async def _run_once(
         core = Coordinator(federation=settings.federation, shelf=shelf, state=found.state)
         clock = Clock(not_before=journal.last_at or 0.0)
         resumed = _resumed(core, journal, found)
+        _warn_of_another_journal(settings, journal)
         key = load_or_create_key(settings.key_path)
         await asyncio.to_thread(_compare_keys, journal, key.public_key, settings.key_path)
         service = Service(
@@ -180,6 +181,22 @@ def _compare_keys(journal: Journal, public_key: bytes, path: Path) -> None:
             "copy the file `key` from where the coordinator ran before",
             path,
         )
+
+
+def _warn_of_another_journal(settings: CoordinatorSettings, journal: Journal) -> None:
+    """Say so where a key is older than the journal: a database was named or left out by mistake, or should be moved."""
+    if journal.num_facts or not settings.key_path.exists():
+        return
+    file = settings.state_dir / "journal.sqlite"
+    aside = (
+        f"; {file}, which is there, is not used" if settings.database is not None and file.exists() else ""
+    )
+    _log.warning(
+        "the journal %s is new, but the key %s is not: what a coordinator with this key did before is not in it%s",
+        journal.name,
+        settings.key_path,
+        aside,
+    )
 
 
 def _resumed(core: Coordinator, journal: Journal, resumed: Resumed) -> str:

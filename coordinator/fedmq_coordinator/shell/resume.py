@@ -47,8 +47,9 @@ def resume(journal: Journal) -> Resumed:
         try:
             state = _loaded(journal, stored)
             folded = state.fold(journal.read(after=stored.number))
-        except StoreError as error:
-            _log.warning("the checkpoint of fact %d is passed over: %s", stored.number, error)
+        except Exception as error:  # noqa: BLE001  # a start that fails by a cache would fail for ever
+            said = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            _log.warning("the checkpoint of fact %d is passed over: %s", stored.number, said)
         else:
             return Resumed(state, stored, folded, time.monotonic() - began)
     state = FederationState()

@@ -33,6 +33,7 @@ _BELOW: Final = {"initial": "RunCreated", "payload": "UpdateAccepted", "private"
 """What goes below a line, and the facts that have it."""
 _PUBLISHED: Final = ("snapshot", "delta")
 _NUMBERS_A_QUERY: Final = 500
+_ROWS_A_READ: Final = 512
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,9 @@ class _Planner:
         chosen = select(FACTS.c.seq, FACTS.c.at, FACTS.c.body, FACTS.c.beside)
         of_run = (FACTS.c.run == self._run, FACTS.c.kind == "VersionPublished")
         anchors_from = self._lines.get("private", 0)
-        rows: Iterable[Any] = self._connection.execute(chosen.where(*of_run).order_by(FACTS.c.seq))
+        inner = {"yield_per": _ROWS_A_READ}  # small deltas are in them: a server would send all at once
+        ordered = chosen.where(*of_run).order_by(FACTS.c.seq)
+        rows: Iterable[Any] = self._connection.execute(ordered, execution_options=inner)
         for row in rows:
             fact: dict[str, Any] = msgpack.unpackb(row.body)
             beside = {name for name, *_ in entries(row, ())}

@@ -91,3 +91,17 @@ def test_an_older_copy_gives_leases_above_all_that_devices_may_have_had() -> Non
     again = FederationState()
     again.replay(lambda: (f.load(kind, body) for kind, body in world.journal))
     assert again.runs["r1"].leases == run.leases
+
+
+def test_runs_that_an_older_copy_has_not_begun_are_above_what_devices_may_have_had_too() -> None:
+    """One that waits may have been begun by the original since, and one of the next name been made."""
+    world = World()
+    for name in ("a", "b"):
+        world.join(name)
+    world.start_run(settings(rounds=9, compression=FLOAT32))
+    world.start_run(settings(rounds=9, compression=FLOAT32), run="r2")
+    world.tell(e.CoordinatorStarted(epoch=world.core.state.epoch + 3, outrun=True))
+    world.start_run(settings(rounds=9, compression=FLOAT32), run="r3")
+    assert [world.core.runs[run].lease for run in ("r2", "r3")] == [1 << 20] * 2
+    world.tell(e.StopRequested("r1"))
+    assert {held.lease for held in world.core.runs["r2"].leases.values()} == {(1 << 20) + 1}

@@ -48,6 +48,20 @@ async def test_a_run_goes_on_over_restarts_of_the_server(
     assert len(counted) == len(set(counted)) == 3 * rounds
 
 
+async def test_a_new_journal_beside_an_old_one_is_said(
+    mosquitto: RunningBroker, postgres_place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = postgres_place.state_dir
+    async with coordinator(folder, mosquitto.url):
+        assert "is new, but the key" not in caplog.text
+    async with coordinator(folder, mosquitto.url, database=postgres_place.settings):
+        assert f"the journal {postgres_place.name} is new, but the key {folder / 'key'} is not" in caplog.text
+        assert f"; {folder / 'journal.sqlite'}, which is there, is not used" in caplog.text
+    caplog.clear()
+    async with coordinator(folder, mosquitto.url, database=postgres_place.settings):
+        assert "is new, but" not in caplog.text
+
+
 @pytest.mark.parametrize("timeout_s", [0.5, 60.0])
 async def test_a_server_that_stays_away_ends_it_in_time_or_when_it_is_asked_to(
     mosquitto: RunningBroker, postgres: PostgresServer, tmp_path: Path, timeout_s: float

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.core.state import FederationState
 from fedmq_coordinator.shell import checkpointing, store_checkpoints
+from fedmq_coordinator.shell import resume as resume_module
 from fedmq_coordinator.shell.checkpointing import Checkpointer
 from fedmq_coordinator.shell.resume import Resumed, resume
 from fedmq_coordinator.shell.retention import collect
@@ -171,6 +172,27 @@ def test_one_of_another_format_is_passed_over(
     found = resume(journal)
     assert found.checkpoint is None
     assert "written by another fedmq" in caplog.text
+    assert_whole(found, journal)
+
+
+def test_one_with_which_a_start_would_fail_is_passed_over(
+    journal: Journal, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, rng = begin("fedbuff"), np.random.default_rng(4)
+    keep(world, journal)
+    live(world, rng)
+    journal.append(list(world.facts())[journal.num_facts :])
+    loaded = resume_module.load
+
+    def wrongly(*arguments: Any) -> FederationState:
+        state = loaded(*arguments)
+        state.runs["r1"].norms = None  # type: ignore[assignment]
+        return state
+
+    monkeypatch.setattr(resume_module, "load", wrongly)
+    found = resume(journal)
+    assert found.checkpoint is None
+    assert "is passed over: AttributeError" in caplog.text
     assert_whole(found, journal)
 
 
