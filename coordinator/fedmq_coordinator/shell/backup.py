@@ -26,7 +26,7 @@ from fedmq_coordinator.shell.settings import DatabaseSettings
 from fedmq_coordinator.shell.store import Journal
 from fedmq_coordinator.shell.store_scan import Scan, scan
 from fedmq_coordinator.shell.store_schema import BULK, CHECKPOINT_PIECES, FENCE, METADATA
-from fedmq_coordinator.shell.store_sqlite import SqliteToRead
+from fedmq_coordinator.shell.store_sqlite import SqliteToRead, url_of
 from fedmq_coordinator.shell.store_versions import stamp
 from fedmq_protocol.errors import StoreError, UsageError
 
@@ -150,7 +150,7 @@ def _copy_file(source: Path, target: Path, progress: Progress) -> None:
 
 def _copy_tables(journal: Journal, target: Path, progress: Progress) -> None:
     """Copy every table, as they stand at one moment, into a new file of SQLite."""
-    engine = create_engine(f"sqlite:///{target}")
+    engine = create_engine(url_of(target))
     try:
         with (
             journal.database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as reading,
@@ -176,7 +176,7 @@ def _copy_tables(journal: Journal, target: Path, progress: Progress) -> None:
 
 
 def _leap(path: Path) -> None:
-    engine = create_engine(f"sqlite:///{path}")
+    engine = create_engine(url_of(path))
     try:
         with engine.begin() as connection:
             _move_on(connection)

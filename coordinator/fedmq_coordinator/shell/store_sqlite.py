@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
@@ -32,7 +32,7 @@ class Sqlite:
         self._path = path
 
     def connect(self) -> Engine:
-        engine = create_engine(f"sqlite:///{self._path}")
+        engine = create_engine(url_of(self._path))
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)
         return engine
@@ -88,6 +88,11 @@ class SqliteToRead(Sqlite):
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
         return connection
+
+
+def url_of(path: Path) -> URL:
+    """What SQLAlchemy calls a file; in a text, `?` and `%` of its name would mean something else."""
+    return URL.create("sqlite", database=str(path))
 
 
 def _prepare(connection: sqlite3.Connection, _: object) -> None:

@@ -19,12 +19,11 @@ import pytest
 from sqlalchemy import Connection
 
 from fedmq_coordinator.core import facts as f
-from fedmq_coordinator.core.checkpoint import Checkpoint, differs, dump
+from fedmq_coordinator.core.checkpoint import Checkpoint, differs, dump, load
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.core.state import FederationState
 from fedmq_coordinator.shell import checkpointing, store_checkpoints
-from fedmq_coordinator.shell import resume as resume_module
 from fedmq_coordinator.shell.checkpointing import Checkpointer
 from fedmq_coordinator.shell.resume import Resumed, resume
 from fedmq_coordinator.shell.retention import collect
@@ -182,14 +181,13 @@ def test_one_with_which_a_start_would_fail_is_passed_over(
     keep(world, journal)
     live(world, rng)
     journal.append(list(world.facts())[journal.num_facts :])
-    loaded = resume_module.load
 
     def wrongly(*arguments: Any) -> FederationState:
-        state = loaded(*arguments)
+        state = load(*arguments)
         state.runs["r1"].norms = None  # type: ignore[assignment]
         return state
 
-    monkeypatch.setattr(resume_module, "load", wrongly)
+    monkeypatch.setattr("fedmq_coordinator.shell.resume.load", wrongly)
     found = resume(journal)
     assert found.checkpoint is None
     assert "is passed over: AttributeError" in caplog.text

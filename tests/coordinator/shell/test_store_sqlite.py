@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedmq_coordinator.core.facts import EpochBegun, Fact
+from fedmq_coordinator.shell.backup import back_up
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.errors import StoreError
 from tests.coordinator.shell.places import Place, opening_process
@@ -18,6 +19,22 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "journal.sqlite").write_bytes(b"what is this? " * 1_000)
     with pytest.raises(StoreError, match=r"journal\.sqlite is damaged .*backup"):
         Journal.open(tmp_path, federation="home")
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a%20b", "a b"])
+def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    journal = Journal.open(folder, federation="home")
+    journal.append([EpochBegun(at=0.0, epoch=1)])
+    journal.close()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([name, "journal.sqlite", "lock"])
+    made = back_up(
+        folder, tmp_path / f"{name}-copy", key_path=folder / "key", progress=lambda _what, _done, _of: None
+    )
+    assert made.facts == 1
+    looking = Journal.look(made.folder)
+    assert looking.num_facts == 1
+    looking.close()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
