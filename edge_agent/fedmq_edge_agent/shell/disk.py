@@ -99,6 +99,7 @@ class Disk:
         if not spare.exists() or spare.stat().st_size < SPARE_BYTES:
             with spare.open("wb") as file:
                 take_room(file.fileno(), SPARE_BYTES)
+                file.write(bytes(SPARE_BYTES))  # where room cannot be taken otherwise
 
     def close(self) -> None:
         """Let another agent have the folder."""

@@ -116,6 +116,7 @@ class AgentService:
             self._disk.close()
             raise
         self._session = 0
+        self._leaving = False
         self._connection = aio.Connection(
             settings.broker,
             client_id=f"fedmq-{settings.federation}-{settings.id}",
@@ -172,6 +173,7 @@ class AgentService:
 
     async def _leave(self, problem: str) -> None:
         """Say goodbye, end the child, let go of everything; quick, and whatever else goes wrong."""
+        self._leaving = True
         if self._timer is not None:
             self._timer.cancel()
         tasks = list(self._background)
@@ -277,7 +279,8 @@ class AgentService:
     def _will(self) -> aio.Will:
         """The last will of a connection that is about to be made, with a session number of its own."""
         self._session = self.agent.next_session()
-        self._spawn(self._handle(TimePassed()), "session")  # attempts in vain use numbers too
+        if not self._leaving:
+            self._spawn(self._handle(TimePassed()), "session")  # attempts in vain use numbers too
         self._post.begin_session(self._session)
         topic = self._topics.presence(self.settings.id)
         presence = self.agent.presence(online=False, session=self._session)

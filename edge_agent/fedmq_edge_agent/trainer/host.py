@@ -55,7 +55,7 @@ DataName = Literal["test", "train", "central"]
 StartName = Literal["auto", "seed", "snapshot"]
 Settings = TypeVar("Settings", bound=BaseModel)
 
-_UPDATE_ROOM_BYTES: Final = 1 << 16
+_MORE_BYTES: Final = 1 << 16  # for what stands before and between the numbers
 
 
 @dataclass(frozen=True)
@@ -223,12 +223,13 @@ class Host:
             residual = StoredResidual(Path(residual_file), opened.schema.num_parameters, owner)
         folder = Path(run_dir)
         payload_file, left_file = folder / f"update-{counter}.bin", folder / f"residual-{counter}.bin"
+        mask_seed, room_bytes = shared_seed(seed, base_version), _room_bytes(opened)
         try:
+            work = Training(opened, replica.values, settings, uploading, mask_seed=mask_seed)
+            room_bytes += work.longest_bytes(updates_done)
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder)
-            require_room(folder, _room_bytes(opened))
-            mask_seed = shared_seed(seed, base_version)
-            work = Training(opened, replica.values, settings, uploading, mask_seed=mask_seed)
+            require_room(folder, room_bytes)
             evaluation, warning = work.evaluate(base_version) if evaluate else (None, None)
             own_seed = derived_seed(seed, device, lease)
             trained = work.train(own_seed)
@@ -241,7 +242,7 @@ class Host:
                 ref = _ref(payload)
             flush_folder(folder)
         except OSError as error:
-            raise _disk_refused(error, "the update and its residual", opened) from None
+            raise _disk_refused(error, "the update and its residual", room_bytes) from None
         finally:
             opened.let_go()
         return {
@@ -279,7 +280,7 @@ class Host:
         except CodecError as error:
             raise TrainerError("bad-file", f"{payload_file} does not decode: {error}") from None
         except OSError as error:
-            raise _disk_refused(error, "the residual", opened) from None
+            raise _disk_refused(error, "the residual", _room_bytes(opened)) from None
         return {}
 
     # ------------------------------------------------------------------------- the coordinator's model host
@@ -402,14 +403,14 @@ OPERATIONS: Final[dict[str, Callable[..., Result]]] = {
 }
 
 
-def _disk_refused(error: OSError, what: str, opened: Opened) -> TrainerError:
+def _disk_refused(error: OSError, what: str, room_bytes: int) -> TrainerError:
     """Nothing was written: the files are as they were before."""
-    return TrainerError(code_of(fault_of(error)), sentence(error, what), _room_bytes(opened))
+    return TrainerError(code_of(fault_of(error)), sentence(error, what), room_bytes)
 
 
 def _room_bytes(opened: Opened) -> int:
-    """About what an update and its residual take."""
-    return 4 * opened.schema.size + _UPDATE_ROOM_BYTES
+    """What a residual takes and the buffers of an update, and some more."""
+    return 4 * opened.schema.size + _MORE_BYTES
 
 
 def _write_snapshot(values: Paged, opened: Opened, codec: str, path: Path) -> BlobRef:

@@ -22,6 +22,7 @@ from fedmq_edge_agent.trainer.paged import Paged
 from fedmq_edge_agent.trainer.residual import StoredResidual
 from fedmq_edge_agent.trainer.tensors import changes, write_vector
 from fedmq_protocol.codecs.budget import TooFewBytesError
+from fedmq_protocol.codecs.container import max_encoded_bytes
 from fedmq_protocol.codecs.decoded import Dense
 from fedmq_protocol.codecs.model import encode_update_to
 from fedmq_protocol.codecs.registry import CodecSpec
@@ -81,6 +82,14 @@ class Training:
         self._opened, self._settings, self._upload, self._replica = opened, settings, upload, replica
         write_vector(opened.model, replica, opened.schema)
 
+    def longest_bytes(self, updates_done: int) -> int:
+        """The most that the parameters' part of the update can take; `updates_done` as for `encode`."""
+        return max_encoded_bytes(self._opened.schema.num_parameters, self._spec(updates_done))
+
+    def _spec(self, updates_done: int) -> CodecSpec:
+        tensors = self._opened.schema.parameter_sizes if self._upload.per_tensor else ()
+        return replace(_spec(self._upload, updates_done), tensors=tensors, seed=self._mask_seed)
+
     def evaluate(self, version: int) -> tuple[dict[str, Any] | None, str | None]:
         """Measure the version on the device's own test data, before training; a failure is told, not raised.
 
@@ -137,9 +146,7 @@ class Training:
                 left.vector[begin : begin + len(old)] += old if factor == 1 else old * np.float32(factor)
                 left.let_go(begin, begin + len(old))
         try:
-            spec, rng = _spec(self._upload, updates_done), np.random.default_rng(seed)
-            tensors = schema.parameter_sizes if self._upload.per_tensor else ()
-            spec = replace(spec, tensors=tensors, seed=self._mask_seed)
+            spec, rng = self._spec(updates_done), np.random.default_rng(seed)
             encode_update_to(left.vector, buffers, schema, spec, payload, rng=rng)
         except TooFewBytesError as error:
             raise TrainerError("bad-request", f"the run's update_bytes: {error}") from None

@@ -238,5 +238,7 @@ def test_a_file_system_that_gives_no_room_beforehand_is_tried_by_writing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
+    (disk.folder / "spare").unlink()
     disk.try_room(1 << 20)
+    assert (disk.folder / "spare").stat().st_size == SPARE_BYTES
     assert not (disk.folder / "trial.tmp").exists()

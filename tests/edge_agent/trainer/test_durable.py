@@ -62,6 +62,24 @@ def test_a_training_whose_update_could_not_be_written_is_refused_before_it_begin
     assert says in detail
 
 
+def test_the_room_that_is_looked_for_is_enough_for_the_codec_of_the_run(
+    ask: Ask, plain_task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would train in vain each time that the disk seems to be mended."""
+    begun = begin(ask, plain_task, tmp_path)
+    room = 4 * begun.schema.size + (1 << 16)  # enough for a residual, and for a sparse update
+    usual = SimpleNamespace(f_blocks=1 << 20, f_bavail=2 * room, f_frsize=1, f_flag=0)
+    monkeypatch.setattr(os, "statvfs", lambda _: usual)
+    arguments = train_arguments(tmp_path / "run", codec="float32")
+    ask("train", **arguments)
+    usual.f_bavail = room + 3 * begun.schema.num_parameters
+    reply = ask.host.handle({"id": 7, "op": "train", **arguments})
+    assert reply["code"] == "disk-full"
+    assert reply["room_bytes"] >= room + 4 * begun.schema.num_parameters
+    usual.f_bavail = reply["room_bytes"]
+    ask("train", **arguments)
+
+
 def test_a_file_system_that_tells_no_size_is_not_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a tmpfs without a limit, and the root of a system that lives in memory."""
     monkeypatch.setattr(
