@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _MODES: Final = ("sync", "fedbuff", "fedasync")
 _TASKS: Final = ("none", "digits", "iris", "breast_cancer")
+_OPTIONS: Final = {"mode": "--mode", "rounds": "--versions", "target": "--target", "seed": "--seed"}
+"""Settings of a run that have an option of their own here."""
 
 
 @click.command()
@@ -107,7 +110,12 @@ _TASKS: Final = ("none", "digits", "iris", "breast_cancer")
     help="Any other setting of the run, as in selection.fraction_train=0.1, strategy.buffer_size=100.",
 )
 @click.option(
-    "--most", "most_s", default="30", show_default=True, help="Virtual days after which it ends anyway."
+    "--most",
+    "most_days",
+    type=click.FloatRange(0, 36_500, min_open=True),
+    default=30,
+    show_default=True,
+    help="Virtual days after which it ends anyway.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Write fleet.html and fleet.json there."
@@ -128,6 +136,8 @@ def fleet(
         from fedmq.simulation.fleet import page
         from fedmq.simulation.fleet.run import simulate
     plan = _plan(options)
+    if out is not None:
+        page.make_folder(out)  # rather now than after an hour
     figures = []
     for mode in _modes(modes):
         show = _Progress(mode, plan.settings.rounds)
@@ -142,7 +152,7 @@ def fleet(
 def _modes(text: str) -> list[Mode]:
     named = [name.strip() for name in text.split(",")]
     if not named or not set(named) <= set(_MODES) or len(set(named)) < len(named):
-        raise UsageError(f"--mode {text}: {', '.join(_MODES)}, each once")
+        raise UsageError(f"--mode {text}: name one or more of {', '.join(_MODES)}, each once")
     return cast("list[Mode]", named)
 
 
@@ -155,6 +165,12 @@ def _plan(options: dict[str, Any]) -> Plan:
 
     if options["task"] == "none" and options["target"] is not None:
         raise UsageError("--target needs a --task that is learned")
+    if options["alpha"] is not None and not math.isfinite(options["alpha"]):
+        raise UsageError("--alpha is a finite number; without it, classes are as in the data")
+    sets = parse_sets(options["sets"], table="run")
+    for key, option in _OPTIONS.items():
+        if f"run.{key}" in sets:
+            raise UsageError(f"--set {key}: give {option} instead")
     configuration = read(
         None,
         environ={},
@@ -162,9 +178,14 @@ def _plan(options: dict[str, Any]) -> Plan:
             "run.rounds": ("--versions", options["versions"]),
             "run.target": ("--target", options["target"]),
         },
-        sets=parse_sets(options["sets"], table="run"),
+        sets=sets,
     )
     settings = configuration.table("run", RunSettings)
+    if options["devices"] < settings.selection.min_available_devices:
+        raise UsageError(
+            f"--devices {options['devices']}: a run waits for {settings.selection.min_available_devices} devices; "
+            f"more of them, or --set selection.min_available_devices={options['devices']}"
+        )
     return Plan(
         devices=options["devices"],
         settings=settings,
@@ -178,7 +199,7 @@ def _plan(options: dict[str, Any]) -> Plan:
         alpha=options["alpha"],
         hidden=options["hidden"],
         seed=options["seed"],
-        most_s=86_400.0 * parse(options["most_s"]).mean,
+        most_s=86_400.0 * options["most_days"],
     )
 
 

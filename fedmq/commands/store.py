@@ -196,7 +196,7 @@ def _tell(plan: Plan, did: str, *, as_json: bool) -> None:
         return
     for run, what, count, size in plan.summary():
         click.echo(f"  {run:<24} {what:<24} {count:>9,} {_size(size):>9}")
-    click.echo(f"{did} {_size(plan.size)}" if plan.going else "nothing is needless")
+    click.echo(f"{did} {_size(plan.size)}" if plan.going else "nothing to drop")
 
 
 # ----------------------------------------------------------------------------------------------- verify

@@ -86,7 +86,7 @@ def test_a_dry_run_tells_exactly_what_gc_then_drops(say: Say, state_dir: Path) -
     )
     assert gone == json.loads(as_json)["bytes"] == taken["collectable"] > 0
     assert left["collectable"] == 0
-    assert say("gc")[1] == "nothing is needless\n"
+    assert say("gc")[1] == "nothing to drop\n"
     assert say("verify")[0] == 0
 
 

@@ -97,6 +97,9 @@ async def _run_once(
             take_over=take_over,
         )
         stack.callback(journal.close)
+        beside = settings.state_dir / "journal.sqlite"
+        if settings.database is not None and beside.exists():
+            _log.warning("%s is not read: the journal is %s, as `database` says", beside, journal.name)
         shelf = StoreShelf(journal, settings.state_dir)
         found = await asyncio.to_thread(resume, journal)
         core = Coordinator(federation=settings.federation, shelf=shelf, state=found.state)
@@ -164,6 +167,12 @@ async def run_coordinator_forever(
         loop.add_signal_handler(number, on_signal)
     try:
         await run_coordinator(settings, model_host=model_host, stop=stop, take_over=take_over)
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        task.uncancel()
+        _log.warning("stopped at the second signal, without a good end: the next start folds a little more")
+        return
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

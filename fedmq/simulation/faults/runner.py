@@ -154,11 +154,13 @@ def run_histories(
         progress: told of the counts so far, now and then.
 
     Raises:
-        UsageError: `resume` is of other code, or of another run.
+        UsageError: `resume` is of other code, or of another run, or cannot be read and written.
     """
     tally, done = Tally(), 0
-    if resume is not None and resume.exists():
-        done, tally = _load(resume, seed=seed, histories=histories)
+    if resume is not None:
+        if resume.exists():
+            done, tally = _load(resume, seed=seed, histories=histories)
+        _save(resume, tally, seed=seed, histories=histories, done=done)  # rather now than after an hour
     progress(tally)
     waiting: deque[Future[Batch]] = deque()
     with _pool(jobs) as submit:
@@ -206,8 +208,14 @@ def code_digest() -> str:
 
 
 def _load(path: Path, *, seed: int, histories: int) -> tuple[int, Tally]:
-    plain = json.loads(path.read_text())
-    if plain["code"] != code_digest():
+    try:
+        plain = json.loads(path.read_text())
+        written_by = plain["code"]
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} was not written by --resume: name another file") from error
+    if written_by != code_digest():
         raise UsageError(
             f"{path} was written by other code: what it has found says nothing of this one; remove it"
         )
@@ -227,8 +235,11 @@ def _save(path: Path, tally: Tally, *, seed: int, histories: int, done: int) -> 
         "tally": tally.plain(),
     }
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(plain))
-    fresh.replace(path)
+    try:
+        fresh.write_text(json.dumps(plain))
+        fresh.replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def too_short(tally: Tally) -> bool:

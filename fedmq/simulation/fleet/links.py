@@ -21,6 +21,8 @@ from fedmq_protocol.errors import UsageError
 
 _SEGMENT_BYTES: Final = 1_448
 _TIMEOUT_S: Final = 0.2
+_MOST_LOSS: Final = 0.9
+"""With more, TCP itself would give up."""
 _FRAME_BYTES: Final = 8
 """What a PUBLISH has beside its topic and payload, and its acknowledgement, roughly."""
 _COORDINATOR_S: Final = 0.001
@@ -69,7 +71,7 @@ def parse_link(text: str) -> LinkKind:
     """
     head, star, rest = text.strip().partition("*")
     weight, body = 1.0, text.strip()
-    if star and re.fullmatch(r"[0-9.]+", head.strip()):
+    if star and re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", head.strip()):
         weight, body = float(head), rest.strip()
     if weight <= 0:
         raise UsageError(f"{text!r}: a weight is above zero")
@@ -87,8 +89,8 @@ def parse_link(text: str) -> LinkKind:
         raise UsageError(f"{text!r} does not tell {', '.join(lacking)}")
     up, down, latency = (parse(fields[name]) for name in _FIELDS[:3])
     loss = parse(fields.get("loss", "0")).mean
-    if not (up.mean > 0 and down.mean > 0 and 0 <= loss < 1):
-        raise UsageError(f"{text!r}: bandwidths are above zero, and loss is a share below 1")
+    if not (up.mean > 0 and down.mean > 0 and 0 <= loss <= _MOST_LOSS):
+        raise UsageError(f"{text!r}: bandwidths are above zero, and loss is a share of at most {_MOST_LOSS}")
     return LinkKind(weight, text, up, down, latency, loss)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fedmq.report.sizes import bytes_text
 from fedmq.simulation.fleet.figures import FleetFigures
 from fedmq.simulation.fleet.pictures import all_pictures
 from fedmq.simulation.fleet.plan import NO_TASK, Plan
+from fedmq_protocol.errors import UsageError
 
 Rows = list[tuple[str, list[str]]]
 
@@ -104,9 +106,23 @@ def plain(plan: Plan, modes: Sequence[FleetFigures]) -> dict[str, object]:
     return {"plan": asked, "modes": [mode.plain() for mode in modes]}
 
 
+def make_folder(folder: Path) -> None:
+    """See that a folder is there, and takes files.
+
+    Raises:
+        UsageError: it cannot be made, or not be written into.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write into {folder}: {error.strerror}") from error
+
+
 def write(plan: Plan, modes: Sequence[FleetFigures], folder: Path) -> Path:
     """Write `fleet.html` and `fleet.json` into a folder; return the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     figures = json.dumps(plain(plan, modes), indent=1) + "\n"
     (folder / "fleet.json").write_text(figures, encoding="utf-8")
     environment = Environment(

@@ -265,3 +265,33 @@ def test_what_retention_takes_away_meanwhile_is_no_damage(either: Place) -> None
     assert done
     assert verdict.findings == []
     assert len(verdict.notes) == 1
+
+
+@pytest.mark.parametrize("moment", [("facts", 1), ("runs", 1), ("replay", 30), ("replay", 0)])
+def test_a_coordinator_that_goes_on_far_beyond_what_is_looked_at_is_no_damage(
+    either: Place, moment: tuple[str, int]
+) -> None:
+    """It publishes further snapshots, and with those drops all that the facts that are looked at had beside them."""
+    retention = RetentionSettings(versions_days=0)
+    world = grow(either, retention=retention, turns=60)
+    rng = np.random.default_rng(4)
+    begun = len(world.journal)
+    done: list[int] = []
+
+    def meanwhile(what: str, number: int, total: int) -> None:
+        if not done and what == moment[0] and number >= (moment[1] or total):
+            done.append(number)
+            with contextlib.closing(either.open()) as journal:
+                for _ in range(120):
+                    act(world, int(rng.integers(24)), rng)
+                journal.append([load(*each) for each in world.journal[journal.num_facts :]])
+                collect(journal, retention, best={"r1": None}, now=world.now)
+
+    with looking(either) as journal:
+        verdict = verify(journal, meanwhile)
+        assert verdict.facts == begun < len(world.journal)
+    assert done
+    assert verdict.findings == []
+    assert any("retention went on meanwhile" in note for note in verdict.notes)
+    assert verdict.checkpoints == 0
+    assert verified(either).findings == []

@@ -141,6 +141,20 @@ def test_the_command_counts_and_goes_on_where_it_ended(tmp_path: Path) -> None:
         runner.run_histories(25, seed=7, jobs=1, resume=progress)
 
 
+@pytest.mark.parametrize("text", ["", "nothing", "[]", '{"modes": []}'])
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, text: str) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(text)
+    with pytest.raises(UsageError, match="not written by --resume"):
+        runner.run_histories(20, seed=7, jobs=1, resume=other)
+    assert other.read_text() == text
+
+
+def test_what_cannot_be_written_down_is_said_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write"):
+        runner.run_histories(10**9, seed=7, jobs=1, resume=tmp_path / "none" / "progress.json")
+
+
 def test_the_command_ends_at_what_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     failure = runner.Failure(3, "never-lost", "how it went")
     monkeypatch.setattr(runner, "run_histories", lambda *_, **__: (runner.Tally(), failure))

@@ -124,8 +124,22 @@ def test_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--mode", "later"], ["--compute", "fast"], ["--network", "string"], ["--target", "0.9"]]
+    "wrong",
+    [
+        ["--mode", "later"],
+        ["--compute", "fast"],
+        ["--network", "string"],
+        ["--network", "0.8.1*wifi"],
+        ["--target", "0.9"],
+        ["--task", "iris", "--alpha", "nan"],
+        ["--most", "1h"],
+        ["--set", "mode=sync"],
+        ["--set", "run.rounds=3"],
+        ["--devices", "1"],
+        ["--out", "/proc/fleet"],
+    ],
 )
 def test_a_mistake_is_one_line(wrong: list[str]) -> None:
     done = CliRunner().invoke(cli, ["simulate", "fleet", *wrong])
+    assert "should not have happened" not in done.output
     assert done.exit_code != 0
