@@ -320,20 +320,37 @@ class Disk:
         Raises:
             RemoteError: it is not the one that `ref` names.
         """
-        if not self.holds(run, name, ref):
+        try:
+            holds = self.holds(run, name, ref)
+        except StoreError:
+            holds = False
+        if not holds:
             raise RemoteError(f"the file {name} is not what was stored", reason="bad-hash")
 
     def holds(self, run: str, name: str, ref: BlobRef) -> bool:
-        """Whether a file is there, can be read, and is the one that `ref` names."""
-        return parts.matches(self._path(run, name), ref)
+        """Whether a file is there, can be read, and is the one that `ref` names.
+
+        Raises:
+            StoreError: that cannot be told now.
+        """
+        try:
+            return parts.matches(self._path(run, name), ref)
+        except OSError as error:
+            raise StoreError(f"cannot read {name} of {run} just now: {error.strerror}") from error
 
     def read(self, run: str, name: str, offset: int = 0, size: int | None = None) -> bytes | None:
-        """Bytes of a file; None if it is gone."""
+        """Bytes of a file; None if it is gone, or the disk does not give it.
+
+        Raises:
+            StoreError: it cannot be read now, for want of descriptors or memory.
+        """
         try:
             with self._path(run, name).open("rb") as file:
                 file.seek(offset)
                 return file.read(-1 if size is None else size)
-        except OSError:
+        except OSError as error:
+            if parts.is_passing(error):
+                raise StoreError(f"cannot read {name} of {run} just now: {error.strerror}") from error
             return None
 
 

@@ -9,6 +9,7 @@ the list is believed before the chunk that it names has been held against its ha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
@@ -25,6 +26,7 @@ from fedmq_protocol.topics import BlobKind
 _LENGTH: Final = struct.Struct(">I")
 _RECORD: Final = struct.Struct(">I32s")
 _PIECE_BYTES: Final = 1 << 17
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 
 
 def write_chunk(folder: Path, head: PartHead, index: int, data: bytes) -> None:
@@ -113,8 +115,17 @@ def _kept(head: PartHead, file: int, records: bytes) -> Iterator[int]:
                 yield index
 
 
+def is_passing(error: OSError) -> bool:
+    """Whether it says nothing of the disk: a moment later it may be over."""
+    return error.errno in _PASSING
+
+
 def matches(path: Path, ref: BlobRef) -> bool:
-    """Whether a file is there, can be read, and is the one that `ref` names."""
+    """Whether a file is there, can be read, and is the one that `ref` names.
+
+    Raises:
+        OSError: that cannot be told now, for want of descriptors or memory.
+    """
     digest = hashlib.sha256()
     try:
         if path.stat().st_size != ref.size:
@@ -122,7 +133,9 @@ def matches(path: Path, ref: BlobRef) -> bool:
         with path.open("rb") as file:
             while piece := file.read(_PIECE_BYTES):
                 digest.update(piece)
-    except OSError:
+    except OSError as error:
+        if is_passing(error):
+            raise
         return False
     return digest.digest() == ref.sha256
 

@@ -19,7 +19,7 @@ from fedmq_edge_agent.shell.disk import Disk
 from fedmq_protocol.aio import Connection
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.envelope import Sealer
-from fedmq_protocol.errors import ConnectionFailedError
+from fedmq_protocol.errors import ConnectionFailedError, StoreError
 from fedmq_protocol.messages import Body, Offer, Presence, Update, UploadChunk
 from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
@@ -164,6 +164,8 @@ class Post:
                     assert_never(outgoing)
         except ConnectionFailedError as error:
             _log.debug("%s: not sent: %s", self._device, error)
+        except StoreError as error:
+            _log.warning("%s: not sent, to be tried again: %s", self._device, error)
         except ValueError as error:
             _log.error("%s: not sent: %s", self._device, error)  # the line says all
 

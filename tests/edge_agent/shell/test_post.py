@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
@@ -154,3 +156,29 @@ async def test_what_was_under_way_on_a_lost_connection_may_be_sent_again(post: P
     post.put(chunk(0))
     link.acknowledge.release()
     await link.until("chunk 0", "chunk 0")
+
+
+@pytest.mark.parametrize("outgoing", ["update", "chunk"])
+async def test_an_update_is_not_lost_for_want_of_descriptors(
+    post: Post, link: SlowLink, outgoing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = SendUpdate(HEADER.model_copy(update={"payload": blob_ref(PAYLOAD)}), "update-1.bin")
+    send = update if outgoing == "update" else chunk(0)
+    opened: list[Path] = []
+
+    def refuse(path: Path, *_: object) -> None:
+        opened.append(path)
+        link.news.set()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        post.put(send)
+        async with asyncio.timeout(10):
+            await link.news.wait()
+    post.put(hello())  # what comes after it goes out
+    await link.until("Hello")
+    post.put(send)  # as the outbox does after a while
+    link.acknowledge.release()
+    await link.until("Hello", "Update" if outgoing == "update" else "chunk 0")
+    assert opened
