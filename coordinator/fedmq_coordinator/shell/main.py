@@ -142,6 +142,11 @@ async def _run_once(
         async with connection:
             try:
                 await service.run(connection, sealer, topics, stop)
+            except asyncio.CancelledError:
+                await connection.stop(
+                    graceful=False
+                )  # nothing was said: the last will says that nobody is here
+                raise
             except (HaltedError, FencedError):
                 await (
                     connection.stop()

@@ -101,7 +101,7 @@ def plain(plan: Plan, modes: Sequence[FleetFigures]) -> dict[str, object]:
         "network": [kind.text for kind in plan.network],
         "dropout": plan.dropout.text,
         "seed": plan.seed,
-        "settings": plan.settings.model_dump(mode="json"),
+        "settings": plan.settings.model_dump(mode="json", exclude={"mode"}),
     }
     return {"plan": asked, "modes": [mode.plain() for mode in modes]}
 
@@ -147,7 +147,9 @@ def write(plan: Plan, modes: Sequence[FleetFigures], folder: Path) -> Path:
             rows=rows(modes),
             unfinished=unfinished(modes),
             pictures=all_pictures(modes),
-            settings=json.dumps(plan.settings.model_dump(mode="json"), indent=2, sort_keys=True),
+            settings=json.dumps(
+                plan.settings.model_dump(mode="json", exclude={"mode"}), indent=2, sort_keys=True
+            ),
         ),
         encoding="utf-8",
     )

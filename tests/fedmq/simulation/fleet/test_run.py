@@ -121,6 +121,7 @@ def test_the_command() -> None:
     figures = json.loads(done.stdout)
     assert [mode["state"] for mode in figures["modes"]] == ["finished", "finished"]
     assert figures["modes"][0]["counted"] == 3 * 6
+    assert "mode" not in figures["plan"]["settings"], "each column has its own"
 
 
 @pytest.mark.parametrize(
