@@ -75,7 +75,7 @@ def faults(
             )
         )
     else:
-        _summary(tally, failure, took_s)
+        _summary(tally, failure, show.rate(tally, took_s))
     context.exit(0 if failure is None else 1)
 
 
@@ -138,25 +138,29 @@ class _Progress:
         if not self._there:
             return
         took_s = time.perf_counter() - self._began
-        rate = (tally.histories - self._before) / max(took_s, 1e-9)
+        rate = self.rate(tally, took_s)
         left_s = (self._histories - tally.histories) / rate if rate else 0.0
         share = tally.histories / self._histories
         bar = ("#" * int(30 * share)).ljust(30, ".")
         text = f"\r[{bar}] {tally.histories} of {self._histories}, {rate:.0f} a second, {left_s:.0f} s left "
         click.echo(text, err=True, nl=False)
 
+    def rate(self, tally: Tally, took_s: float) -> float:
+        """Histories a second, without those of the run that this one resumes."""
+        return (tally.histories - (self._before or 0)) / max(took_s, 1e-9)
+
     def end(self) -> None:
         if self._there:
             click.echo(err=True)
 
 
-def _summary(tally: Tally, failure: Failure | None, took_s: float) -> None:
+def _summary(tally: Tally, failure: Failure | None, rate: float) -> None:
     if failure is not None:
         click.echo(failure.story)
         click.echo(f"\nreplay it: fedmq simulate faults --replay {failure.seed}\n")
     events = tally.events / max(1, tally.histories)
     click.echo(
-        f"{tally.histories} histories{'' if failure else ', nothing broke'}: {tally.histories / took_s:.1f} a second, "
+        f"{tally.histories} histories{'' if failure else ', nothing broke'}: {rate:.1f} a second, "
         f"{events:.0f} events each, {tally.fewest_events} at least, {tally.fewest_faults} faults at least"
     )
     for title, counts in (("took effect", tally.struck), ("happened", tally.facts)):

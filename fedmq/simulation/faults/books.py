@@ -20,10 +20,12 @@ from fedmq.simulation.faults.broken import BrokenError
 from fedmq.simulation.faults.model_books import ModelBooks
 from fedmq.simulation.watch import Trained, Watch
 from fedmq_coordinator.core import facts as f
+from fedmq_coordinator.core.checkpoint import differs
 from fedmq_coordinator.core.effects import Effect as CoordinatorEffect
 from fedmq_coordinator.core.effects import Send, SendChunk
 from fedmq_coordinator.core.events import Event as CoordinatorEvent
 from fedmq_coordinator.core.events import PacketArrived
+from fedmq_coordinator.core.machine import Coordinator
 from fedmq_edge_agent.core.effects import CommitState, Restore, SendUpdate, Train
 from fedmq_edge_agent.core.effects import Effect as DeviceEffect
 from fedmq_edge_agent.core.effects import Send as DeviceSend
@@ -51,6 +53,8 @@ class Update:
         sha256: of its payload.
         decoded: what it carries.
         lease: that it was trained for.
+        base_version: that it was trained on.
+        num_examples: that it was trained with.
         verdict: accepted, restore or discard, as the journal has it; "": none yet.
         told: likewise, of the receipts that were sent.
         away: its device has let go of it.
@@ -63,6 +67,8 @@ class Update:
     sha256: bytes
     decoded: DecodedUpdate
     lease: int
+    base_version: int
+    num_examples: int
     verdict: str = ""
     told: str = ""
     away: bool = False
@@ -95,7 +101,7 @@ class Books(Watch):
         self.epoch = self.num_over = 0
         self._states: dict[str, AgentState] = {}
         self._residuals: dict[tuple[str, str], Vector | None] = {}
-        self._trained: dict[str, tuple[bytes, DecodedUpdate, Vector, str]] = {}
+        self._trained: dict[str, tuple[bytes, DecodedUpdate, Vector, int]] = {}
         self._restored: dict[tuple[str, str], tuple[int, Vector]] = {}
         self._others: dict[Key, list[Update]] = {}
         """Updates of devices whose disk was replaced, and which then gave their number to another."""
@@ -128,7 +134,7 @@ class Books(Watch):
             text = f"{name} trains update {request.counter} of {run} on another residual than it had"
             raise BrokenError("mass", text, name)
         sha256 = hashlib.sha256(trained.payload).digest()
-        self._trained[name] = sha256, decoded, trained.after, f"residual-{request.counter}.bin"
+        self._trained[name] = sha256, decoded, trained.after, request.base_version
 
     def restored(self, device: VirtualDevice, request: Restore, before: Vector | None, after: Vector) -> None:
         """A refused update goes back: residual + sent."""
@@ -232,7 +238,12 @@ class Books(Watch):
             raise BrokenError("counted-once", f"{name} uses counter {header.counter} of {run} twice", name)
         if earlier is not None:
             self._others.setdefault((name, run, header.counter), []).append(earlier)
-        self.updates[name, run, header.counter] = Update(trained[0], trained[1], header.lease)
+        if header.base_version != trained[3]:
+            text = f"{name} trained on version {trained[3]}, and says {header.base_version}"
+            raise BrokenError("staleness", text, name)
+        self.updates[name, run, header.counter] = Update(
+            trained[0], trained[1], header.lease, header.base_version, header.num_examples
+        )
         self._residuals[name, run] = trained[2]
 
     def _let_go(self, name: str, run: str, pending: PendingUpdate) -> None:
@@ -307,12 +318,26 @@ class Books(Watch):
             self.models[run].compare(coordinator.core.runs[run], when="after a commit")
 
     def coordinator_started(self, coordinator: VirtualCoordinator) -> None:
-        """The journal, read back from its bytes, is the same model to the bit."""
+        """The journal, read back from its bytes, is the same model to the bit, and the same state from a checkpoint."""
         runs = coordinator.core.runs
         if runs.keys() != self.models.keys():
             raise BrokenError("fold", f"runs {list(runs)} come back, not {list(self.models)}", "coordinator")
         for run, model in self.models.items():
             model.compare(runs[run], when="after a restart")
+        if coordinator.journal.checkpoint is not None:
+            self.same_state(coordinator.core, coordinator.make_core(), "the checkpoint")
+
+    @staticmethod
+    def same_state(one: Coordinator, other: Coordinator, what: str) -> None:
+        """All of two cores' states is alike.
+
+        Raises:
+            BrokenError: they differ.
+        """
+        ours, theirs = one.checkpoint(), other.checkpoint()
+        where = None if ours is None or theirs is None else differs(ours, theirs)
+        if where is not None:
+            raise BrokenError("fold", f"{what} comes back with another {where}", "coordinator")
 
     def _accepted(self, fact: f.UpdateAccepted) -> None:
         key = fact.device, fact.run, fact.counter
@@ -328,6 +353,9 @@ class Books(Watch):
             text = f"lease {fact.lease} of {fact.device} counts twice, or for an update of another one"
             raise BrokenError("counted-once", text, fact.device, "coordinator")
         self._leases.add(lease)
+        if (fact.base_version, fact.num_examples) != (update.base_version, update.num_examples):
+            text = f"{_named(key)} counts as of version {fact.base_version}, or with examples, that it did not say"
+            raise BrokenError("staleness", text, fact.device, "coordinator")
         most = model.settings.strategy.max_staleness
         if fact.staleness != model.version - fact.base_version or (
             most is not None and fact.staleness > most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from fedmq.simulation.faults.plan import COORDINATOR, DevicePlan, Fault, Kind, Plan, WillTiming
@@ -201,6 +202,12 @@ def _in_device(chance: random.Random, kind: Kind, device: str) -> Fault:
     )
 
 
+def _disk_full(chance: random.Random, kind: Kind, device: str) -> Fault:
+    """At the count-th event of all; or between a training's files and the commit that names them."""
+    fault = _in_device(chance, kind, device)
+    return fault if fault.at % 2 else replace(fault, at=1 + fault.at % 8 // 2, what="training")
+
+
 def _wiped(chance: random.Random, kind: Kind, device: str) -> Fault:
     """At the count-th event of all; or with a receipt, when what was trained counts and its lease is still said."""
     if chance.random() < 0.3:
@@ -247,7 +254,7 @@ _DRAWS: Final[dict[Kind, _Draw]] = {
     "trainer-dies": _in_device,
     "device-wiped": _wiped,
     "device-restored": _restored,
-    "disk-full": _in_device,
+    "disk-full": _disk_full,
     "file-rots": _in_device,
     "coordinator-dies-before-commit": _of_coordinator,
     "coordinator-dies-after-commit": _of_coordinator,

@@ -23,7 +23,6 @@ from fedmq.simulation.faults.task import PacedTask
 from fedmq.simulation.faults.witness import Entry, Witness
 from fedmq.simulation.federation import FEDERATION, Cast, Federation
 from fedmq.simulation.network import Calm
-from fedmq_coordinator.core.checkpoint import differs
 from fedmq_coordinator.core.events import StopRequested
 from fedmq_coordinator.core.settings import RunSettings
 
@@ -183,6 +182,9 @@ class History:
             )
         world.run(world.now + _SETTLE_S, done=self._settled)
         self._close()
+        if self._lengthen and not self._enough:
+            text = f"{self.saboteur.events} events and {len(self._done)} faults are too few to show anything"
+            raise BrokenError("length", text)
 
     def _add(self) -> None:
         """One run more, and further faults: it was too short."""
@@ -215,7 +217,14 @@ class History:
 
     def _settled(self) -> bool:
         """Nothing is open, and nothing is on its way to the disk."""
-        return not self.federation.coordinator.is_writing and not self.books.settled()
+        return (
+            not self.federation.coordinator.is_writing and not self.books.settled() and not self._unwritten()
+        )
+
+    def _unwritten(self) -> list[str]:
+        """Devices whose books are to be committed yet."""
+        devices = self.federation.devices.values()
+        return [device.name for device in devices if device.agent.desk.ledger.commit_at is not None]
 
     def _close(self) -> None:
         """The end: nothing is open, and the journal gives the same again."""
@@ -223,17 +232,17 @@ class History:
         if left:
             text = f"{left[0]} still waits, an hour after the last run has ended"
             raise BrokenError("liveness", text, left[0].split()[3], COORDINATOR)
+        unwritten = self._unwritten()
+        if unwritten:
+            raise BrokenError("liveness", f"{unwritten[0]} does not write its books", unwritten[0])
         self.books.close()
         coordinator = self.federation.coordinator
         different = differences(coordinator.core, coordinator.make_core())
         if different:
             raise BrokenError("fold", f"the journal comes back with another {different[0]}", COORDINATOR)
+        self.books.same_state(coordinator.core, coordinator.make_core(), "the journal")
         if coordinator.options.checkpoint_facts:
-            ours = coordinator.core.checkpoint()
-            theirs = coordinator.resumed_core().checkpoint()
-            where = None if ours is None or theirs is None else differs(ours, theirs)
-            if where is not None:
-                raise BrokenError("fold", f"the checkpoint comes back with another {where}", COORDINATOR)
+            self.books.same_state(coordinator.core, coordinator.resumed_core(), "the checkpoint")
 
     def _count(self) -> None:
         facts, books = self.outcome.facts, self.books

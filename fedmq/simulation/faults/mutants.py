@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fedmq.simulation import coordinator as virtual_coordinator
 from fedmq.simulation.coordinator import VirtualCoordinator
 from fedmq.simulation.faults.drawing import draw_plan
 from fedmq.simulation.faults.history import History
@@ -253,6 +254,28 @@ def _fresh(old: Callable[..., Any]) -> Callable[..., Any]:
     return judge
 
 
+def _as_of_now(old: Callable[..., Any]) -> Callable[..., Any]:
+    def judge(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        verdict = old(*args, **kwargs)
+        if not isinstance(verdict, f.UpdateAccepted):
+            return verdict
+        return verdict.model_copy(
+            update={"base_version": verdict.base_version + verdict.staleness, "staleness": 0}
+        )
+
+    return judge
+
+
+def _without_leases(old: Callable[..., FederationState]) -> Callable[..., FederationState]:
+    def load(*args: Any) -> FederationState:  # noqa: ANN401
+        state = old(*args)
+        for run in state.runs.values():
+            run._unused.clear()
+        return state
+
+    return load
+
+
 def _step_twice(self: publication.PublishedModel, accumulator: Any, scale: float) -> None:  # noqa: ANN401
     self._step = accumulator, 2 * scale
 
@@ -355,6 +378,21 @@ def _mutants() -> tuple[Mutant, ...]:
             "never stale",
             "a late update is weighed, and written down, as if it were fresh",
             ((conversation, "judge", _fresh),),
+        ),
+        Mutant(
+            "as if trained on the newest",
+            "a late update is written down as one of the newest version",
+            ((conversation, "judge", _as_of_now),),
+        ),
+        Mutant(
+            "a checkpoint without leases",
+            "a start from a checkpoint knows of no lease that was granted",
+            ((virtual_coordinator, "load", _without_leases),),
+        ),
+        Mutant(
+            "send after a refused commit",
+            "what a full disk did not take is sent all the same",
+            ((Ledger, "is_durable", _instead(lambda *_: True)),),
         ),
         Mutant(
             "a step twice",

@@ -68,8 +68,9 @@ class Fault:
         kind: what.
         who: a device's name, or the coordinator.
         at: when: the count-th message of `what` on its `way` between `who` and the broker; or the count-th effect of a
-            device (of those kinds that `what` names, if it does), batch of the coordinator, or event of all.
-        what: the last level of the message's topic, or the name of an effect; "": any.
+            device (of those kinds that `what` names, if it does), receipt or training of a device, batch of the
+            coordinator, or event of all.
+        what: the last level of the message's topic, the name of an effect, "receipt" or "training"; "": any.
         way: of the message, from its client or to it.
         seconds: how long it is late, away, or wrong by.
         extra: copies more, or messages of a batch that still leave.

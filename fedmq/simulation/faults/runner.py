@@ -26,7 +26,7 @@ import fedmq_coordinator
 import fedmq_edge_agent
 import fedmq_protocol
 from fedmq.simulation.faults.drawing import draw_plan
-from fedmq.simulation.faults.history import FEWEST_EVENTS, FEWEST_FAULTS, History, Outcome
+from fedmq.simulation.faults.history import History, Outcome
 from fedmq.simulation.faults.shrink import shrink
 from fedmq.simulation.faults.story import tell
 from fedmq_protocol.errors import UsageError
@@ -240,9 +240,3 @@ def _save(path: Path, tally: Tally, *, seed: int, histories: int, done: int) -> 
         fresh.replace(path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def too_short(tally: Tally) -> bool:
-    """Whether a history had fewer events or faults than one must have."""
-    events, faults = tally.fewest_events, tally.fewest_faults
-    return (events is not None and events < FEWEST_EVENTS) or (faults is not None and faults < FEWEST_FAULTS)

@@ -20,7 +20,7 @@ from fedmq_coordinator.core.events import Event as CoordinatorEvent
 from fedmq_coordinator.core.facts import Fact
 from fedmq_edge_agent.core.effects import Effect as DeviceEffect
 from fedmq_edge_agent.core.events import Event as DeviceEvent
-from fedmq_edge_agent.core.events import PacketArrived
+from fedmq_edge_agent.core.events import PacketArrived, TrainerAnswered, TrainingFinished
 
 _AT_EFFECTS = frozenset({"device-dies", "device-power-cut"})
 _AT_BATCHES = frozenset(
@@ -57,8 +57,8 @@ class Saboteur(Watch):
         self._at_batch: dict[int, list[Fault]] = {}
         self._effects: Counter[tuple[str, str]] = Counter()
         self._batches = 0
-        self._at_receipt: dict[tuple[str, int], list[Fault]] = {}
-        self._receipts: Counter[str] = Counter()
+        self._at_told: dict[tuple[str, str, int], list[Fault]] = {}
+        self._told: Counter[tuple[str, str]] = Counter()
         self._dying: dict[str, Fault] = {}
 
     def begin(self, federation: Federation, faults: Iterable[Fault]) -> None:
@@ -79,7 +79,7 @@ class Saboteur(Watch):
             elif fault.kind in _AT_BATCHES:
                 self._at_batch.setdefault(fault.at, []).append(fault)
             elif fault.what:
-                self._at_receipt.setdefault((fault.who, fault.at), []).append(fault)
+                self._at_told.setdefault((fault.who, fault.what, fault.at), []).append(fault)
             else:
                 self._at_event.setdefault(fault.at, []).append(fault)
                 if fault.kind == "device-restored":
@@ -94,7 +94,7 @@ class Saboteur(Watch):
         elif fault.kind in _AT_BATCHES:
             passed = self._batches
         elif fault.what:
-            passed = self._receipts[fault.who]
+            passed = self._told[fault.who, fault.what]
         else:
             passed = self.events
         return replace(fault, at=fault.at + passed)
@@ -103,7 +103,7 @@ class Saboteur(Watch):
         """No more faults; who is down comes up."""
         federation = self._federation
         self._network.calm()
-        for pending in (self._at_event, self._at_effect, self._at_batch, self._at_receipt, self._dying):
+        for pending in (self._at_event, self._at_effect, self._at_batch, self._at_told, self._dying):
             pending.clear()
         federation.broker.start()
         federation.coordinator.spare()
@@ -118,12 +118,20 @@ class Saboteur(Watch):
     def device_told(self, device: VirtualDevice, event: DeviceEvent) -> None:
         self._count_event()
         if isinstance(event, PacketArrived) and event.topic.endswith("/receipt"):
-            self._receipts[device.name] += 1
-            for fault in self._at_receipt.pop((device.name, self._receipts[device.name]), ()):
+            for fault in self._count_told(device, "receipt"):
                 self._federation.world.after(0.0, partial(self._strike, fault))
+        elif isinstance(event, TrainerAnswered) and isinstance(event.answer, TrainingFinished):
+            for fault in self._count_told(
+                device, "training"
+            ):  # its files are written, and its commit is next
+                self._strike_device(device, fault)
 
     def coordinator_told(self, coordinator: VirtualCoordinator, event: CoordinatorEvent) -> None:  # noqa: ARG002
         self._count_event()
+
+    def _count_told(self, device: VirtualDevice, what: str) -> list[Fault]:
+        self._told[device.name, what] += 1
+        return self._at_told.pop((device.name, what, self._told[device.name, what]), [])
 
     def _count_event(self) -> None:
         self.events += 1

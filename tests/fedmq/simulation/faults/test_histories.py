@@ -16,7 +16,7 @@ from fedmq.cli import cli
 from fedmq.simulation.faults import runner
 from fedmq.simulation.faults.drawing import draw_plan
 from fedmq.simulation.faults.history import FEWEST_EVENTS, FEWEST_FAULTS, History
-from fedmq.simulation.faults.plan import KINDS, Plan
+from fedmq.simulation.faults.plan import KINDS, DevicePlan, Fault, Plan
 from fedmq.simulation.faults.shrink import fewest
 from fedmq_coordinator.core.dedupe import SettledUpdates
 from fedmq_protocol.errors import UsageError
@@ -162,3 +162,19 @@ def test_the_command_ends_at_what_breaks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.exit_code == 1
     assert "how it went" in result.stdout
     assert "fedmq simulate faults --replay 3" in result.stdout
+
+
+def test_a_disk_that_fills_after_a_training_and_a_run_that_ends_before_it_has_room() -> None:
+    """Its update was never committed nor sent, and goes with the run; so does the residual that belongs to it."""
+    devices = tuple(DevicePlan(f"dev-{n}", 2.0, 4, 131_072, 0.0, 1.0, 0.0) for n in (1, 2))
+    run = {"mode": "fedasync", "rounds": 1_000, "seed": 1, "strategy": {"publish_interval_s": 0.0}}
+    run |= {"compression": {"start": "snapshot", "code_ms": 0, "coders": (), "density": 0.1}}
+    refused = 0
+    for training in range(1, 12):
+        full = Fault("disk-full", "dev-1", training, what="training", seconds=400.0)
+        plan = Plan(3, devices, 8, (run,), 1, 131_072, 20, 100, 0.05, stops_at=200, faults=(full,))
+        history = History(plan, lengthen=False)
+        outcome = history.run()
+        assert outcome.broken is None, (training, outcome.broken)
+        refused += history.federation.devices["dev-1"].disk.refused > 0
+    assert refused > 5

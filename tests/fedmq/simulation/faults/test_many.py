@@ -7,6 +7,7 @@ import os
 import pytest
 
 from fedmq.simulation.faults import runner
+from fedmq.simulation.faults.history import FEWEST_EVENTS, FEWEST_FAULTS
 from fedmq.simulation.faults.plan import KINDS
 
 HISTORIES = int(os.environ.get("FEDMQ_HISTORIES", "1000"))
@@ -18,7 +19,8 @@ def test_no_history_breaks() -> None:
     tally, failure = runner.run_histories(HISTORIES, seed=100_000, jobs=os.cpu_count() or 1)
     assert failure is None, f"{failure.story}\nfedmq simulate faults --replay {failure.seed}"
     assert tally.histories == HISTORIES
-    assert not runner.too_short(tally), (tally.fewest_events, tally.fewest_faults)
+    assert (tally.fewest_events or 0) >= FEWEST_EVENTS
+    assert (tally.fewest_faults or 0) >= FEWEST_FAULTS
     if HISTORIES >= 1_000:
         assert set(tally.struck) == set(KINDS)
         assert tally.facts["accepted"] > 5 * HISTORIES
