@@ -26,6 +26,7 @@ from fedmq_protocol.limits import (
     MAX_EXAMPLES,
     MAX_METRICS,
     MAX_TEXT_CHARS,
+    RECEIPT_DIGEST_BYTES,
 )
 from fedmq_protocol.topics import ID_PATTERN, BlobKind
 
@@ -39,6 +40,8 @@ Metrics = Annotated[dict[Annotated[str, Field(max_length=64)], FiniteFloat], Fie
 Scalar = bool | int | FiniteFloat | Text
 Data = Annotated[bytes, Field(max_length=MAX_ENVELOPE_BYTES)]
 Mode = Literal["sync", "fedasync", "fedbuff"]
+DIGEST: Final = "digest/1"
+"""Among the codecs of a birth certificate: the device reads which update a receipt is for."""
 
 
 class Body(BaseModel):
@@ -282,6 +285,10 @@ class Receipt(Body):
     detail: Text = ""
     residual: Literal["keep", "restore", "discard"]
     """accepted: keep. rejected: restore (residual += decoded(sent)) or discard (nothing)."""
+    digest: (
+        Annotated[bytes, Field(min_length=RECEIPT_DIGEST_BYTES, max_length=RECEIPT_DIGEST_BYTES)] | None
+    ) = None
+    """How the SHA-256 of that update's payload begins: whoever lost its disk may have another of the same number."""
 
 
 class Lease(Body):

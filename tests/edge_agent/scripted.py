@@ -204,7 +204,13 @@ class ScriptedCoordinator:
         return self.seal(self.topics.down(device, "lease"), body)
 
     def receipt(
-        self, device: str, counter: int, *, run: str | None = None, residual: str = "keep"
+        self,
+        device: str,
+        counter: int,
+        *,
+        run: str | None = None,
+        residual: str = "keep",
+        digest: bytes | None = None,
     ) -> tuple[str, bytes]:
         body = Receipt.model_validate(
             {
@@ -213,6 +219,7 @@ class ScriptedCoordinator:
                 "outcome": "accepted" if residual == "keep" else "rejected",
                 "reason": "" if residual == "keep" else "norm",
                 "residual": residual,
+                "digest": digest,
             }
         )
         return self.seal(self.topics.down(device, "receipt"), body)

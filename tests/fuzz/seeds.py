@@ -64,7 +64,7 @@ def bodies() -> list[Body]:
         Offer(header=HEADER, chunk_bytes=1_024),
         UploadChunk(run="r1", counter=0, index=0, data=b"abc"),
         Credit(run="r1", counter=0, have=b"\x01", window=4),
-        Receipt(run="r1", counter=0, outcome="rejected", reason="norm", residual="restore"),
+        Receipt(run="r1", counter=0, outcome="rejected", reason="norm", residual="restore", digest=bytes(8)),
         Lease(run="r1", lease=2, version=0, lease_s=9.0),
         Report(code="busy", detail="so", run="r1", lease=1),
         Get(run="r1", version=0, blob="delta", index=0),

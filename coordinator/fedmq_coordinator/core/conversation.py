@@ -19,6 +19,7 @@ from fedmq_coordinator.core.uploads import Uploads
 from fedmq_protocol.codecs import max_accepted_bytes, max_encoded_bytes, versioned
 from fedmq_protocol.codecs.seeded import NAME as SEEDED
 from fedmq_protocol.errors import RemoteError
+from fedmq_protocol.limits import RECEIPT_DIGEST_BYTES
 from fedmq_protocol.messages import (
     Get,
     Hello,
@@ -234,6 +235,7 @@ class Conversation:
             reason=outcome.reason,
             detail=outcome.detail[:1024],
             residual=outcome.residual,
+            digest=header.payload.sha256[:RECEIPT_DIGEST_BYTES] if device.reads_digests else None,
         )
         self._desk.send(self._desk.topics.down(device.id, "receipt"), receipt)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fedmq_coordinator.core.traffic import Meter
 from fedmq_protocol.codecs import baseline, versioned
-from fedmq_protocol.messages import Presence, TaskRef
+from fedmq_protocol.messages import DIGEST, Presence, TaskRef
 from fedmq_protocol.packing import NAME as PACKED
 from fedmq_protocol.replays import FROM_DEVICE, ReplayGuard
 
@@ -101,6 +101,11 @@ class Device:
     def reads_packed(self) -> bool:
         """Whether the device says that it reads the shorter form of envelopes."""
         return self.presence is not None and PACKED in self.presence.codecs
+
+    @property
+    def reads_digests(self) -> bool:
+        """Whether the device may be told by a hash which update a receipt is for; until it has said so, it is tried."""
+        return self.presence is None or DIGEST in self.presence.codecs
 
     def lacks(self, codecs: Iterable[str]) -> list[str]:
         """Those of the codecs, with their versions, that the device does not speak; if it names none, the baseline."""

@@ -254,7 +254,14 @@ class Conversation:
                 f"a receipt that is {receipt.outcome} and says {receipt.residual}", reason="bad-receipt"
             )
         run, counter = receipt.run, receipt.counter
-        if (run, counter) not in self._desk.outbox:
+        pending = self._desk.outbox.get(run, counter)
+        if pending is None:
+            return
+        if receipt.digest is not None and not pending.header.payload.sha256.startswith(receipt.digest):
+            text = (
+                f"ignored a receipt for another update {counter}, of before the disk was replaced or restored"
+            )
+            self._desk.note("info", text, run=run)
             return
         if receipt.outcome == "accepted":
             late = self._desk.outbox.is_from_before(run, counter)

@@ -52,7 +52,7 @@ from fedmq_edge_agent.core.events import (
 from fedmq_edge_agent.core.state import AgentState, ModelIndex, Part
 from fedmq_edge_agent.core.workshop import Workshop
 from fedmq_protocol.envelope import Reader
-from fedmq_protocol.messages import Hello, Presence
+from fedmq_protocol.messages import DIGEST, Hello, Presence
 from fedmq_protocol.packing import NAME as PACKED
 
 __all__ = ["Agent", "AgentLimits"]
@@ -164,7 +164,7 @@ class Agent:
             public_key=self._public_key,
             agent_version=self.desk.limits.agent_version,
             tasks=[] if opened is None else [opened.task],
-            codecs=[] if opened is None else [*opened.codecs, PACKED],
+            codecs=[DIGEST] if opened is None else [*opened.codecs, PACKED, DIGEST],
             num_examples=None if opened is None else opened.num_examples,
             problem=self._problem,
         )

@@ -17,7 +17,7 @@ import { chunkTopic, topicsOf } from "./topics.js";
 import { Trust } from "./trust.js";
 
 const VERSION = "js-0.1.0";
-const SPEAKS = [...CODECS.map((name) => `${name}/1`), "rice/1", "grid/1", "seeded/1"];
+const SPEAKS = [...CODECS.map((name) => `${name}/1`), "rice/1", "grid/1", "seeded/1", "digest/1"];
 const OUTBOX_LIMIT = 4;
 const SILENCE_S = 300;
 

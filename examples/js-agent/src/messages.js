@@ -151,6 +151,7 @@ export const BODIES = {
       reason: [str(0, 64), ""],
       detail: [DETAIL, ""],
       residual: [oneOf("keep", "restore", "discard"), REQUIRED],
+      digest: [bin(8), ABSENT],
     },
     (it) => check((it.outcome === "accepted") === (it.residual === "keep"), "bad-receipt", "outcome and residual"),
   ),

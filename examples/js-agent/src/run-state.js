@@ -1,6 +1,7 @@
 // What a device keeps of a run, in one storage and in transactions: counters, residual, outbox, model.
 
 import { addTo, decodeUpdate } from "./blobs.js";
+import { equal } from "./bytes.js";
 import { bytesFromFloats, floatsFromBytes } from "./float32.js";
 import { updateHeaderBody } from "./messages.js";
 import { pack, unpack } from "./msgpack.js";
@@ -103,10 +104,11 @@ export class RunState {
     });
   }
 
-  /** Do what a receipt says, once. Whether it had an update. */
-  async settle({ run, counter, residual }) {
+  /** Do what a receipt says, once. Whether it had an update: this one, and not one of before the disk was lost. */
+  async settle({ run, counter, residual, digest }) {
     const entry = run === this.run ? this.outbox.get(counter) : undefined;
     if (entry === undefined) return false;
+    if (digest !== undefined && !equal(digest, entry.header.payload.sha256.subarray(0, digest.length))) return false;
     this.outbox.delete(counter);
     const changes = { [UPDATE + counter]: null };
     if (residual === "restore") {

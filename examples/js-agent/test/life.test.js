@@ -55,6 +55,15 @@ test("a rejected update comes back into the residual, once, however often the re
   assert.deepEqual(world.agent.counts, { accepted: 0, restored: 1, discarded: 0, trained: 1 });
 });
 
+test("a receipt for another update of its number is ignored", async () => {
+  const world = await joined();
+  const { sha256 } = world.said("update")[0].body.header.payload;
+  await world.receipt(1, "keep", "", new Uint8Array(8));
+  assert.equal(world.agent.counts.accepted, 0);
+  await world.receipt(1, "keep", "", sha256.slice(0, 8));
+  assert.equal(world.agent.counts.accepted, 1);
+});
+
 test("a discarded update is gone; the residual stays", async () => {
   const world = await joined();
   const [update] = world.said("update");

@@ -155,8 +155,8 @@ export class World {
     return this.heard.filter((message) => message.kind === kind);
   }
 
-  receipt(counter, residual = "keep", reason = "") {
+  receipt(counter, residual = "keep", reason = "", digest = undefined) {
     const outcome = residual === "keep" ? "accepted" : "rejected";
-    return this.tell("receipt", { run: RUN, counter, outcome, reason, residual });
+    return this.tell("receipt", { run: RUN, counter, outcome, reason, residual, digest });
   }
 }

@@ -23,8 +23,6 @@ from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.checkpoint import differs
 from fedmq_coordinator.core.effects import Effect as CoordinatorEffect
 from fedmq_coordinator.core.effects import Send, SendChunk
-from fedmq_coordinator.core.events import Event as CoordinatorEvent
-from fedmq_coordinator.core.events import PacketArrived
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_edge_agent.core.effects import CommitState, Restore, SendUpdate, Train
 from fedmq_edge_agent.core.effects import Effect as DeviceEffect
@@ -33,7 +31,6 @@ from fedmq_edge_agent.core.state import AgentState, PendingUpdate, RunState
 from fedmq_edge_agent.trainer.feedback import cap_factor
 from fedmq_protocol.codecs import DecodedUpdate, Dense, decode_update
 from fedmq_protocol.messages import Announcement, Lease, Offer, Receipt, UpdateHeader
-from fedmq_protocol.messages import Update as UpdateMessage
 
 Vector = NDArray[np.float32]
 Key = tuple[str, str, int]
@@ -59,8 +56,6 @@ class Update:
         told: likewise, of the receipts that were sent.
         away: its device has let go of it.
         lost: with its device's disk.
-        confused: since its number was used before the disk was replaced, its device may have taken the receipt of that
-            other update, still under way then, for its own; a gap that is known.
         lost_disk: its device got a new disk after it was made, and may use its number again.
     """
 
@@ -74,7 +69,6 @@ class Update:
     away: bool = False
     lost: bool = False
     lost_disk: bool = False
-    confused: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,6 @@ class Books(Watch):
         self._restored: dict[tuple[str, str], tuple[int, Vector]] = {}
         self._others: dict[Key, list[Update]] = {}
         """Updates of devices whose disk was replaced, and which then gave their number to another."""
-        self._came: dict[Key, tuple[float, set[bytes]]] = {}
         self._leases: set[tuple[str, str, int]] = set()
 
     # ------------------------------------------------------------------------------ devices
@@ -251,9 +244,6 @@ class Books(Watch):
         counter = pending.header.counter
         update = self.updates[name, run, counter]
         update.away = True
-        if update.confused:
-            update.lost = True
-            return
         put_back = self._restored.get((name, run))
         if update.told == "restore" and put_back is not None and put_back[0] == counter:
             self._residuals[name, run] = put_back[1]
@@ -368,10 +358,7 @@ class Books(Watch):
         self._judged((fact.device, fact.run, fact.counter), fact).verdict = fact.residual
 
     def _judged(self, key: Key, fact: f.UpdateAccepted | f.UpdateRejected) -> Update:
-        update = self.updates.get(key)
-        if update is not None and not update.sha256.startswith(fact.digest):
-            alike = (each for each in self._others.get(key, ()) if each.sha256.startswith(fact.digest))
-            update = next(alike, update)
+        update = self._named_by(key, fact.digest)
         if update is None:
             raise BrokenError("counted-once", f"{_named(key)} is judged, and was never made", *_parties(key))
         if update.verdict or update.told:
@@ -380,6 +367,12 @@ class Books(Watch):
             )
             raise BrokenError("counted-once", text, *_parties(key))
         return update
+
+    def _named_by(self, key: Key, digest: bytes) -> Update | None:
+        """The update whose payload's hash begins so, of those that had the number; None: there is none."""
+        mine = self.updates.get(key)
+        alike = (each for each in (mine, *self._others.get(key, ())) if each is not None)
+        return next((each for each in alike if each.sha256.startswith(digest)), None)
 
     def _leased(self, fact: f.RoundOpened | f.LeaseGranted) -> None:
         model = self.models[fact.run]
@@ -408,38 +401,20 @@ class Books(Watch):
             case _:
                 pass
 
-    def coordinator_told(self, coordinator: VirtualCoordinator, event: CoordinatorEvent) -> None:
-        """Remember which update of a number it was that came last."""
-        if not isinstance(event, PacketArrived) or not event.topic.endswith(("/up/update", "/up/offer")):
-            return
-        body = coordinator.opened(event.topic, event.payload).body
-        if isinstance(body, UpdateMessage | Offer):
-            key = event.topic.split("/")[-3], body.header.run, body.header.counter
-            at, came = self._came.get(key, (0.0, set()))
-            self._came[key] = (
-                coordinator.now,
-                (came if at == coordinator.now else set()) | {body.header.payload.sha256},
-            )
-
-    def _is_for(self, update: Update, key: Key) -> bool:
-        """Whether a receipt that is sent now answers this update, and no other of its number."""
-        return self._came.get(key, (0.0, set()))[1] == {update.sha256}
-
     def _too_early(self, what: str) -> None:
         raise BrokenError("journal-first", f"{what} is announced before it is on disk", "coordinator")
 
     def _receipt(self, topic: str, receipt: Receipt) -> None:
         key = topic.split("/")[-3], receipt.run, receipt.counter
-        update = self.updates.get(key)
+        if receipt.digest is None:
+            raise BrokenError("receipts", f"{_named(key)} has a receipt without a hash", *_parties(key))
+        update = self._named_by(key, receipt.digest)
         if update is None:
             raise BrokenError("receipts", f"{_named(key)} has a receipt, and was never made", *_parties(key))
         says = "accepted" if receipt.outcome == "accepted" else receipt.residual
-        others = self._others.get(key, [])
-        if receipt.reason == "number-used" and says == "restore" and any(each.verdict for each in others):
+        namesakes = (each for each in (self.updates[key], *self._others.get(key, ())) if each is not update)
+        if receipt.reason == "number-used" and says == "restore" and any(each.verdict for each in namesakes):
             pass  # it is not the one that is settled
-        elif others and not self._is_for(update, key) and any(each.verdict == says for each in others):
-            update.confused = True  # it is for the other one, whose packet was still under way
-            return
         elif not update.verdict and receipt.outcome == "rejected" and receipt.reason in _UNSETTLED:
             model = self.models.get(receipt.run)
             if model is not None and not model.over and not self._ending(model):

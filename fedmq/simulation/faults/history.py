@@ -251,9 +251,6 @@ class History:
         facts["restored"] += sum(update.told == "restore" for update in books.updates.values())
         facts["discarded"] += sum(update.told == "discard" for update in books.updates.values())
         facts["lost with a disk"] += sum(update.lost for update in books.updates.values())
-        facts["confused with one before a new disk"] += sum(
-            update.confused for update in books.updates.values()
-        )
         facts["versions"] += sum(model.version + 1 for model in books.models.values())
         facts["rebases"] += sum(model.rebases for model in books.models.values())
         facts["kills and stops"] += self.witness.kills

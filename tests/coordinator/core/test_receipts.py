@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from fedmq_coordinator.core.state import RUNS_ANSWERED
-from fedmq_protocol.messages import Receipt
+from fedmq_protocol.codecs import baseline
+from fedmq_protocol.messages import DIGEST, Receipt, Update
 from tests.coordinator.core.world import World, assert_same_bits, settings
 
 ONE = {"selection": {"min_available_devices": 1}, "evaluate_every": 0}
@@ -84,3 +87,27 @@ def test_so_it_is_with_older_numbers() -> None:
         "number-used",
     )
     assert_same_bits(world.core, world.replayed())
+
+
+def test_a_receipt_says_for_which_bytes_it_is_to_who_reads_that() -> None:
+    """Two updates of one number, the first of them still under way when the disk was replaced."""
+    world = World()
+    device = world.join("a", codecs=[*baseline(), DIGEST])
+    world.start_run(settings(rounds=3, **ONE))
+    lease = world.core.runs["r1"].cohort_lease
+    first = world.update("a", 0.1, counter=lease, lease=lease)
+    second = world.update("a", 0.7, counter=lease, lease=lease)
+    for update, outcome in ((first, "accepted"), (second, "rejected"), (first, "accepted")):
+        receipt = world.receipt(world.say(device, "update", update))
+        assert receipt.outcome == outcome
+        assert receipt.digest == hashlib.sha256(update.data).digest()[:8]
+    header = world.update("a", 0.1).header.model_copy(update={"run": "r9"})
+    unknown = Update(header=header, data=b"")
+    assert world.receipt(world.say(device, "update", unknown)).digest == header.payload.sha256[:8]
+
+
+def test_who_does_not_read_hashes_gets_none() -> None:
+    world = World()
+    device = world.join("a")
+    world.start_run(settings(rounds=3, **ONE))
+    assert world.receipt(world.say(device, "update", world.update("a", 0.1))).digest is None

@@ -18,9 +18,9 @@ from fedmq_edge_agent.core.effects import (
 )
 from fedmq_edge_agent.core.events import Disconnected, PayloadLost, ResidualRestored, TimePassed
 from fedmq_edge_agent.core.machine import AgentLimits
-from fedmq_protocol.chunks import Assembly
+from fedmq_protocol.chunks import Assembly, blob_ref
 from fedmq_protocol.messages import Credit, Offer, Report
-from tests.edge_agent.core.driven import TOPICS, Device, bodies, of, quiet
+from tests.edge_agent.core.driven import PAYLOAD, TOPICS, Device, bodies, of, quiet
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
 
 
@@ -201,3 +201,18 @@ def test_ten_chunks_over_a_quick_wire_wait_for_no_timer(joined: Device, lost: in
     assert assembly.result() == payload
     assert order == [*range(10)] + ([] if lost is None else [lost])
     assert (joined.now == began) == (lost is None)
+
+
+@pytest.mark.parametrize("residual", ["keep", "restore", "discard"])
+def test_a_receipt_for_another_update_of_the_number_is_ignored(joined: Device, residual: str) -> None:
+    """It answers what was sent before the disk was replaced; the update that is here gets its own."""
+    joined.hear(joined.coordinator.announcement(lease=1, cohort=EVERYBODY))
+    joined.trained()
+    digest = blob_ref(PAYLOAD).sha256[:8]
+    other = bytes(byte ^ 1 for byte in digest)
+    effects = joined.hear(joined.coordinator.receipt("dev-1", 1, residual=residual, digest=other))
+    assert quiet(effects) == []
+    assert joined.agent.desk.outbox.is_to_be_sent(joined.coordinator.run, 1)
+    assert len(of(joined.wait(10), SendUpdate)) == 1
+    joined.hear(joined.coordinator.receipt("dev-1", 1, digest=digest))
+    assert len(joined.agent.desk.outbox) == 0

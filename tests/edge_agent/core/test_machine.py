@@ -43,7 +43,13 @@ def test_a_start_reserves_session_numbers_and_starts_the_trainer(device: Device)
 def test_the_birth_certificate_follows_each_connection_and_each_change(device: Device) -> None:
     device.tell(AgentStarted())
     topic = TOPICS.presence("dev-1")
-    opening = Presence(online=True, session=1, public_key=KEY.public_key, problem="the task is being opened")
+    opening = Presence(
+        online=True,
+        session=1,
+        public_key=KEY.public_key,
+        codecs=["digest/1"],
+        problem="the task is being opened",
+    )
     assert device.connect() == [Send(topic, opening, retain=True)]
     device.tell(TrainerStarted(1))
     certificate = Presence(
@@ -51,7 +57,7 @@ def test_the_birth_certificate_follows_each_connection_and_each_change(device: D
         session=1,
         public_key=KEY.public_key,
         tasks=[TASK],
-        codecs=["topk-log4", "packed/1"],
+        codecs=["topk-log4", "packed/1", "digest/1"],
         num_examples=143,
     )
     assert quiet(device.answer(OPENED)) == [Send(topic, certificate, retain=True)]

@@ -150,6 +150,12 @@ BODIES: Final[list[tuple[str, str, Body, bool]]] = [
         False,
     ),
     (
+        "receipt: that says for which update",
+        _TOPICS.down(DEVICE, "receipt"),
+        Receipt(run="r-1", counter=3, outcome="accepted", residual="keep", digest=bytes(range(8))),
+        False,
+    ),
+    (
         "receipt: rejected",
         _TOPICS.down(DEVICE, "receipt"),
         Receipt(

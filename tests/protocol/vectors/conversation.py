@@ -147,6 +147,10 @@ def large_and_wrong() -> list[Case]:
     script.connect("it offers again", 21, offer, max_packet_bytes=SMALL_PACKETS)
     script.hear("a credit that says: not now", _credit(script, 0b00, 0))
     script.hear("a credit that lacks the second chunk", _credit(script, 0b01, 4), says=[_upload_chunk(1)])
+    script.hear(
+        "a receipt for another update of its number", script.receipt(5, accepted=True, digest=bytes(8))
+    )
+    script.state("is for none that is here", [5])
     script.hear("a receipt: accepted", script.receipt(5, accepted=True))
     script.state("nothing waits any more, and all has been sent", [], np.zeros(n, np.float32))
     held = script.replica.copy()

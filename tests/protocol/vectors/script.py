@@ -161,11 +161,13 @@ class Script:
         self.lease = self.lease if lease is None else lease
         return self.seal(topic, Announcement.model_validate(fields | changes))
 
-    def receipt(self, counter: int, *, accepted: bool) -> Message:
-        """The final word on an update."""
+    def receipt(self, counter: int, *, accepted: bool, digest: bytes | None = None) -> Message:
+        """The final word on an update; `digest` says on which of its number."""
         rejected: dict[str, Any] = {"outcome": "rejected", "reason": "no-lease", "residual": "restore"}
         given = {"outcome": "accepted", "residual": "keep"} if accepted else rejected
-        return self.seal(TOPICS.down(DEVICE, "receipt"), Receipt(run=RUN, counter=counter, **given))
+        return self.seal(
+            TOPICS.down(DEVICE, "receipt"), Receipt(run=RUN, counter=counter, digest=digest, **given)
+        )
 
     # -------------------------------------------------------------------------------- the questions
 
