@@ -10,6 +10,7 @@ import secrets
 import signal
 import socket
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -120,7 +121,8 @@ async def _run_once(
         )
         # A fence that was damaged is no reason to go back.
         epoch = max(journal.epoch, core.state.epoch + 1, least_epoch)
-        who = f"{socket.gethostname()}, pid {os.getpid()}, since {clock():.3f}"
+        since = datetime.fromtimestamp(clock(), UTC).isoformat(sep=" ", timespec="milliseconds")
+        who = f"{socket.gethostname()}, pid {os.getpid()}, since {since}"
         outrun = least_epoch > 0 or epoch > core.state.epoch + EPOCHS_AHEAD  # or on a backup
         await service.begin(epoch, key.public_key, who, outrun=outrun)
         sealer = Sealer(sender=COORDINATOR, epoch=core.state.epoch, key=key)

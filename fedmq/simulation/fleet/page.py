@@ -46,7 +46,7 @@ def rows(modes: Sequence[FleetFigures]) -> Rows:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "0"
+    return ", ".join(f"{reason}: {count:,}" for reason, count in sorted(counts.items())) or "0"
 
 
 def _two(quantiles: list[float]) -> str:
