@@ -157,6 +157,17 @@ class Connection:
             self._reason = reason
             self._owner.disconnected(reason)
 
+    def reconnect(self) -> None:
+        """Drop the connection, and make another one, with a new last will."""
+        session = self._session
+
+        def drop() -> None:
+            if self._session is session is not None:
+                session.vanish()
+                self._lost("we dropped the connection")
+
+        self._world.after(0.0, drop)
+
     def close(self) -> None:
         """Take leave: what was said still arrives."""
         self._closed = True

@@ -24,6 +24,7 @@ from fedmq_edge_agent.core.effects import (
     FinishBlob,
     Note,
     PinCoordinator,
+    Reconnect,
     RemoveFiles,
     RemoveRun,
     SaveModelIndex,
@@ -369,6 +370,10 @@ class VirtualDevice:
 
     # ------------------------------------------------------------------------------ effects
 
+    def _reconnect(self, effect: Reconnect) -> None:
+        if effect.session == self._session:
+            self.connection.reconnect()
+
     def _post_it(self, effect: Outgoing) -> None:
         self._post.put(effect)
 
@@ -428,6 +433,7 @@ class VirtualDevice:
         Send: _post_it,
         SendUpdate: _post_it,
         SendUploadChunk: _post_it,
+        Reconnect: _reconnect,
         CommitState: lambda device, effect: device.disk.save_state(effect.state),
         PinCoordinator: lambda device, effect: device.disk.pin(effect.public_key),
         SaveModelIndex: lambda device, effect: device.disk.save_index(effect.run, effect.index),

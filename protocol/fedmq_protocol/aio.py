@@ -166,6 +166,11 @@ class Connection:
     ) -> None:
         await self.stop(graceful=error is None or isinstance(error, asyncio.CancelledError))
 
+    def reconnect(self) -> None:
+        """Drop the connection, and make another one, with a new last will."""
+        if self._session is not None:
+            self._session.abort()
+
     # ------------------------------------------------------------------------------ what it knows
 
     @property

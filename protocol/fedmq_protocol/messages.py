@@ -333,6 +333,8 @@ class Notice(Body):
 
     code: Annotated[str, Field(max_length=64)]
     detail: Text
+    session: Counter | None = None
+    """Nothing is taken of the device's lower sessions: it connects again, with a number above this one."""
 
 
 KINDS: Final[dict[str, type[Body]]] = {

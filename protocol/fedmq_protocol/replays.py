@@ -24,6 +24,18 @@ class ReplayError(RemoteError):
     """True once, and said before: no offence of the sender's, and without effect."""
 
 
+class OldEpochError(ReplayError):
+    """Of an epoch that is over.
+
+    Attributes:
+        epoch: that it is of.
+    """
+
+    def __init__(self, epoch: int, newest: int) -> None:
+        super().__init__(f"of epoch {epoch}, and {newest} has begun", reason="old-epoch")
+        self.epoch = epoch
+
+
 class ReplayGuard:
     """What one receiver remembers of one sender's packets: a bit for each number in the window.
 
@@ -50,10 +62,11 @@ class ReplayGuard:
         """Take a packet whose signature has been verified.
 
         Raises:
-            ReplayError: `old-epoch` or `replayed`; nothing is changed.
+            OldEpochError: what is of later epochs has come.
+            ReplayError: `replayed`; nothing is changed.
         """
         if epoch < self.epoch:
-            raise ReplayError(f"of epoch {epoch}, and {self.epoch} has begun", reason="old-epoch")
+            raise OldEpochError(epoch, self.epoch)
         self.advance(epoch)
         back = self._highest - sequence
         if back >= self._window or (back >= 0 and self._seen >> back & 1):

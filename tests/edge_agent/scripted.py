@@ -20,6 +20,7 @@ from fedmq_protocol.messages import (
     Lease,
     Manifest,
     ModelChunk,
+    Notice,
     Receipt,
     Status,
     TaskRef,
@@ -223,6 +224,10 @@ class ScriptedCoordinator:
             }
         )
         return self.seal(self.topics.down(device, "receipt"), body)
+
+    def notice(self, device: str, *, session: int) -> tuple[str, bytes]:
+        body = Notice(code="old-session", detail="too low", session=session)
+        return self.seal(self.topics.down(device, "notice"), body)
 
     # ------------------------------------------------------------------------------ what devices say
 

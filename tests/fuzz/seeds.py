@@ -68,7 +68,7 @@ def bodies() -> list[Body]:
         Lease(run="r1", lease=2, version=0, lease_s=9.0),
         Report(code="busy", detail="so", run="r1", lease=1),
         Get(run="r1", version=0, blob="delta", index=0),
-        Notice(code="x", detail="y"),
+        Notice(code="x", detail="y", session=3),
         script.open(*script.status(), script.key.public_key).body,
     ]
 

@@ -202,6 +202,26 @@ async def test_a_version_that_was_asked_for_is_kept(start: Callable[..., Running
 # ------------------------------------------------------------------------------------- losing the broker
 
 
+async def test_it_connects_again_when_asked_with_a_new_last_will(
+    start: Callable[..., RunningBroker], connect: Connect
+) -> None:
+    broker = start("embedded")
+    numbers = count(1)
+    other = await connect(broker.url, "b")
+    await other.subscribe(["will"])
+    connection = await connect(
+        broker.url, "a", will=lambda: Will("will", b"%d" % next(numbers)), reconnect_min_s=0.02
+    )
+    events, heard = connection.events(), other.events()
+    await next_of(events, Connected)
+    connection.reconnect()
+    await next_of(events, Disconnected)
+    first = int((await next_message(heard)).payload)
+    await next_of(events, Connected)
+    connection.reconnect()
+    assert int((await next_message(heard)).payload) > first
+
+
 @pytest.mark.parametrize("kind", [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"])
 async def test_it_comes_back_after_the_broker_was_killed(
     start: Callable[..., RunningBroker], connect: Connect, kind: str

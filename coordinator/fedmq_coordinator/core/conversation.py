@@ -33,7 +33,7 @@ from fedmq_protocol.messages import (
     UpdateHeader,
     UploadChunk,
 )
-from fedmq_protocol.replays import ReplayError
+from fedmq_protocol.replays import OldEpochError, ReplayError
 
 _STATUS_EVERY_S: Final = 10.0
 """All devices hear a status that one has asked for, so that no other need be said for so long."""
@@ -84,7 +84,9 @@ class Conversation:
         except UnknownSenderError as error:
             self._desk.note("debug", str(error))
         except ReplayError as error:
-            self._count_refusal(event.topic, error)
+            device, _ = self._count_refusal(event.topic, error)
+            if device is not None and isinstance(error, OldEpochError):
+                self._overtaken(device, error.epoch)
         except RemoteError as error:
             self._refuse(event.topic, error)
 
@@ -111,6 +113,8 @@ class Conversation:
             self._presence(heard.device, body, heard.envelope.sequence)
             return
         device = self._desk.state.devices[heard.device]
+        if device.online:
+            device.behind = None  # that was an old packet
         match body:
             case Hello():
                 self._hello(device)
@@ -135,7 +139,10 @@ class Conversation:
             )
             self._desk.note("info", f"{device_id} joined the federation", device=device_id)
         device = self._desk.state.devices[device_id]
+        device.replays.advance(body.session)
         if device.is_echo(body, sequence):
+            if device.is_overtaken(body, sequence):
+                self._overtaken(device, body.session)
             return
         if body.traffic is not None:
             self._count_traffic(device, body, body.traffic)
@@ -159,6 +166,16 @@ class Conversation:
                 )
             )
         check_fit(self._desk, device, run)
+
+    def _overtaken(self, device: Device, session: int) -> None:
+        """Tell a device that speaks in a session of the past which number it must come with; not often."""
+        least = device.overtaken(session, now=self._desk.now)
+        if least is None:
+            return
+        detail = f"this device speaks in session {session}, and is believed from session {least} on"
+        notice = Notice(code="old-session", detail=detail, session=least)
+        self._desk.send(self._desk.topics.down(device.id, "notice"), notice)
+        self._desk.note("info", f"{device.id} {device.trouble}", device=device.id)
 
     def _count_traffic(self, device: Device, body: Presence, traffic: tuple[int, int]) -> None:
         """Count, and journal a goodbye's counters: the agent's own, as updates carry them; once, not at every copy."""

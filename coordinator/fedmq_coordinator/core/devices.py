@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from fedmq_coordinator.core.traffic import Meter
 from fedmq_protocol.codecs import baseline, versioned
+from fedmq_protocol.limits import MAX_COUNTER
 from fedmq_protocol.messages import DIGEST, Presence, TaskRef
 from fedmq_protocol.packing import NAME as PACKED
 from fedmq_protocol.replays import FROM_DEVICE, ReplayGuard
+
+_TELL_EVERY_S: Final = 10.0
+"""A device that goes on in a session of the past is told so no more often."""
 
 
 @dataclass
@@ -33,6 +39,10 @@ class Device:
     sent: int = 0
     received: int = 0
     """Bytes on its socket, as its agent counted them over all its sessions."""
+    behind: int | None = None
+    """The session that it spoke in last, where that is over, or was never to be believed: see `overtaken`."""
+    _told_at: float = -math.inf
+    """When it was told so."""
     replays: ReplayGuard = field(default_factory=lambda: ReplayGuard(FROM_DEVICE))
     """Of what it sealed; the highest session of an accepted update is journaled, the rest comes anew."""
     _ended: int = -1
@@ -77,9 +87,45 @@ class Device:
             return False
         return presence.session <= self._ended or (presence.session, sequence) < self._born_at
 
+    def is_overtaken(self, presence: Presence, sequence: int) -> bool:
+        """Whether an echo may be the birth certificate of a device that has lost count of its sessions."""
+        return presence.online and (presence.session, sequence) != self._born_at
+
+    def overtaken(self, session: int, *, now: float) -> int | None:
+        """Note that the device speaks in a session that is not believed.
+
+        So it does for ever where it has lost its disk, and its clock, which its sessions then begin with, is behind.
+
+        Args:
+            session: in which it spoke.
+            now: the time.
+
+        Returns:
+            The lowest session that would be believed, if it is time to say so. A device that is there and well has it:
+            what came was late.
+        """
+        self.behind = session
+        if now < self._told_at + _TELL_EVERY_S:
+            return None
+        self._told_at = now
+        known = max(self.session, self.replays.epoch)
+        return min(known + 1, MAX_COUNTER) if known in {session, self._ended} else known
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot take part, for the operator."""
+        if self.behind is None:
+            return self.problem
+        known = max(self.session, self.replays.epoch)
+        return (
+            f"speaks in session {self.behind}, and {known} has begun (a lost disk, and a clock that is behind?); "
+            "it has been told to go on above that"
+        )
+
     def arrived(self, presence: Presence, *, sequence: int, now: float) -> None:
         self.session, self.presence, self.problem = presence.session, presence, presence.problem
         self._born_at = presence.session, sequence
+        self.behind = None
         self.online = self.heard = True
         self.since, self.gone_by = now, ""
 

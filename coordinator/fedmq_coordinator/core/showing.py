@@ -35,7 +35,7 @@ def device(each: Device, run: Run | None, *, paused: Mapping[str, float], now: f
     held = None if run is None else run.leases.get(each.id)
     if not each.online:
         state = "offline"
-    elif each.problem:
+    elif each.trouble:
         state = "unable"
     elif paused.get(each.id, 0.0) > now:
         state = "paused"
@@ -47,7 +47,7 @@ def device(each: Device, run: Run | None, *, paused: Mapping[str, float], now: f
         device=each.id,
         state=state,
         since_s=now - each.since,
-        problem=each.problem,
+        problem=each.trouble,
         task="" if task is None else f"{task.name} {task.version}",
         num_examples=None if presence is None else presence.num_examples,
         agent_version="" if presence is None else presence.agent_version,

@@ -90,6 +90,8 @@ def _async(run: Run, devices: Mapping[str, Device], roster: Roster, *, now: floa
 
 
 def _gone(device: Device, *, now: float) -> str:
+    if device.behind is not None:
+        return f"{device.id} {device.trouble}"
     return f"{device.id} offline {span(now - device.since)} by {device.gone_by or 'its last will'}"
 
 
@@ -100,6 +102,8 @@ def _names(names: list[str]) -> str:
 
 def _unable(devices: Mapping[str, Device]) -> str:
     unable = [
-        f"{device.id}: {device.problem}" for device in devices.values() if device.online and device.problem
+        f"{device.id}: {device.trouble}"
+        for device in devices.values()
+        if device.trouble and (device.online or device.behind is not None)
     ]
     return f" ({'; '.join(unable[:_NAMED])})" if unable else ""

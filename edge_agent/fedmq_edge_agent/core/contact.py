@@ -23,6 +23,8 @@ class Contact:
     def __init__(self, *, chance: Chance) -> None:
         self.session: int | None = None
         """Of the present connection; None: there is none."""
+        self.leaves: int | None = None
+        """The session that is to be given up for a higher one."""
         self.since = 0.0
         """When the present connection, or the lack of one, began."""
         self.offline_reason = "not connected yet"

@@ -12,6 +12,7 @@ from fedmq_edge_agent.core.inbox import Heard, Inbox, KeyUnknownError, StaleErro
 from fedmq_edge_agent.core.leases import HeldLease
 from fedmq_protocol.envelope import Reader
 from fedmq_protocol.errors import RemoteError
+from fedmq_protocol.limits import MAX_COUNTER
 from fedmq_protocol.messages import (
     Announcement,
     Body,
@@ -26,6 +27,8 @@ from fedmq_protocol.replays import ReplayError
 from fedmq_protocol.sampling import in_cohort
 
 _FIRST_VERSION: Final = "/1"
+_MAX_SESSION: Final = MAX_COUNTER // 2
+"""No honest count comes near it, and above it there is room for ever."""
 
 
 class Conversation:
@@ -116,7 +119,7 @@ class Conversation:
             case Credit():
                 pass  # offered again when the day is over
             case Notice() as notice:
-                self._desk.note("warning", f"the coordinator says: {notice.detail} ({notice.code})")
+                self._on_notice(notice, now=now)
             case Body():
                 raise RemoteError("not a message for a device", reason="wrong-kind")
 
@@ -166,6 +169,19 @@ class Conversation:
         if before is not None and before != status.online:
             self._desk.note("info", "the coordinator is back" if status.online else "the coordinator is away")
         self._desk.outbox.coordinator(online=status.online, now=now)
+
+    def _on_notice(self, notice: Notice, *, now: float) -> None:
+        """Show it; where this session is none that the coordinator takes, connect anew above those that it knows."""
+        session, least = self._desk.contact.session, notice.session
+        if least is None or session is None:
+            self._desk.note("warning", f"the coordinator says: {notice.detail} ({notice.code})")
+        elif session < least:
+            if least > _MAX_SESSION:
+                raise RemoteError(f"told to go above session {least}", reason="bad-session")
+            text = f"the coordinator knows later sessions than this one, {session}: connects again, above {least}"
+            self._desk.note("warning", f"{text}; was the disk replaced, and the clock wrong?")
+            self._desk.ledger.exceed(least, now=now)
+            self._desk.contact.leaves = session
 
     # ------------------------------------------------------------------------------ runs
 

@@ -65,6 +65,13 @@ class SendUploadChunk:
     payload: BlobRef
 
 
+@dataclass(frozen=True)
+class Reconnect:
+    """End the connection whose session has this number, if that is the present one, and make another."""
+
+    session: int
+
+
 # --------------------------------------------------------------------------------------------- disk
 
 
@@ -247,6 +254,7 @@ Effect = (
     | Send
     | SendUpdate
     | SendUploadChunk
+    | Reconnect
     | CommitState
     | PinCoordinator
     | SaveModelIndex
@@ -267,4 +275,4 @@ def relies_on_commit(effect: Effect) -> bool:
     """Whether an effect must not be done when the commit before it in the same list was refused."""
     if isinstance(effect, Send):
         return isinstance(effect.body, Offer)
-    return isinstance(effect, SendUpdate | RemoveFiles | RemoveRun | TryDisk)
+    return isinstance(effect, SendUpdate | Reconnect | RemoveFiles | RemoveRun | TryDisk)

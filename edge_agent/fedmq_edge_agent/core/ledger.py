@@ -98,6 +98,17 @@ class Ledger:
         self._session += 1
         return self._session
 
+    def exceed(self, session: int, *, now: float) -> None:
+        """The next session number is above this one."""
+        if session > self._session:
+            self._session = session
+            self.reserve_sessions(now=now)
+
+    @property
+    def session_is_kept(self) -> bool:
+        """Whether a restart would begin above every session number in use."""
+        return self.durable.session > self._session
+
     def identify(self, public_key: bytes, *, now: float) -> None:
         """This device is the one with that key, for ever."""
         if self.state.identity != public_key:

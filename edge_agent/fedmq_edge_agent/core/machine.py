@@ -24,6 +24,7 @@ from fedmq_edge_agent.core.effects import (
     Effect,
     FinishBlob,
     PinCoordinator,
+    Reconnect,
     Restore,
     SaveModelIndex,
     Send,
@@ -209,6 +210,7 @@ class Agent:
         self._advance_budget(now=now)
         self._stop_writing()
         self._commit(now=now)
+        self._leave_session()
         self.workshop.advance(now=now)
         self._advance_model(now=now)
         self.workshop.advance_lease(now=now)
@@ -247,6 +249,13 @@ class Agent:
         if trying or (removes and not storage.takes):  # what is removed makes room
             storage.trying()
             self.desk.do(TryDisk(storage.room_bytes))
+
+    def _leave_session(self) -> None:
+        """Connect anew once the number is on disk; if that fails, the coordinator will say it again."""
+        contact, kept = self.desk.contact, self.desk.ledger.session_is_kept
+        if contact.leaves is not None and contact.leaves == contact.session and kept:
+            self.desk.do(Reconnect(contact.session))
+        contact.leaves = None
 
     def _advance_budget(self, *, now: float) -> None:
         """Stop listening when the daily budget is used up, and begin again the next day."""

@@ -23,6 +23,7 @@ from fedmq_edge_agent.core.effects import (
     FinishBlob,
     Note,
     PinCoordinator,
+    Reconnect,
     RemoveFiles,
     RemoveRun,
     Request,
@@ -292,6 +293,9 @@ class AgentService:
         match effect:
             case Subscribe() | Unsubscribe() | Send() | SendUpdate() | SendUploadChunk():
                 self._post.put(effect)
+            case Reconnect(session):
+                if session == self._session:
+                    self._connection.reconnect()
             case RemoveFiles(run, names):
                 self._disk.remove(run, names)
             case RemoveRun(run):

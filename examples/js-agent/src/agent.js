@@ -20,6 +20,7 @@ const VERSION = "js-0.1.0";
 const SPEAKS = [...CODECS.map((name) => `${name}/1`), "rice/1", "grid/1", "seeded/1", "digest/1"];
 const OUTBOX_LIMIT = 4;
 const SILENCE_S = 300;
+const SESSION_LIMIT = 2 ** 52; // no honest count comes near it
 
 export class Agent {
   /**
@@ -259,7 +260,8 @@ export class Agent {
       case "chunk": this.hearChunk(body, message.parsed, now); break;
       case "receipt": await this.hearReceipt(body); break;
       case "credit": if (body.run === this.state.run) this.delivery.credit(body, now); break;
-      default: this.log("notice", body);
+      case "notice": this.hearNotice(body); break;
+      default: break;
     }
     await this.progress(now);
   }
@@ -343,6 +345,16 @@ export class Agent {
       check(fits, "bad-chunk", "on another chunk's topic");
     }
     if (this.announcement !== null) this.catchup.take(body, now);
+  }
+
+  /** Where our sessions are of the past, since the storage was lost: connect anew, above those that are known. */
+  hearNotice(notice) {
+    this.log("notice", notice);
+    const { session } = notice;
+    if (session === undefined || session <= this.identity.session || this.link === null) return;
+    check(session <= SESSION_LIMIT, "bad-session", `${session}`);
+    this.identity.overtakenBy = session;
+    this.link.abort();
   }
 
   async hearReceipt(receipt) {

@@ -16,6 +16,7 @@ export class Identity {
     this.publicKey = publicKeyOf(secret);
     this.key = { secret, id: keyIdOf(this.publicKey) };
     this.sequence = 0;
+    this.overtakenBy = 0; // a session that the next one is to be above
   }
 
   /** Sessions begin at `now`, in seconds since 1970: should the storage be lost, they grow all the same. */
@@ -27,7 +28,7 @@ export class Identity {
 
   /** A new connection has a higher session, which is kept before it is used. */
   async nextSession() {
-    this.session += 1;
+    this.session = Math.max(this.session, this.overtakenBy) + 1;
     this.sequence = 0;
     await this.storage.commit({ [RECORD]: pack({ secret: this.secret, session: this.session }) });
   }

@@ -161,7 +161,7 @@ export const BODIES = {
     have: [bin(0, 8192), REQUIRED],
     window: [int(0, 1024), REQUIRED],
   }),
-  notice: struct({ code: [str(0, 64), REQUIRED], detail: [DETAIL, REQUIRED] }),
+  notice: struct({ code: [str(0, 64), REQUIRED], detail: [DETAIL, REQUIRED], session: [counter, ABSENT] }),
 
   presence: struct({
     online: [bool, REQUIRED],

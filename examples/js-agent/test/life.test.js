@@ -111,6 +111,18 @@ test("a connection that is lost later is made anew, and says all again", async (
   assert.deepEqual(world.said("update").map(({ epoch }) => epoch), [1001, 1002]);
 });
 
+test("sessions of the past are left behind, on a new connection", async () => {
+  const world = await joined();
+  await world.tell("notice", { code: "old-session", detail: "", session: 1001 });
+  assert.equal(world.agent.identity.session, 1001);
+  await world.tell("notice", { code: "old-session", detail: "", session: 5000 });
+  for (let i = 0; i < 4; i += 1) await world.tick(0.5);
+  assert.deepEqual(world.said("update").map(({ epoch }) => epoch), [1001, 5001]);
+  await world.tell("notice", { code: "old-session", detail: "", session: 2 ** 53 - 1 });
+  assert.equal(world.agent.refused["bad-session"], 1);
+  assert.equal(world.agent.identity.session, 5001);
+});
+
 test("the coordinator's new epoch makes it say all again; an old one is not believed", async () => {
   const world = await joined();
   world.epoch = 2;

@@ -99,7 +99,7 @@ export class World {
         if (this.events === events) this.heard.push(readFromDevice({ federation: FEDERATION, keyOf: () => this.agent.identity.publicKey }, topic, packet));
       },
       close: async () => {},
-      abort: () => {},
+      abort: () => { if (this.events === events) events.onClose(); },
     };
   }
 

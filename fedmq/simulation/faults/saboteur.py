@@ -246,9 +246,9 @@ class Saboteur(Watch):
         self._network.next_will(fault)
         device.cut_power(why="its memory card is replaced")
         self._books.disk_replaced(device, None if backup is None else backup[1])
-        # Whoever sets up a card sets its clock: behind the old card's sessions nobody would believe it.
-        wanted = max(device.disk.state.session + 1.0, world.start_s)
-        device.clock.jump(max(0.0, wanted - device.clock()))
+        # Its clock may have gone with the old card, or be behind the sessions of that: none, a day, or as it was.
+        chance = world.stream("new card", device.name, device.starts)
+        device.clock.jump(chance.choice((-device.clock(), -86_400.0, 0.0)))
         if backup is None:
             device.disk.wipe()
         else:

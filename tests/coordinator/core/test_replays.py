@@ -13,9 +13,10 @@ from fedmq_coordinator.core import effects as do
 from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
 from fedmq_protocol.envelope import Sealer
-from fedmq_protocol.messages import Body, Get, Hello, Offer, Presence, Report, UploadChunk
+from fedmq_protocol.limits import MAX_COUNTER
+from fedmq_protocol.messages import Body, Get, Hello, Notice, Offer, Presence, Report, UploadChunk
 from fedmq_protocol.signing import SigningKey
-from tests.coordinator.core.world import FLOAT32, SCHEMA, Vector, World, settings
+from tests.coordinator.core.world import FLOAT32, SCHEMA, TASK, Vector, World, settings
 
 ROOT = "fedmq/v1/home/dev"
 Say = Callable[[World], tuple[str, Body]]
@@ -229,3 +230,79 @@ def test_the_sessions_of_those_whose_updates_count_outlive_a_restart(world: Worl
     assert refused_as(world, "old-epoch", *stale_get)
     world.join("a", session=8)
     assert is_online(world)
+
+
+# ---------------------------------------------------------------------------------- devices that lost count
+
+
+def notices(effects: list[do.Effect]) -> list[Notice]:
+    return [
+        effect.body for effect in effects if isinstance(effect, do.Send) and isinstance(effect.body, Notice)
+    ]
+
+
+def born_again(world: World, *, session: int) -> list[do.Effect]:
+    """The device comes with a new disk: its sessions, and what it seals, begin anew."""
+    device = world.devices["a"]
+    device.sealer = Sealer(sender="a", epoch=session, key=SigningKey(hashlib.sha256(b"a").digest()))
+    key = device.sealer.public_key
+    device.sealer.seal("will", Presence(online=False, session=session, public_key=key))
+    return world.say(device, "presence", Presence(online=True, session=session, public_key=key, tasks=[TASK]))
+
+
+def test_a_device_that_comes_with_an_older_session_is_told_which_is_believed() -> None:
+    world = World()
+    world.join("a", session=100)
+    assert [notice.session for notice in notices(born_again(world, session=5))] == [100]
+    world.leave("a", session=5)
+    assert world.core.state.devices["a"].session == 100
+    world.pass_time(11)
+    assert [notice.session for notice in notices(world.say(world.devices["a"], "hello", Hello()))] == [100]
+    assert notices(world.say(world.devices["a"], "hello", Hello())) == []
+    assert notices(born_again(world, session=101)) == []
+    assert world.core.state.devices["a"].session == 101
+
+
+def test_of_a_session_that_is_over_the_next_one_is_believed() -> None:
+    """No clock: the first session of the new disk is the last one of the old disk."""
+    world = World()
+    world.join("a", session=1)
+    world.leave("a", session=1)
+    told = notices(born_again(world, session=1))
+    assert [(notice.code, notice.session) for notice in told] == [("old-session", 2)]
+    assert not world.core.state.devices["a"].online
+    born_again(world, session=3)
+    assert world.core.state.devices["a"].online
+
+
+def test_the_operator_sees_who_is_not_believed() -> None:
+    world = World()
+    world.join("a", session=100)
+    world.leave("a", session=100)
+    world.start_run(settings(rounds=1))
+    born_again(world, session=5)
+    (seen,) = world.core.view(now=world.now).devices
+    assert "speaks in session 5, and 100 has begun" in seen.problem
+    assert "a: speaks in session 5" in world.core.run_view("r1", now=world.now).waiting
+    born_again(world, session=102)
+    (seen,) = world.core.view(now=world.now).devices
+    assert seen.problem == ""
+
+
+def test_a_late_packet_of_a_device_that_is_there_and_well_asks_nothing_of_it() -> None:
+    """What it is told, it has: the session that is believed is its own."""
+    world = World()
+    device = world.join("a", session=1)
+    late = device.sealer.seal("fedmq/v1/home/dev/a/up/hello", Hello())
+    world.join("a", session=2)
+    (notice,) = notices(world.tell(e.PacketArrived("fedmq/v1/home/dev/a/up/hello", late)))
+    assert notice.session == 2
+    world.say(device, "hello", Hello())
+    assert world.core.state.devices["a"].trouble == ""
+
+
+def test_the_highest_session_of_all_is_no_way_to_break_anything() -> None:
+    world = World()
+    world.join("a", session=MAX_COUNTER)
+    world.leave("a", session=MAX_COUNTER)
+    assert [notice.session for notice in notices(born_again(world, session=MAX_COUNTER))] == [MAX_COUNTER]

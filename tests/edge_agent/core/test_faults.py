@@ -28,6 +28,7 @@ from fedmq_edge_agent.core.effects import (
     Note,
     OpenTask,
     PinCoordinator,
+    Reconnect,
     RemoveFiles,
     RemoveRun,
     Request,
@@ -174,6 +175,8 @@ class Device:
                 world.serve_retained(topics)
             case Unsubscribe(topics):
                 self.subscribed -= set(topics)
+            case Reconnect():
+                raise AssertionError("its sessions are as they should be")
             case TryDisk():
                 pass
             case Send(topic, body):

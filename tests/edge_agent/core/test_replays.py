@@ -5,15 +5,18 @@ from __future__ import annotations
 import msgpack
 import pytest
 
+from fedmq_edge_agent.core.effects import CommitState, Reconnect, relies_on_commit
+from fedmq_edge_agent.core.events import Disconnected, DiskMended, DiskRefused
 from fedmq_edge_agent.core.inbox import Inbox, StaleError
 from fedmq_edge_agent.core.state import AgentState
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.envelope import COORDINATOR, Sealer
 from fedmq_protocol.errors import RemoteError
+from fedmq_protocol.limits import MAX_COUNTER
 from fedmq_protocol.messages import Body, Credit, Lease, ModelChunk, Notice, Receipt, Status
 from fedmq_protocol.replays import ReplayError
 from fedmq_protocol.signing import SigningKey
-from tests.edge_agent.core.driven import TOPICS, Device
+from tests.edge_agent.core.driven import TOPICS, Device, of, quiet
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
 
 COORDINATOR_KEY = SigningKey(b"c" * 32)
@@ -198,3 +201,56 @@ def test_a_lease_that_is_repeated_trains_nothing_again() -> None:
 
 def test_state_without_the_place_of_an_announcement_is_read() -> None:
     assert AgentState.model_validate({"session": 3, "epoch": 2}).announced == 0
+
+
+# ---------------------------------------------------------------------------------- a session of the past
+
+
+def test_it_goes_on_above_the_sessions_that_the_coordinator_knows(joined: Device) -> None:
+    session = joined.agent.session
+    assert session is not None
+    effects = quiet(joined.hear(joined.coordinator.notice("dev-1", session=session + 1_000)))
+    commit, reconnect = effects
+    assert isinstance(commit, CommitState)
+    assert commit.state.session > session + 1_000, "a restart begins above it, too"
+    assert reconnect == Reconnect(session)
+    assert relies_on_commit(reconnect)
+    joined.tell(Disconnected("dropped"))
+    joined.connect()
+    assert joined.agent.session is not None
+    assert joined.agent.session > session + 1_000
+
+
+@pytest.mark.parametrize("back", [0, 1])
+def test_a_session_that_it_has_reached_asks_nothing_of_it(joined: Device, back: int) -> None:
+    session = joined.agent.session
+    assert session is not None
+    assert quiet(joined.hear(joined.coordinator.notice("dev-1", session=session - back))) == []
+
+
+def test_the_same_notice_again_is_refused(joined: Device) -> None:
+    session = joined.agent.session
+    assert session is not None
+    notice = joined.coordinator.notice("dev-1", session=session + 10)
+    joined.hear(notice)
+    joined.tell(Disconnected("dropped"))
+    joined.connect()
+    assert of(joined.hear(notice), Reconnect) == []
+    assert joined.agent.conversation.rejected["notice", "replayed"] == 1
+
+
+def test_a_number_that_leaves_no_room_is_refused(joined: Device) -> None:
+    assert of(joined.hear(joined.coordinator.notice("dev-1", session=MAX_COUNTER)), Reconnect) == []
+    assert joined.agent.conversation.rejected["notice", "bad-session"] == 1
+
+
+def test_it_stays_while_the_disk_does_not_take_the_number(joined: Device) -> None:
+    session = joined.agent.session
+    assert session is not None
+    commits = of(joined.hear(joined.coordinator.notice("dev-1", session=session + 1_000)), CommitState)
+    joined.tell(DiskRefused(tuple(commits), "failing", "Input/output error"))
+    assert of(joined.hear(joined.coordinator.notice("dev-1", session=session + 1_000)), Reconnect) == []
+    joined.tell(DiskMended())
+    assert of(joined.hear(joined.coordinator.notice("dev-1", session=session + 1_000)), Reconnect) == [
+        Reconnect(session)
+    ]

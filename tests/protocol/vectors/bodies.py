@@ -175,6 +175,12 @@ BODIES: Final[list[tuple[str, str, Body, bool]]] = [
         Credit(run="r-1", counter=3, have=b"", window=0),
         False,
     ),
+    (
+        "notice: of a session",
+        _TOPICS.down(DEVICE, "notice"),
+        Notice(code="old-session", detail="on from 9", session=9),
+        False,
+    ),
     ("notice", _TOPICS.down(DEVICE, "notice"), Notice(code="malformed", detail="a lease of 3.0"), False),
     (
         "presence: the last will",
