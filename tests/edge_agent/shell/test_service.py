@@ -103,6 +103,18 @@ async def test_the_last_will_of_a_killed_agent_has_its_session(
     on_air.heard[-1].verified(birth.public_key)
 
 
+async def test_told_of_later_sessions_it_connects_again_above_them(
+    on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
+) -> None:
+    on_air.script.publish()
+    await on_air.announce(inline=False)
+    await start_agent(settings)
+    known = (await on_air.device_up()).session + 1_000
+    await on_air.say(on_air.script.notice("dev-1", session=known))
+    again = await on_air.device_up(after=known)
+    assert load_state((settings.state_dir / "state").read_bytes()).session > again.session
+
+
 async def test_a_large_update_goes_in_chunks(
     on_air: OnAir, settings: AgentSettings, start_agent: StartAgent
 ) -> None:
