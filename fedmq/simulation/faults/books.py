@@ -86,6 +86,21 @@ class Backup:
     waiting: dict[Key, Update]
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a training gave that is still to be committed.
+
+    Attributes:
+        decoded: what the payload holds.
+        residual: after it.
+        base_version: on which it trained.
+    """
+
+    decoded: DecodedUpdate
+    residual: Vector
+    base_version: int
+
+
 class Books(Watch):
     """Checks every commit, fact and receipt as it is made."""
 
@@ -95,7 +110,8 @@ class Books(Watch):
         self.epoch = self.num_over = 0
         self._states: dict[str, AgentState] = {}
         self._residuals: dict[tuple[str, str], Vector | None] = {}
-        self._trained: dict[str, tuple[bytes, DecodedUpdate, Vector, int]] = {}
+        self._trained: dict[str, dict[bytes, Training]] = {}
+        """By device and payload: in this life of it, and not committed."""
         self._restored: dict[tuple[str, str], tuple[int, Vector]] = {}
         self._others: dict[Key, list[Update]] = {}
         """Updates of devices whose disk was replaced, and which then gave their number to another."""
@@ -117,17 +133,27 @@ class Books(Watch):
         total = trained.change if trained.before is None else trained.change + trained.before
         if not np.array_equal(decoded.parameters.to_dense() + trained.after, total):
             raise BrokenError("mass", f"{name}: sent + residual is not p at update {request.counter}", name)
-        expected = self._residuals.get((name, run))
+        expected = self._residual_in_hand(device, run)
         if expected is not None:
             factor, _ = cap_factor(
                 Dense(expected).norm(), Dense(trained.change).norm(), request.upload.residual_cap
             )
             expected = expected if factor == 1 else expected * np.float32(factor)
-        if not _same(expected, trained.before):
+        if not _same(expected, trained.before) and not self.models[run].over:
             text = f"{name} trains update {request.counter} of {run} on another residual than it had"
             raise BrokenError("mass", text, name)
         sha256 = hashlib.sha256(trained.payload).digest()
-        self._trained[name] = sha256, decoded, trained.after, request.base_version
+        self._trained.setdefault(name, {})[sha256] = Training(decoded, trained.after, request.base_version)
+
+    def _residual_in_hand(self, device: VirtualDevice, run: str) -> Vector | None:
+        """What the next training is to begin with: a full disk may not have taken the commit of the last one."""
+        residual = self._residuals.get((device.name, run))
+        kept = device.agent.desk.ledger.state.runs.get(run)
+        for pending in () if kept is None else kept.pending:
+            training = self._trained.get(device.name, {}).get(pending.header.payload.sha256)
+            if training is not None:
+                residual = training.residual
+        return residual
 
     def restored(self, device: VirtualDevice, request: Restore, before: Vector | None, after: Vector) -> None:
         """A refused update goes back: residual + sent."""
@@ -162,6 +188,7 @@ class Books(Watch):
                 "device-memory", f"{device.name} starts with another state than it committed", device.name
             )
         self._states[device.name] = found
+        self._trained.pop(device.name, None)
 
     def backup(self, device: VirtualDevice) -> Backup:
         """What is on a device's disk now."""
@@ -219,25 +246,25 @@ class Books(Watch):
 
     def _made(self, name: str, run: str, pending: PendingUpdate) -> None:
         header = pending.header
-        trained = self._trained.pop(name, None)
-        if trained is None or trained[0] != header.payload.sha256:
+        trained = self._trained.get(name, {}).pop(header.payload.sha256, None)
+        if trained is None:
             raise BrokenError("device-memory", f"{name} commits an update that it did not make", name)
         earlier = self.updates.get((name, run, header.counter))
-        if earlier is not None and earlier.lost_disk and earlier.sha256 == trained[0]:
+        if earlier is not None and earlier.lost_disk and earlier.sha256 == header.payload.sha256:
             earlier.away = earlier.lost = False  # it has made the very same again
-            self._residuals[name, run] = trained[2]
+            self._residuals[name, run] = trained.residual
             return
         if earlier is not None and not earlier.lost_disk:
             raise BrokenError("counted-once", f"{name} uses counter {header.counter} of {run} twice", name)
         if earlier is not None:
             self._others.setdefault((name, run, header.counter), []).append(earlier)
-        if header.base_version != trained[3]:
-            text = f"{name} trained on version {trained[3]}, and says {header.base_version}"
+        if header.base_version != trained.base_version:
+            text = f"{name} trained on version {trained.base_version}, and says {header.base_version}"
             raise BrokenError("staleness", text, name)
         self.updates[name, run, header.counter] = Update(
-            trained[0], trained[1], header.lease, header.base_version, header.num_examples
+            header.payload.sha256, trained.decoded, header.lease, header.base_version, header.num_examples
         )
-        self._residuals[name, run] = trained[2]
+        self._residuals[name, run] = trained.residual
 
     def _let_go(self, name: str, run: str, pending: PendingUpdate) -> None:
         """A device forgets an update: only after its last word."""

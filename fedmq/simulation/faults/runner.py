@@ -11,12 +11,15 @@ import gc
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
@@ -189,9 +192,22 @@ def _ranges(first: int, end: int) -> Iterator[tuple[int, int]]:
 @contextmanager
 def _pool(jobs: int) -> Iterator[Callable[[int, int], Future[Batch]]]:
     with ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=gc.freeze
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_work
     ) as pool:
         yield lambda first, count: pool.submit(work, first, count)
+
+
+def _begin_work() -> None:
+    """In a process of the pool: what is here stays, and nobody works on for a parent that was killed."""
+    gc.freeze()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 # ---------------------------------------------------------------------------------------- the progress file
