@@ -344,7 +344,10 @@ def _mutants() -> tuple[Mutant, ...]:
         Mutant(
             "send before the device's commit",
             "an update leaves before it is on the device's disk",
-            ((Ledger, "trained", _commit_later),),
+            (
+                (Ledger, "trained", _commit_later),
+                (Ledger, "is_durable", _instead(lambda *_: True)),
+            ),
         ),
         Mutant(
             "believe older announcements",
