@@ -1,4 +1,4 @@
-"""A thousand histories, as many processes as there are cores. More: FEDMQ_HISTORIES=10000 make test."""
+"""A thousand histories, as many processes as there are cores. More: HISTORIES=10000 make test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedmq.simulation.faults import runner
 from fedmq.simulation.faults.history import FEWEST_EVENTS, FEWEST_FAULTS
 from fedmq.simulation.faults.plan import KINDS
 
-HISTORIES = int(os.environ.get("FEDMQ_HISTORIES", "1000"))
+HISTORIES = int(os.environ.get("HISTORIES", "1000"))
 
 
 @pytest.mark.slow
