@@ -121,7 +121,15 @@ def test_an_update_that_nobody_sent_is_found(scene: Scene) -> None:
 
 
 def test_another_payload_in_the_model_is_found(scene: Scene) -> None:
-    first, second = list(scene.audit.witness.sent.values())[:2]
+    accepted = [
+        name
+        for name, said in scene.audit.witness.said.items()
+        if {word for word, _, _ in said} == {"accepted"}
+    ]
+    other = next(
+        name for name in accepted if name[0] != accepted[0][0]
+    )  # one device's own sum would stay the same
+    first, second = (scene.audit.witness.sent[name] for name in (accepted[0], other))
     first.payload, second.payload = second.payload, first.payload
     text = faults(scene)
     assert "is not the way to what the accepted updates add up to" in text

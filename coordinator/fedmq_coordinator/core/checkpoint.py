@@ -34,7 +34,7 @@ from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.state import FederationState
 from fedmq_protocol.errors import RemoteError, StoreError
 
-FORMAT: Final = 6
+FORMAT: Final = 7
 
 MAX_ARRAY_BYTES: Final = 16 * 1024 * 1024
 """Enough for any model that is worked on in the loop. A larger one's checkpoints wait for its next snapshot."""

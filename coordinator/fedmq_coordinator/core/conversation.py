@@ -215,9 +215,9 @@ class Conversation:
             return
         outcome = run.outcome_of(device.id, header)
         if outcome is None and (run.state != "active" or run.rounds_done):
-            outcome = Outcome(
-                "rejected", "discard", "run-over", f"the run is over: {run.end_reason or run.state}"
-            )
+            unknown = "; what became of its updates is not known any more" if run.closed else ""
+            detail = f"the run is over: {run.end_reason or run.state}{unknown}"
+            outcome = Outcome("rejected", "discard", "run-over", detail)
         if outcome is None:
             verdict = judge(run, self._strategy(run), device.id, header, data, now=self._desk.now)
             self._settle(device, verdict, header)

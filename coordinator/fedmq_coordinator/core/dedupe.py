@@ -44,6 +44,10 @@ class SettledUpdates:
         self._digests: dict[int, bytes] = {}
         """Of their payloads, as far as the journal has them."""
 
+    def __len__(self) -> int:
+        """Of how many updates the outcome is known."""
+        return len(self._outcomes)
+
     def find(self, counter: int, sha256: bytes) -> Outcome | None:
         """The outcome of an update that is settled already.
 

@@ -13,7 +13,9 @@ from fedmq_coordinator.core.traffic import Meter, Moved
 from fedmq_protocol.errors import RemoteError, StoreError
 
 RUNS_ANSWERED: Final = 4
-"""Runs that are over, and of which it is still known which updates were accepted."""
+"""So many of the runs that are over, at least, still know what became of each update; how many more, the next says."""
+OUTCOMES_KEPT: Final = 20_000
+"""What runs that are over may know of updates together. Ten devices that each filled their window: 31 runs."""
 _SKIPPED_LEASES: Final = 1 << 20
 """More than a copy of a journal can be behind."""
 
@@ -161,8 +163,14 @@ class FederationState:
     def _forget_settled(self) -> None:
         """A receipt is repeated as it was for as long as its run is among those that ended last."""
         over = [run for run in self.runs.values() if run.over and not run.closed]
-        for run in sorted(over, key=lambda run: run.ended_at or 0.0)[:-RUNS_ANSWERED]:
-            run.forget_settled()
+        over.sort(key=lambda run: run.ended_at or 0.0)
+        known = 0
+        for place, run in enumerate(
+            reversed(over)
+        ):  # of those that ended at once, the later one is the newer
+            known += sum(map(len, run.settled.values()))
+            if place >= RUNS_ANSWERED and known > OUTCOMES_KEPT:
+                run.forget_settled()
 
     def _remember(self, fact: f.UpdateAccepted) -> None:
         """What an update says of its sender."""

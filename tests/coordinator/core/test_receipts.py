@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
+
 from fedmq_coordinator.core.state import RUNS_ANSWERED
 from fedmq_protocol.codecs import baseline
 from fedmq_protocol.messages import DIGEST, Receipt, Update
@@ -34,7 +36,22 @@ def test_an_accepted_update_stays_accepted_when_the_next_run_has_begun() -> None
     assert said(world.receipt(world.say(world.devices["a"], "update", update))) == ("accepted", "keep", "")
 
 
-def test_only_the_last_runs_are_remembered() -> None:
+def test_many_small_runs_are_remembered() -> None:
+    world = World()
+    world.join("a")
+    updates = []
+    for number in range(3 * RUNS_ANSWERED):
+        a_run(world, f"r{number}")
+        updates.append(world.update("a", 0.1, run=f"r{number}"))
+        world.say(world.devices["a"], "update", updates[-1])
+    for _ in range(2):
+        outcomes = {said(world.receipt(world.say(world.devices["a"], "update", each))) for each in updates}
+        assert outcomes == {("accepted", "keep", "")}
+        world.restart()
+
+
+def test_of_large_ones_only_the_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedmq_coordinator.core.state.OUTCOMES_KEPT", 2)
     world = World()
     world.join("a")
     updates = []
@@ -47,6 +64,8 @@ def test_only_the_last_runs_are_remembered() -> None:
     assert outcomes == [("rejected", "discard", "run-over")] + [("accepted", "keep", "")] * (
         RUNS_ANSWERED + 1
     )
+    forgotten = world.receipt(world.say(world.devices["a"], "update", updates[0]))
+    assert "is not known any more" in forgotten.detail
     assert_same_bits(world.core, world.replayed())
 
 
