@@ -6,7 +6,6 @@ FEDMQ_DEBUG=1 shows the traceback instead.
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import Final, NoReturn
 
 import click
 
+from fedmq.verbs import Verbs
 from fedmq_protocol.errors import FedmqError
 
 EXIT_FAILED: Final = 1
@@ -32,30 +32,14 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "fedmq.commands.agent:agent",
         "Start a device's agent, or try out a task without a federation.",
     ),
-    "broker": ("fedmq.commands.broker:broker", "Start a broker for trying out."),
+    "broker": (
+        "fedmq.commands.broker:broker",
+        "Set up, run, watch and check the broker, or start one for trying out.",
+    ),
     "simulate": ("fedmq.commands.simulate:simulate", "The real cores in virtual time: a fleet, or faults."),
     "config": ("fedmq.commands.config:config", "Show what holds, and where it came from."),
 }
 """Each verb: where it is, and its line in `fedmq --help`. Adding one is a file and a line here."""
-
-
-class Verbs(click.Group):
-    """Imports a verb's module only when that verb is run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        if cmd_name not in VERBS:
-            return None
-        module, _, attribute = VERBS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's signature
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
@@ -66,7 +50,9 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
         ctx.exit()
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Verbs, verbs=VERBS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.option(
     "--version",
     is_flag=True,

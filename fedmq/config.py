@@ -86,6 +86,10 @@ class Configuration:
         setting = self._settings.get(tuple(dotted.split(".")))
         return Origin("default") if setting is None else setting.origin
 
+    def gives(self, *key: str) -> bool:
+        """Whether this setting, or anything in this table, was given at all."""
+        return any(known[: len(key)] == key for known in self._settings)
+
     def table(self, name: str, model: type[Model]) -> Model:
         """Check one table and return it.
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, FiniteFloat, SecretStr
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, FiniteFloat, SecretStr, model_validator
 
 from fedmq.config import Configuration, load
 from fedmq_protocol.errors import ConfigError
 
-TABLE_NAMES: Final = ("federation", "broker", "coordinator", "run", "device", "trainer")
+if TYPE_CHECKING:
+    from fedmq_broker.site import Site
+    from fedmq_protocol.broker_settings import BrokerSettings
+
+TABLE_NAMES: Final = ("federation", "mosquitto", "broker", "coordinator", "run", "device", "trainer")
 
 
 class FederationTable(BaseModel):
@@ -25,6 +29,47 @@ class FederationTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str = Field(default="fedmq", description="Stands in every topic: a-z, 0-9, '.', '_' and '-'.")
+
+
+class MosquittoTable(BaseModel):
+    """[mosquitto]: a Mosquitto of this federation's own, which `fedmq broker init` sets up and `start` runs.
+
+    Where this table stands and no [broker] url is given, coordinator and tools come in here, each as its own member.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Names and addresses of the broker, all in its certificate; devices are told the first.",
+    )
+    devices: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=100, description="How many devices the limits are for."
+    )
+    parameters: Annotated[int, Field(ge=1, le=2**31 - 1)] = Field(
+        default=1_000_000, description="Parameters of the largest model."
+    )
+    folder: Path | None = Field(
+        default=None,
+        description="Where authority, configuration and members lie; default: site, beside the file.",
+    )
+    listen: str = Field(default="", description="The one address to listen on; else all of this machine's.")
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(
+        default=8883, description="TLS with client certificates: the door for everybody who can."
+    )
+    websockets_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8884, description="WebSockets over TLS, by password; 0: no such listener."
+    )
+    password_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8885, description="TLS, by password, for boards without certificates; 0: no such listener."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ports = [port for port in (self.port, self.websockets_port, self.password_port) if port]
+        if len(set(ports)) < len(ports):
+            raise ValueError("port, websockets_port and password_port must differ")
+        return self
 
 
 class CoordinatorTable(BaseModel):
@@ -113,6 +158,62 @@ def read(
     return load(path, tables=TABLE_NAMES, environ=environ, flags=flags, sets=sets)
 
 
+def site_of(configuration: Configuration) -> Site:
+    """The folder of the federation's own Mosquitto: as [mosquitto] says, else `site` beside the file."""
+    from fedmq_broker.site import Site
+
+    folder = configuration.table("mosquitto", MosquittoTable).folder
+    if folder is None:
+        folder = (configuration.path.parent if configuration.path else Path()) / "site"
+    return Site(folder)
+
+
+def broker_settings(configuration: Configuration, member: str = "@coordinator") -> BrokerSettings:
+    """How `member` reaches the broker: [broker] as it stands or, where it names no url, the federation's own Mosquitto.
+
+    Args:
+        configuration: what holds.
+        member: a device's id, or one of `fedmq_broker.site.ROLES`.
+
+    Raises:
+        ConfigError: a value is wrong, or the Mosquitto was never set up, or this member has no certificate.
+    """
+    from fedmq_protocol.broker_settings import BrokerSettings
+
+    given = configuration.table("broker", BrokerSettings)
+    if not configuration.gives("mosquitto") or configuration.gives("broker", "url"):
+        return given
+    table = configuration.table("mosquitto", MosquittoTable)
+    host = first_host(configuration)
+    site = site_of(configuration)
+    files = site.member(member)
+    settings = {
+        "url": f"mqtts://[{host}]:{table.port}" if ":" in host else f"mqtts://{host}:{table.port}",
+        "ca_file": site.authority.ca,
+        "cert_file": files.certificate,
+        "key_file": files.key,
+    }
+    if given.cert_file is None and not files.certificate.exists():
+        made_by = "fedmq broker init" if member.startswith("@") else f"fedmq device enroll {member}"
+        raise ConfigError(f"{member} has no certificate in {files.folder}: {made_by} makes one")
+    return given.model_copy(
+        update={name: value for name, value in settings.items() if not configuration.gives("broker", name)}
+    )
+
+
+def first_host(configuration: Configuration) -> str:
+    """The name or address of the federation's own Mosquitto that devices are told.
+
+    Raises:
+        ConfigError: [mosquitto] names none.
+    """
+    hosts = configuration.table("mosquitto", MosquittoTable).hosts
+    if not hosts:
+        where = f"{configuration.path}: " if configuration.path else ""
+        raise ConfigError(f'{where}[mosquitto] hosts is missing, for example hosts = ["broker.home.arpa"]')
+    return hosts[0]
+
+
 def models() -> dict[str, type[BaseModel]]:
     """Every table's model, for `fedmq config show`; [trainer] says how the child that holds PyTorch is started."""
     from fedmq_coordinator.core.settings import RunSettings
@@ -121,6 +222,7 @@ def models() -> dict[str, type[BaseModel]]:
 
     return {
         "federation": FederationTable,
+        "mosquitto": MosquittoTable,
         "broker": BrokerSettings,
         "coordinator": CoordinatorTable,
         "run": RunSettings,

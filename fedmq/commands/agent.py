@@ -9,8 +9,7 @@ import click
 
 from fedmq.commands.options import broker_option, config_option, federation_option
 from fedmq.extras import require
-from fedmq.tables import DeviceTable, FederationTable, parse_sets, read, task_place
-from fedmq_protocol.broker_settings import BrokerSettings
+from fedmq.tables import DeviceTable, FederationTable, broker_settings, parse_sets, read, task_place
 from fedmq_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def start(
         {
             **given,
             "federation": configuration.table("federation", FederationTable).name,
-            "broker": configuration.table("broker", BrokerSettings),
+            "broker": broker_settings(configuration, table.id),
             "trainer": configuration.table("trainer", TrainerSettings),
         },
         table="device",

@@ -12,8 +12,7 @@ import click
 
 from fedmq.commands.options import broker_option, config_option, database_option, federation_option
 from fedmq.extras import needs
-from fedmq.tables import CoordinatorTable, FederationTable, read
-from fedmq_protocol.broker_settings import BrokerSettings
+from fedmq.tables import CoordinatorTable, FederationTable, broker_settings, read
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def start(
         CoordinatorSettings,
         {
             "federation": configuration.table("federation", FederationTable).name,
-            "broker": configuration.table("broker", BrokerSettings),
+            "broker": broker_settings(configuration),
             "run": configuration.table("run", RunSettings),
             "state_dir": table.state_dir,
             "database": table.database_settings(),
