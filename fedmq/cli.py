@@ -32,6 +32,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "fedmq.commands.agent:agent",
         "Start a device's agent, or try out a task without a federation.",
     ),
+    "device": ("fedmq.commands.device:device", "Let devices in, look after them, throw them out."),
     "broker": (
         "fedmq.commands.broker:broker",
         "Set up, run, watch and check the broker, or start one for trying out.",

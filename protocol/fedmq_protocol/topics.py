@@ -6,6 +6,7 @@
     fedmq/v1/<federation>/dev/<device>/presence         retained; birth certificate and last will
     fedmq/v1/<federation>/dev/<device>/up/<kind>        hello, update, offer, chunk, report, get
     fedmq/v1/<federation>/dev/<device>/down/<kind>      announcement, lease, receipt, credit, chunk, notice
+    fedmq/v1/<federation>/monitor/probe                 what the broker's monitor sends itself, to time it
 
 At most seven slashes (AWS IoT's limit), and no filter of a device needs `#`, so that ACLs are exact.
 """
@@ -97,6 +98,15 @@ class Topics:
 
     def chunk(self, run: str, version: int, blob: BlobKind, index: int) -> str:
         return f"{self.root}/model/{run}/{version}/{_BLOB_LETTER[blob]}{index}"
+
+    @cached_property
+    def every_chunk(self) -> str:
+        """The filter of all chunks' topics."""
+        return f"{self.root}/model/+/+/+"
+
+    @cached_property
+    def monitor_probe(self) -> str:
+        return f"{self.root}/monitor/probe"
 
     def presence(self, device: str) -> str:
         return f"{self.root}/dev/{device}/presence"
