@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedmq.commands.options import broker_option, config_option, federation_option
+from fedmq.commands.options import Log, broker_option, config_option, federation_option, log_options
 from fedmq.extras import require
 from fedmq.tables import DeviceTable, FederationTable, broker_settings, parse_sets, read, task_place
 from fedmq_protocol.errors import ConfigError
@@ -31,7 +31,7 @@ def agent() -> None:
 @click.option(
     "--data", "pairs", multiple=True, metavar="KEY=VALUE", help="For the loader: --data partition_id=0"
 )
-@click.option("--verbose", is_flag=True, help="Log everything.")
+@log_options
 def start(
     config_path: Path | None,
     broker_url: str | None,
@@ -40,7 +40,7 @@ def start(
     task: str | None,
     state_dir: Path | None,
     pairs: tuple[str, ...],
-    verbose: bool,  # noqa: FBT001 - click's signature
+    log: Log,
 ) -> None:
     """Be a device until Ctrl-C. Whatever it has not delivered yet is kept for the next start."""
     from fedmq_edge_agent.shell.main import run_agent_forever
@@ -77,7 +77,8 @@ def start(
         },
         table="device",
     )
-    run_agent_forever(settings, log_level="debug" if verbose else "info")
+    log.begin(device=settings.id)
+    run_agent_forever(settings)
 
 
 @agent.command("try")

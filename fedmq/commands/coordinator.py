@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from pathlib import Path
-from typing import Final
 
 import click
 
-from fedmq.commands.options import broker_option, config_option, database_option, federation_option
+from fedmq.commands.options import (
+    Log,
+    broker_option,
+    config_option,
+    database_option,
+    federation_option,
+    log_options,
+)
 from fedmq.extras import needs
 from fedmq.tables import CoordinatorTable, FederationTable, broker_settings, read
 
 _log = logging.getLogger(__name__)
-
-LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
 
 
 @click.group()
@@ -36,7 +39,7 @@ def coordinator() -> None:
     help="End the hold of a coordinator elsewhere that hangs, or cannot be reached.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where the HTTP API listens; port 0 takes a free one.")
-@click.option("--verbose", is_flag=True, help="Log everything.")
+@log_options
 def start(
     config_path: Path | None,
     broker_url: str | None,
@@ -45,7 +48,7 @@ def start(
     database: str | None,
     take_over: bool,  # noqa: FBT001 - click's signature
     listen: str | None,
-    verbose: bool,  # noqa: FBT001 - click's signature
+    log: Log,
 ) -> None:
     """Run the coordinator until Ctrl-C; after a stop or a crash it goes on where it was."""
     with needs("coordinator"):
@@ -84,17 +87,7 @@ def start(
         },
         table="coordinator",
     )
-    begin_logging(verbose=verbose)
+    log.begin()
     _log.info("starting the coordinator of %s", settings.federation)  # what came before were imports
     host = TrainerModelHost(nursery=trainer.nursery, threads=trainer.threads, data=table.data)
     asyncio.run(run_coordinator_forever(settings, model_host=host, take_over=take_over))
-
-
-def begin_logging(*, verbose: bool) -> None:
-    """A line an event, on stderr."""
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format=LOG_FORMAT, stream=sys.stderr
-    )
-    # The coordinator tells itself when a connection breaks, and why.
-    for chatty in ("alembic", "asyncio", "httpx", "uvicorn", *(() if verbose else ("fedmq_protocol.aio",))):
-        logging.getLogger(chatty).setLevel(logging.WARNING)

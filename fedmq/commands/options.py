@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
+
+from fedmq.logs import LOG_FORMATS, LogFormat, begin_logging
 
 config_option = click.option(
     "--config",
@@ -28,3 +34,34 @@ database_option = click.option(
     metavar="URL",
     help="postgresql://user@host/database for the journal, in place of SQLite in the state folder.",
 )
+
+
+@dataclass(frozen=True)
+class Log:
+    """How a long-running verb was asked to log."""
+
+    log_format: LogFormat
+    verbose: bool
+
+    def begin(self, **always: str) -> None:
+        """Log so from now on; `always` are fields of every record."""
+        begin_logging(self.log_format, verbose=self.verbose, always=always)
+
+
+def log_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """`--log-format` and `--verbose`, which reach the verb as one argument, `log`."""
+
+    @click.option(
+        "--log-format",
+        type=click.Choice(LOG_FORMATS),
+        default="line",
+        show_default=True,
+        envvar="FEDMQ_LOG_FORMAT",
+        help="line: for people. json: an object a line, with device, run and round as fields.",
+    )
+    @click.option("--verbose", is_flag=True, help="Log everything.")
+    @functools.wraps(verb)
+    def with_log(*args: object, log_format: LogFormat, verbose: bool, **options: object) -> object:
+        return verb(*args, log=Log(log_format, verbose), **options)
+
+    return with_log

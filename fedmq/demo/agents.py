@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fedmq.logs import begin_logging
 from fedmq_edge_agent.shell.main import run_agent_forever
 from fedmq_edge_agent.shell.settings import AgentSettings, TrainerSettings
 from fedmq_protocol.broker_settings import BrokerSettings
@@ -20,6 +21,7 @@ def read_spec(path: Path) -> list[AgentSettings]:
 
 def serve(settings: AgentSettings) -> int:
     """Be one device until SIGTERM; returns the exit code."""
+    begin_logging(always={"device": settings.id})
     try:
         run_agent_forever(settings)
     except FedmqError as error:

@@ -52,6 +52,17 @@ def check_id(value: str, *, what: str) -> str:
     return value
 
 
+def subject(topic: str) -> dict[str, str]:
+    """What a topic of any federation is about, as fields for a log: a `device`, or a `run`."""
+    match topic.split("/")[3:5]:
+        case ["dev", device]:
+            return {"device": device}
+        case ["model", run]:
+            return {"run": run}
+        case _:
+            return {}
+
+
 @dataclass(frozen=True)
 class DeviceTopic:
     """A topic under `dev/<device>/`; `kind` is `"presence"` or one of `UpKind` or `DownKind`."""

@@ -13,7 +13,7 @@ from tests.chaos.actors import Actor
 from tests.chaos.stage import Stage
 from tests.chaos.witness import COORDINATOR
 
-_IMPORTED: Final = re.compile(r"^(\S+ \S+) INFO +starting the coordinator", re.MULTILINE)
+_IMPORTED: Final = re.compile(r"^(\S+ \S+) info +starting the coordinator", re.MULTILINE)
 _STAMP: Final = "%Y-%m-%d %H:%M:%S,%f"
 
 

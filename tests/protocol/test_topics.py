@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmq_protocol.errors import RemoteError, UsageError
-from fedmq_protocol.topics import ChunkTopic, DeviceTopic, Topics, check_id
+from fedmq_protocol.topics import ChunkTopic, DeviceTopic, Topics, check_id, subject
 
 IDS = st.from_regex(re.compile(r"[a-z0-9][a-z0-9._-]{0,20}"), fullmatch=True)
 TOPICS = Topics("home")
@@ -69,3 +69,10 @@ def test_names_that_cannot_stand_in_a_topic(name: str) -> None:
 
 def test_device_filters_need_no_multilevel_wildcard() -> None:
     assert all("#" not in each for each in TOPICS.device_filters("dev-1"))
+
+
+@given(IDS)
+def test_a_topic_says_what_it_is_about(name: str) -> None:
+    assert subject(TOPICS.presence(name)) == subject(TOPICS.down(name, "lease")) == {"device": name}
+    assert subject(TOPICS.chunk(name, 3, "delta", 0)) == {"run": name}
+    assert subject(TOPICS.announcement) == subject("m/0") == {}

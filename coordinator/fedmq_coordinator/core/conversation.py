@@ -102,7 +102,10 @@ class Conversation:
         """Count what is wrong, say it once for each sender and reason, and go on."""
         device, count = self._count_refusal(topic, error)
         if count == 1:
-            self._desk.note("warning", f"refused a message on {topic}: {error}", reason=error.reason)
+            name = "" if device is None else device.id
+            self._desk.note(
+                "warning", f"refused a message on {topic}: {error}", reason=error.reason, device=name
+            )
             if device is not None and device.online:
                 notice = Notice(code=error.reason, detail=str(error)[:1024])
                 self._desk.send(self._desk.topics.down(device.id, "notice"), notice)

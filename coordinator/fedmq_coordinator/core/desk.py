@@ -73,7 +73,14 @@ class Desk:
         return device is not None and device.reads_packed
 
     def note(self, level: do.Level, text: str, **fields: str | float) -> None:
-        self._effects.append(do.Note(level, text, fields))
+        """A line for the log; of no run that is named, it is about the active one, and always about its round."""
+        run = self.state.runs.get(str(fields["run"])) if fields.get("run") else self.state.active
+        known: dict[str, str | float] = {}
+        if run is not None:
+            known["run"] = run.id
+            if run.round:
+                known["round"] = run.round
+        self._effects.append(do.Note(level, text, known | {k: v for k, v in fields.items() if v != ""}))
 
     def put(self, effect: do.Effect) -> None:
         self._effects.append(effect)

@@ -164,6 +164,9 @@ class Progress:
         return True
 
     def _step(self, run: Run, why: f.ClosedBy) -> None:
+        missed = why in {"deadline", "timeout"}  # some device did not come in time
+        text = f"round {run.round} closes by {why}: {run.accumulator.num_updates} of {run.goal} updates"
+        self._desk.note("info" if missed else "debug", text, run=run.id, closed_by=why)
         scale = self.strategy(run).scale(run.accumulator.buffer)
         self._desk.record(
             f.StepTaken(

@@ -34,6 +34,7 @@ from fedmq_protocol.envelope import Sealer
 from fedmq_protocol.errors import ConnectionFailedError, StoreError
 from fedmq_protocol.limits import MAX_CHUNKS
 from fedmq_protocol.messages import Announcement
+from fedmq_protocol.topics import subject
 
 _log = logging.getLogger(__name__)
 
@@ -280,7 +281,9 @@ class Outbox:
         except AwayError:
             raise
         except StoreError as error:
-            _log.error("not sent on %s: %s", message.topic, error)  # the text says it all
+            _log.error(
+                "not sent on %s: %s", message.topic, error, extra=subject(message.topic)
+            )  # the text says it all
             return None
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -301,11 +304,13 @@ class Outbox:
             await self._publisher.publish(topic, payload, retain=retain)
             self._acknowledged(message, payload)
         except RefusedError as error:
-            _log.warning("the broker refuses what the coordinator says on %s: %s", topic, error)
+            _log.warning(
+                "the broker refuses what the coordinator says on %s: %s", topic, error, extra=subject(topic)
+            )
         except ConnectionFailedError as error:
-            _log.debug("not sent on %s: %s", topic, error)
+            _log.debug("not sent on %s: %s", topic, error, extra=subject(topic))
         except ValueError as error:
-            _log.error("not sent: %s", error)  # the text says it all
+            _log.error("not sent: %s", error, extra=subject(topic))  # the text says it all
 
     def _acknowledged(self, message: Message, payload: bytes) -> None:
         """Remember what stands at the broker, and now and then for the next process, too."""

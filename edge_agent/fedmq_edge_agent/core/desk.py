@@ -113,6 +113,13 @@ class Desk:
         """A line for the log."""
         self.do(Note(level, text, fields))
 
+    def place(self, run: str = "") -> tuple[str, int | None]:
+        """What a line for the log is about: a run, or else the one that is followed, and the round announced for it."""
+        if not run and self.following is not None:
+            run = self.following.run
+        newest = self.announcement
+        return run, newest.round if newest is not None and run and newest.run == run else None
+
     def report(
         self, code: ReportCode, detail: str, *, run: str | None = None, lease: int | None = None
     ) -> None:

@@ -283,7 +283,7 @@ class Workshop:
         )
         self._desk.outbox.add(pending, now=now)
         text = f"trained on version {request.base_version} in {took_s:.2f} s, {finished.payload.size} bytes to send"
-        self._desk.note("info", text, run=run, round=request.lease)
+        self._desk.note("info", text, run=run, lease=request.lease)
 
     def _on_restored(self, restored: ResidualRestored, *, now: float) -> None:
         run, counter = restored.run, restored.counter

@@ -90,6 +90,7 @@ class Post:
         self._connection = connection
         self._topics = topics
         self._device = device
+        self._about = {"device": device}
         self._key = key
         self._disk = disk
         self._payload_lost = payload_lost
@@ -163,11 +164,11 @@ class Post:
                 case _:
                     assert_never(outgoing)
         except ConnectionFailedError as error:
-            _log.debug("%s: not sent: %s", self._device, error)
+            _log.debug("not sent: %s", error, extra=self._about)
         except StoreError as error:
-            _log.warning("%s: not sent, to be tried again: %s", self._device, error)
+            _log.warning("not sent, to be tried again: %s", error, extra=self._about)
         except ValueError as error:
-            _log.error("%s: not sent: %s", self._device, error)  # the line says all
+            _log.error("not sent: %s", error, extra=self._about)  # the line says all
 
     async def _send_chunk(self, send: SendUploadChunk) -> None:
         if self._whole != (send.run, send.file):

@@ -352,11 +352,8 @@ class AgentService:
     def _say(self, level: int, text: str, **fields: str | float) -> None:
         if level >= logging.INFO:
             self._last_said = time.monotonic()
-        extra = {
-            "device": self.settings.id,
-            "run": fields.get("run", ""),
-            "round": fields.get("round", ""),
-        }
+        run, announced = self.agent.desk.place(str(fields.get("run", "")))
+        extra = {"device": self.settings.id, "run": run, "round": announced, "fields": fields}
         _log.log(level, "%s", text, extra=extra)
 
     # ------------------------------------------------------------------------------ the trainer child

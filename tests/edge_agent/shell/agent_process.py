@@ -7,8 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+from fedmq.logs import begin_logging
 from fedmq_edge_agent import AgentSettings, run_agent
-from fedmq_edge_agent.shell.main import configure_log
 from tests.edge_agent.shell.fake_child import FakeChild
 
 
@@ -20,7 +20,7 @@ async def main(settings: AgentSettings, payload_bytes: str = "2000", wait_for: s
         gate = Path(wait_for) if wait_for else None
         return FakeChild(payload_bytes=int(payload_bytes), wait_for=gate)
 
-    configure_log("debug")
+    begin_logging(verbose=True)
     await run_agent(settings, stop=stop, start_child=start_child)
 
 

@@ -33,7 +33,9 @@ from tests.edge_agent.trainer.asking import Ask
 ROOT = Path(__file__).parents[3]
 AGENT = """
 import sys, pathlib
+from fedmq.logs import begin_logging
 from fedmq_edge_agent import AgentSettings, run_agent_forever
+begin_logging()
 run_agent_forever(AgentSettings.model_validate_json(pathlib.Path(sys.argv[1]).read_text()))
 """
 
