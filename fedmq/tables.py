@@ -173,7 +173,7 @@ def broker_settings(configuration: Configuration, member: str = "@coordinator") 
 
     Args:
         configuration: what holds.
-        member: a device's id, or one of `fedmq_broker.site.ROLES`.
+        member: a device's id, or one of `fedmq_protocol.access.ROLES`.
 
     Raises:
         ConfigError: a value is wrong, or the Mosquitto was never set up, or this member has no certificate.

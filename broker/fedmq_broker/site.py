@@ -11,13 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-COORDINATOR: Final = "@coordinator"
-MONITOR: Final = "@monitor"
-OPERATOR: Final = "@operator"
-ROLES: Final = (COORDINATOR, MONITOR, OPERATOR)
-"""Members that are no devices. A device's id cannot begin with `@`."""
 
 
 @dataclass(frozen=True)
@@ -150,5 +143,5 @@ class Site:
         return self.folder / "members"
 
     def member(self, name: str) -> MemberFiles:
-        """The files of a device, or of one of `ROLES`."""
+        """The files of a device, or of one of `fedmq_protocol.access.ROLES`."""
         return MemberFiles(self.members / name)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedmq.tables import broker_settings, read, site_of
-from fedmq_broker.site import COORDINATOR, MONITOR, Site
+from fedmq_broker.site import Site
+from fedmq_protocol.access import COORDINATOR, MONITOR
 from fedmq_protocol.errors import ConfigError
 
 SITE = '[mosquitto]\nhosts = ["broker.home.arpa", "192.0.2.7"]\n'
