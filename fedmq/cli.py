@@ -30,7 +30,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "store": ("fedmq.commands.store:store", "Look after the coordinator's journal: gc, verify, backup."),
     "agent": (
         "fedmq.commands.agent:agent",
-        "Start a device's agent, or try out a task without a federation.",
+        "Start a device's agent, see how it stands, or try out a task.",
     ),
     "device": ("fedmq.commands.device:device", "Let devices in, look after them, throw them out."),
     "broker": (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, FiniteFloat, SecretStr, model_validator
 
 from fedmq.config import Configuration, load
+from fedmq_edge_agent.shell.manners import ConditionsSettings
 from fedmq_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ class DeviceTable(BaseModel):
     )
     daily_bytes: ByteSize | None = Field(
         default=None, description='Bytes a day (UTC) over the MQTT socket, both ways: "5 MB"; else no limit.'
+    )
+    conditions: ConditionsSettings = Field(
+        default=ConditionsSettings(), description="When this device may train; without any: always."
     )
     slow_s: Annotated[FiniteFloat, Field(ge=0)] = Field(
         default=0.0, description="For trials: each training takes so many seconds longer."

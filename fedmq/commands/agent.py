@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedmq.commands.options import Log, broker_option, config_option, federation_option, log_options
+from fedmq.commands.status import status
 from fedmq.extras import require
 from fedmq.tables import DeviceTable, FederationTable, broker_settings, parse_sets, read, task_place
 from fedmq_protocol.errors import ConfigError
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def agent() -> None:
-    """Start a device's agent, or try out a task without a federation."""
+    """Start a device's agent, see how it stands, or try out a task without a federation."""
+
+
+agent.add_command(status)
 
 
 @agent.command()

@@ -33,7 +33,7 @@ class Contact:
         self.hello_at: float | None = None
         """When the announcement is asked for, if none comes."""
         self.resting = False
-        """Nothing is asked for: the daily budget is used up."""
+        """Nothing is asked for: it takes no part for now."""
         self._chance = chance
         self._attempts = 0
         self._status_seen = (0, 0)

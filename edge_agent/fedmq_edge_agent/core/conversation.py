@@ -109,7 +109,7 @@ class Conversation:
                 self._on_lease(lease, now=now)
             case Receipt() as receipt:
                 self._on_receipt(receipt, now=now)
-            case Credit() as credit if not self._desk.budget.resting:
+            case Credit() as credit if not self._desk.saving:
                 self._desk.effects += self._desk.outbox.credit(credit, now=now)
             case ModelChunk() as chunk:
                 if self._desk.following is not None:
@@ -117,7 +117,7 @@ class Conversation:
                         chunk, own_topic=heard.own_topic, now=now
                     )
             case Credit():
-                pass  # offered again when the day is over
+                pass  # offered again when there is no need to save any more
             case Notice() as notice:
                 self._on_notice(notice, now=now)
             case Body():

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fedmq_edge_agent.core.backoff import Chance
 from fedmq_edge_agent.core.budget import Budget
+from fedmq_edge_agent.core.conditions import Conditions, Rules
 from fedmq_edge_agent.core.contact import Contact
 from fedmq_edge_agent.core.effects import Effect, Note, RemoveFiles, Send
 from fedmq_edge_agent.core.following import Following
@@ -45,6 +46,7 @@ class AgentLimits:
         agent_version: for the birth certificate.
         times: how long the trainer child may take.
         daily_bytes: the most that goes over the MQTT socket in a day, both ways; None: no limit.
+        conditions: what has to hold for a training.
     """
 
     federation: str
@@ -53,6 +55,7 @@ class AgentLimits:
     agent_version: str = "0"
     times: TimeLimits = field(default_factory=TimeLimits)
     daily_bytes: int | None = None
+    conditions: Rules = field(default_factory=Rules)
 
 
 class Desk:
@@ -86,6 +89,7 @@ class Desk:
         """Whether the coordinator reads the shorter form of envelopes: it has written so, in this epoch."""
         self.ledger = Ledger(state, clock_s=clock_s)
         self.budget = Budget(limits.daily_bytes, state.spent)
+        self.conditions = Conditions(limits.conditions)
         self.storage = Storage(chance=chance)
         self.contact = Contact(chance=chance)
         self.outbox = Outbox(topics=self.topics, device=limits.device, chance=chance)
@@ -129,9 +133,19 @@ class Desk:
             self.do(Send(self.topics.up(self.device, "report"), body))
 
     @property
+    def resting(self) -> bool:
+        """Whether it takes no part for now, by its daily budget or its conditions: it does not listen to rounds."""
+        return self.budget.resting or self.conditions.resting
+
+    @property
+    def saving(self) -> bool:
+        """Whether nothing is sent that can wait."""
+        return self.budget.resting or self.conditions.metered
+
+    @property
     def may_fetch(self) -> bool:
         """Whether a model may be fetched now."""
-        return self.contact.session is not None and not self.budget.resting and self.storage.takes
+        return self.contact.session is not None and not self.resting and self.storage.takes
 
     def follow(self, run: str) -> Following:
         """Begin to follow a run, with what there is of it on disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedmq_edge_agent.core.conditions import Readings
 from fedmq_edge_agent.core.effects import Written
 from fedmq_edge_agent.disk_faults import DiskFault
 from fedmq_protocol.messages import BlobRef, Evaluation, TaskRef
@@ -74,6 +75,13 @@ class DiskRefused:
 @dataclass(frozen=True)
 class DiskMended:
     """The disk took what it was tried with."""
+
+
+@dataclass(frozen=True)
+class ConditionsRead:
+    """The board was looked at: its power, its heat, its clock, its link."""
+
+    readings: Readings
 
 
 @dataclass(frozen=True)
@@ -175,6 +183,7 @@ Event = (
     | PayloadLost
     | DiskRefused
     | DiskMended
+    | ConditionsRead
     | TimePassed
     | TrainerStarted
     | TrainerAnswered

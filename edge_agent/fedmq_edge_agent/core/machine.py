@@ -38,6 +38,7 @@ from fedmq_edge_agent.core.effects import (
 from fedmq_edge_agent.core.events import (
     AgentStarted,
     BlobFinished,
+    ConditionsRead,
     Connected,
     Disconnected,
     DiskMended,
@@ -50,6 +51,7 @@ from fedmq_edge_agent.core.events import (
     TrainerDied,
     TrainerStarted,
 )
+from fedmq_edge_agent.core.standing import Standing, standing
 from fedmq_edge_agent.core.state import AgentState, ModelIndex, Part
 from fedmq_edge_agent.core.workshop import Workshop
 from fedmq_protocol.envelope import Reader
@@ -93,8 +95,10 @@ class Agent:
         self._found = words.found(state, indexes, parts)
         self._public_key = public_key
         self._rested = False
-        """Whether the daily budget has kept us from listening since the start."""
+        """Whether the daily budget or the conditions have kept us from listening since the start."""
         self._resting = False
+        self._why_resting = self._budget_problem = ""
+        self._untold: tuple[str, ...] = ()
         self._unpinned: bytes | None = None
         """The coordinator's key, where the disk did not take it."""
 
@@ -138,8 +142,9 @@ class Agent:
         desk = self.desk
         deadlines = (
             desk.trainer.next_deadline(),
-            None if desk.budget.resting else desk.outbox.next_deadline(),
+            None if desk.saving else desk.outbox.next_deadline(),
             desk.budget.next_deadline(),
+            desk.conditions.next_deadline(),
             None if desk.following is None else desk.following.pull.next_deadline(),
             desk.contact.next_deadline(),
             None if desk.storage.books_wait else desk.ledger.commit_at,
@@ -153,6 +158,10 @@ class Agent:
         """What this device waits for, since when and until when, in one line."""
         key_known = self.conversation.inbox.coordinator_key is not None
         return words.waiting(self.desk, key_known=key_known, now=now)
+
+    def standing(self) -> Standing:
+        """How this device stands."""
+        return standing(self.desk, problem=self._problem)
 
     def presence(self, *, online: bool, session: int) -> Presence:
         """The birth certificate as it stands now; or a goodbye, or the last will, of `session`."""
@@ -173,7 +182,8 @@ class Agent:
     @property
     def _problem(self) -> str:
         """Why this device cannot take part now."""
-        return self.desk.storage.problem or self.workshop.problem or self.desk.budget.problem
+        desk = self.desk
+        return desk.storage.problem or self.workshop.problem or desk.conditions.problem or desk.budget.problem
 
     # ------------------------------------------------------------------------------ events
 
@@ -200,6 +210,8 @@ class Agent:
                 self._on_disk_refused(event, now=now)
             case DiskMended():
                 self._on_disk_mended(now=now)
+            case ConditionsRead(readings):
+                desk.conditions.read(readings, now=now)
             case TimePassed():
                 pass
             case _:
@@ -207,7 +219,7 @@ class Agent:
 
     def _advance(self, *, now: float) -> None:
         """Do whatever has become possible or due. The commit comes first: what is sent below relies on it."""
-        self._advance_budget(now=now)
+        self._advance_rest(now=now)
         self._stop_writing()
         self._commit(now=now)
         self._leave_session()
@@ -219,8 +231,9 @@ class Agent:
             self.desk.do(*self.desk.following.flush())
         hello_is_due = self.desk.contact.hello_is_due(now=now)
         budget = self.desk.budget
-        sending = self.desk.outbox.poll(fits=budget.fits, left=budget.left, now=now)
-        self._advance_budget(now=now)
+        metered, outbox = self.desk.conditions.metered, self.desk.outbox
+        sending = [] if metered else outbox.poll(fits=budget.fits, left=budget.left, now=now)
+        self._advance_rest(now=now)
         self._greet()  # before all else that is said: the coordinator learns our key from it
         self.desk.do(*sending)
         if hello_is_due:
@@ -257,22 +270,37 @@ class Agent:
             self.desk.do(Reconnect(contact.session))
         contact.leaves = None
 
-    def _advance_budget(self, *, now: float) -> None:
-        """Stop listening when the daily budget is used up, and begin again the next day."""
+    def _advance_rest(self, *, now: float) -> None:
+        """Stop listening when the daily budget is used up or a condition does not hold; and begin again."""
         desk = self.desk
-        if self._resting == desk.budget.resting:
+        desk.conditions.pass_time(now=now)
+        self._tell_of_rest()
+        if self._resting == desk.resting:
             return
-        self._resting = desk.contact.resting = desk.budget.resting
+        self._resting = desk.contact.resting = desk.resting
         if self._resting:
             self._rested = True
-            desk.note("warning", desk.budget.problem)
             desk.do(Unsubscribe((desk.topics.announcement,)))
             if desk.following is not None:
                 desk.do(*desk.following.pull.disconnected())
-            return
-        desk.note("info", "a new day: the daily budget is whole again")
-        if desk.contact.session is not None:
+        elif desk.contact.session is not None:
             self._listen_again(now=now)
+
+    def _tell_of_rest(self) -> None:
+        """Say why it rests, and that it does not any more; and once what its board cannot tell."""
+        desk, conditions, budget = self.desk, self.desk.conditions, self.desk.budget
+        for text in conditions.untold:
+            if text not in self._untold:
+                desk.note("warning", text)
+        self._untold = conditions.untold or self._untold
+        if conditions.problem != self._why_resting:
+            self._why_resting = conditions.problem
+            rests = f"does not train: {conditions.problem}"
+            desk.note("info", rests if conditions.problem else "trains again: its conditions hold")
+        if bool(budget.problem) != bool(self._budget_problem):
+            news = budget.problem or "a new day: the daily budget is whole again"
+            desk.note("warning" if budget.problem else "info", news)
+        self._budget_problem = budget.problem
 
     def _stop_writing(self) -> None:
         """Fetch nothing while the disk does not take it."""
@@ -317,7 +345,8 @@ class Agent:
         desk.contact.connected(event.session, now=now)
         self._greet()
         desk.outbox.connected(event.max_packet_bytes, now=now)
-        if desk.budget.resting:
+        if desk.resting:
+            desk.do(Unsubscribe((desk.topics.announcement,)))  # as above: it may have been lost
             return
         if self._rested:
             self._listen_again(now=now)  # the word to the broker may have been lost with a connection

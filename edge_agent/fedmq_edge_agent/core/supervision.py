@@ -77,6 +77,8 @@ class Supervision:
         """When it is started again, or trains again."""
         self.rests = False
         """It failed, and waits."""
+        self.held = False
+        """It is not started again for now; nothing is wrong with it."""
         self._deadline: float | None = None
         self._snapshot_bytes = 0
         """Of the last snapshot that was loaded: how large the model is."""
@@ -98,6 +100,8 @@ class Supervision:
 
     def next_deadline(self) -> float | None:
         """When it is to be started, has rested, or counts as hung."""
+        if self.state == "down" and self.held:
+            return None
         if self.state == "down" or (self.state == "idle" and self.rests):
             return self.resume_at
         return self._deadline
@@ -108,7 +112,7 @@ class Supervision:
         """Start a child, if there is none and the wait is over."""
         if self.rests and self.state in {"idle", "busy"} and now >= self.resume_at:
             self.rests = False
-        if self.state != "down" or now < self.resume_at:
+        if self.state != "down" or self.held or now < self.resume_at:
             return []
         self.generation += 1
         self._enter("starting", now, self._limits.start_s)
@@ -167,6 +171,13 @@ class Supervision:
         generation = self.generation
         self.generation += 1
         return self.died(detail, now=now), [StopTrainer(generation)]
+
+    def send_home(self, *, now: float) -> list[Effect]:
+        """End it, though nothing is wrong with it."""
+        generation = self.generation
+        self.generation += 1
+        self._enter("down", now, None)
+        return [StopTrainer(generation)]
 
     def hung(self, *, now: float) -> bool:
         """Whether it has taken longer than it may."""

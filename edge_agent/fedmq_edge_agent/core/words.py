@@ -56,6 +56,7 @@ def waiting(desk: Desk, *, key_known: bool, now: float) -> str:
         part
         for part in (
             desk.storage.words(now=now),
+            desk.conditions.words(now=now),
             desk.budget.problem,
             _connection(desk, key_known, now),
             _trainer(desk, now),
@@ -82,6 +83,8 @@ def _trainer(desk: Desk, now: float) -> str:
     since = span(now - trainer.since)
     until = "" if trainer.deadline is None else f", given up in {span(trainer.deadline - now)}"
     match trainer.state:
+        case "down" if trainer.held:
+            return ""
         case "down":
             why = f" ({trainer.last_failure})" if trainer.last_failure else ""
             return f"the trainer is started again in {span(trainer.resume_at - now)}{why}"

@@ -64,7 +64,21 @@ class Workshop:
             request, effects = trainer.stop(f"it hung, and was ended after {took_s:.0f} s", now=now)
             self._desk.do(*effects)
             self._trainer_gone(request)
+        trainer.held = self._desk.conditions.harmful and trainer.opened is not None
+        if self._desk.conditions.harmful and isinstance(trainer.request, Train):
+            self._break_off(trainer.request, now=now)
         self._desk.do(*trainer.start(now=now))
+
+    def _break_off(self, training: Train, *, now: float) -> None:
+        """End a training that would hurt the board. Nothing of it is committed: nothing is lost but its time."""
+        why = self._desk.conditions.problem
+        self._desk.do(*self._desk.trainer.send_home(now=now))
+        if self._desk.following is not None:
+            self._desk.following.trainer_lost_it()
+        self._desk.note(
+            "warning", f"broke off the training for lease {training.lease}: {why}", run=training.run
+        )
+        self._desk.report("busy", why, run=training.run, lease=training.lease)
 
     def train_at(self) -> float | None:
         """When training can begin; None: not before something happens."""
@@ -94,6 +108,8 @@ class Workshop:
             return
         if not self._desk.storage.takes:
             why = self._desk.storage.problem
+        elif self._desk.conditions.resting:
+            why = self._desk.conditions.problem
         elif len(self._desk.outbox) >= self._desk.limits.outbox_limit:
             why = f"{len(self._desk.outbox)} updates wait for their receipts, and no more than that are kept"
         elif not self._desk.budget.fits(self._round_bytes(lease.run), "the next round"):

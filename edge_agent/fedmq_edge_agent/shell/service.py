@@ -44,6 +44,7 @@ from fedmq_edge_agent.core.effects import (
 from fedmq_edge_agent.core.events import (
     AgentStarted,
     BlobFinished,
+    ConditionsRead,
     Connected,
     Disconnected,
     DiskMended,
@@ -57,8 +58,11 @@ from fedmq_edge_agent.core.events import (
     TrainerStarted,
 )
 from fedmq_edge_agent.core.machine import Agent, AgentLimits
+from fedmq_edge_agent.shell.board import LOOK_S, Board
 from fedmq_edge_agent.shell.disk import Disk
+from fedmq_edge_agent.shell.notify import Notifier
 from fedmq_edge_agent.shell.post import Post
+from fedmq_edge_agent.shell.reporting import Reporter
 from fedmq_edge_agent.shell.settings import AgentSettings
 from fedmq_edge_agent.shell.trainer import Child, StartChild, TrainerCalls, starter
 from fedmq_edge_agent.shell.writing import DiskError, to_the_end
@@ -80,13 +84,22 @@ class AgentService:
     Args:
         settings: what it is told.
         start_child: how it gets a trainer; by default as the settings say.
+        notifier: the line to systemd; None: there is none.
+        board: tells of power, heat, clock and link.
 
     Raises:
         ConfigError: a setting cannot work.
         StoreError: the state folder cannot be used, or is in use.
     """
 
-    def __init__(self, settings: AgentSettings, *, start_child: StartChild | None = None) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        start_child: StartChild | None = None,
+        notifier: Notifier | None = None,
+        board: Board | None = None,
+    ) -> None:
         settings.check()
         self.settings = settings
         self._topics = Topics(settings.federation)
@@ -104,6 +117,7 @@ class AgentService:
                     agent_version=_version(),
                     times=settings.trainer.limits(),
                     daily_bytes=settings.daily_bytes,
+                    conditions=settings.conditions.rules(),
                 ),
                 public_key=key.public_key,
                 coordinator_key=self._disk.pinned_key() if configured is None else configured,
@@ -136,6 +150,15 @@ class AgentService:
         self._start_child = starter(settings.trainer) if start_child is None else start_child
         self._calls = TrainerCalls(settings, self._disk)
         self._child: Child | None = None
+        self._notifier = Notifier({}) if notifier is None else notifier
+        self._board = Board() if board is None else board
+        self._reporter = Reporter(
+            settings,
+            self.agent,
+            self._notifier,
+            traffic=lambda: self._post.traffic,
+            trainer_pid=lambda: None if self._child is None else self._child.pid,
+        )
         self._turn = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -155,7 +178,13 @@ class AgentService:
         try:
             await self._connection.subscribe(self._topics.device_filters(self.settings.id))
             await self._handle(AgentStarted())  # first of all: a session number is used once it is reserved
+            if self.agent.desk.conditions.rules.any:
+                await self._look_at_board()
+                self._spawn(self._watch_board(), "board")
             await self._connection.start()
+            self._notifier.ready()
+            self._spawn(self._reporter.run(), "status")
+            self._spawn(self._reporter.ping(self._turn), "watchdog")
             self._spawn(self._post.run(), "post")
             self._spawn(self._listen(), "broker")
             self._spawn(self._murmur(), "murmur")
@@ -175,6 +204,7 @@ class AgentService:
     async def _leave(self, problem: str) -> None:
         """Say goodbye, end the child, let go of everything; quick, and whatever else goes wrong."""
         self._leaving = True
+        self._notifier.stopping()
         if self._timer is not None:
             self._timer.cancel()
         tasks = list(self._background)
@@ -197,6 +227,7 @@ class AgentService:
         if self._child is not None:
             with contextlib.suppress(Exception):
                 await self._child.close()
+        self._reporter.close()
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
         self._disk.close()
@@ -239,6 +270,7 @@ class AgentService:
             while following is not None:
                 following = await self._do(self.agent.handle(following, now=time.monotonic()))
             self._arm()
+            self._reporter.look()
 
     async def _do(self, effects: list[Effect]) -> Event | None:
         """Do all that can be done; return what the disk had to say, if the core is to hear of it."""
@@ -339,6 +371,14 @@ class AgentService:
             await self._handle(DiskRefused((effect,), error.fault, str(error)))
             return
         await self._handle(BlobFinished(effect.run, effect.blob, effect.version, ok, damaged))
+
+    async def _watch_board(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._look_at_board()
+
+    async def _look_at_board(self) -> None:
+        await self._handle(ConditionsRead(await self._board.read(self.agent.desk.conditions.rules)))
 
     async def _murmur(self) -> None:
         """Say what we wait for when there was nothing to say for a while."""

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 from fedmq_edge_agent.core.supervision import TimeLimits
+from fedmq_edge_agent.shell.manners import ConditionsSettings
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.errors import ConfigError
 from fedmq_protocol.messages import Id
@@ -33,6 +34,19 @@ class TrainerSettings(BaseModel):
         description="Socket of a nursery that forks trainers; otherwise the agent starts its own.",
     )
     threads: int = Field(default=0, ge=0, description="PyTorch's threads; 0: all cores but one.")
+    memory_limit: ByteSize | None = Field(
+        default=None,
+        description='The most that it may have of memory of its own, "600 MB"; above it is killed. Else no limit.',
+    )
+    nice: int = Field(
+        default=10,
+        ge=0,
+        le=19,
+        description="How far it stands back behind other processes; not of a nursery's.",
+    )
+    cpu_share: float = Field(
+        default=1.0, ge=0.05, le=1, description="Part of the time that it may compute, with all its threads."
+    )
     start_timeout_s: PositiveS = Field(default=60.0, description="Limit for starting the process.")
     open_timeout_s: PositiveS = Field(
         default=300.0, description="Limit for importing PyTorch, the task and its data."
@@ -82,6 +96,9 @@ class AgentSettings(BaseModel):
     daily_bytes: ByteSize | None = Field(
         default=None,
         description='The most that goes over the MQTT socket in a day (UTC), both ways: "5 MB"; none: no limit.',
+    )
+    conditions: ConditionsSettings = Field(
+        default=ConditionsSettings(), description="When this device may train; without any: always."
     )
     slow_s: float = Field(
         default=0.0, ge=0, description="For trials: each training takes so many seconds longer."

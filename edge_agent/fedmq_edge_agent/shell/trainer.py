@@ -19,6 +19,7 @@ from fedmq_edge_agent.core.events import (
     TrainerRefused,
     TrainingFinished,
 )
+from fedmq_edge_agent.shell.bounds import BoundedTrainer
 from fedmq_edge_agent.shell.disk import Disk
 from fedmq_edge_agent.shell.settings import AgentSettings, TrainerSettings
 from fedmq_edge_agent.trainer.client import TrainerClient
@@ -35,6 +36,11 @@ class Child(Protocol):
 
     async def call(self, op: str, *, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever msgpack can say
         """Ask for one operation; raises `TrainerError`."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None: it has none of its own."""
         ...
 
     def kill(self) -> None:
@@ -54,8 +60,10 @@ def starter(settings: TrainerSettings) -> StartChild:
 
     async def start() -> Child:
         if settings.nursery is not None:
-            return await TrainerClient.connect(settings.nursery, timeout_s=settings.start_timeout_s)
-        return await TrainerClient.spawn(threads=settings.threads)
+            client = await TrainerClient.connect(settings.nursery, timeout_s=settings.start_timeout_s)
+        else:
+            client = await TrainerClient.spawn(threads=settings.threads, nice=settings.nice)
+        return BoundedTrainer(client, memory_limit=settings.memory_limit, share=settings.cpu_share)
 
     return start
 

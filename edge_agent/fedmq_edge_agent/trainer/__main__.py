@@ -7,7 +7,7 @@ import socket
 import sys
 
 from fedmq_edge_agent.trainer.channel import ChannelError
-from fedmq_edge_agent.trainer.process import serve, settle, spare_cores, use_threads
+from fedmq_edge_agent.trainer.process import serve, settle, spare_cores, stand_back, use_threads
 
 
 def main() -> None:
@@ -15,7 +15,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fedmq_edge_agent.trainer", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the supervisor")
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch; 0: all cores but one")
+    parser.add_argument("--nice", type=int, default=0, help="how far to stand back, 0 to 19")
     options = parser.parse_args()
+    stand_back(options.nice)
     with socket.socket(fileno=options.fd) as peer:
         settle(peer)
         use_threads(options.threads or spare_cores())

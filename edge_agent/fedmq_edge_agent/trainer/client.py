@@ -24,6 +24,8 @@ from fedmq_edge_agent.trainer.channel import ChannelError, Message
 from fedmq_edge_agent.trainer.errors import TrainerError
 
 _MODULE = "fedmq_edge_agent.trainer"
+_NOT_FOR_CHILDREN = {"MALLOC_ARENA_MAX"}
+"""What the supervisor's unit sets for the supervisor alone: threads that compute want arenas of their own."""
 _CLOSE_S = 5.0
 _CONNECT_RETRY_S = 0.05
 
@@ -56,17 +58,20 @@ class TrainerClient:
         self._pump = asyncio.create_task(self._read_replies(), name="trainer-replies")
 
     @classmethod
-    async def spawn(cls, *, threads: int = 0) -> TrainerClient:
+    async def spawn(cls, *, threads: int = 0, nice: int = 0) -> TrainerClient:
         """Start a child of its own; it begins to answer when PyTorch is imported, at the first `open`.
 
         Args:
             threads: of PyTorch; 0: as many as there are cores, less one for everything else.
+            nice: how far it stands back behind other processes, 0 to 19.
         """
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", _MODULE, "--fd", str(theirs.fileno()), "--threads", str(threads)),
+                *("--nice", str(nice)),
                 stdin=asyncio.subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN},
                 pass_fds=[theirs.fileno()],
                 process_group=0,  # Ctrl-C is for the supervisor alone
             )
@@ -144,6 +149,11 @@ class TrainerClient:
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
             elif self._pid is not None and self._ended is None:
                 os.kill(self._pid, signal.SIGKILL)
+
+    def end(self, reason: str) -> None:
+        """End the child at once, and let `reason` be what is said of it."""
+        self._end(reason)
+        self.kill()
 
     async def close(self) -> None:
         """Close the channel, on which the child ends, and wait until a spawned one has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
@@ -14,6 +15,8 @@ from pathlib import Path
 from fedmq_edge_agent.trainer import channel
 
 _STDOUT, _STDERR = 1, 2
+_OOM_SCORE = 800
+"""Of -1000 to 1000. When memory runs out the kernel ends whoever has most of both: a trainer, and not the agent."""
 
 
 def serve(peer: socket.socket) -> None:
@@ -43,6 +46,20 @@ def _leave_with(peer: socket.socket) -> None:
     watch.register(peer, 0)  # a hang-up is always reported
     watch.poll()
     os._exit(0)
+
+
+def stand_back(nice: int) -> None:
+    """Let others go first: for the processor and, by the kernel's rule, the disk; and be the first to go for memory.
+
+    Args:
+        nice: 0 to 19. From 1 on the scheduler also knows that this is no dialogue (SCHED_BATCH).
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE), encoding="ascii")
+    if nice:
+        os.nice(nice)
+        with contextlib.suppress(AttributeError, OSError):  # only Linux has it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def use_threads(count: int) -> None:

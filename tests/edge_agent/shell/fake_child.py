@@ -50,6 +50,10 @@ class FakeChild:
         result: dict[str, Any] = work.result()
         return result
 
+    @property
+    def pid(self) -> int | None:
+        return None
+
     def kill(self) -> None:
         self.killed.set()
 
