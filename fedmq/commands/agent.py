@@ -8,24 +8,28 @@ from typing import TYPE_CHECKING
 import click
 
 from fedmq.commands.options import Log, broker_option, config_option, federation_option, log_options
-from fedmq.commands.status import status
 from fedmq.extras import require
 from fedmq.tables import DeviceTable, FederationTable, broker_settings, parse_sets, read, task_place
+from fedmq.verbs import Verbs
 from fedmq_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedmq_edge_agent.trainer.trial import Measured, Trial
 
 
-@click.group()
+@click.command(
+    cls=Verbs,
+    verbs={
+        "start": ("fedmq.commands.agent:start", "Be a device until Ctrl-C."),
+        "status": ("fedmq.commands.status:status", "Say how this board's agent stands, for scripts too."),
+        "try": ("fedmq.commands.agent:try_", "Train a task for one round here, without a broker."),
+    },
+)
 def agent() -> None:
     """Start a device's agent, see how it stands, or try out a task without a federation."""
 
 
-agent.add_command(status)
-
-
-@agent.command()
+@click.command()
 @config_option
 @broker_option
 @federation_option
@@ -85,7 +89,7 @@ def start(
     run_agent_forever(settings)
 
 
-@agent.command("try")
+@click.command("try")
 @click.argument("task")
 @config_option
 @click.option(
