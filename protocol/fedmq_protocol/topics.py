@@ -131,6 +131,11 @@ class Topics:
         device, _, where = rest.partition("/")
         return device if not head and where.startswith("down/") else None
 
+    def owner(self, topic: str) -> str | None:
+        """The device below whose branch a topic stands, whatever else it is; None: below nobody's."""
+        head, _, rest = topic.partition(f"{self.root}/dev/")
+        return rest.partition("/")[0] or None if not head and rest else None
+
     def down(self, device: str, kind: DownKind) -> str:
         return f"{self.root}/dev/{device}/down/{kind}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -11,6 +11,7 @@ from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.dedupe import Outcome
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.devices import Device
+from fedmq_coordinator.core.floods import Flood, Floodgate
 from fedmq_coordinator.core.inbox import Heard, UnknownSenderError, hear
 from fedmq_coordinator.core.intake import judge, max_kept, refused
 from fedmq_coordinator.core.run import Run
@@ -43,6 +44,8 @@ _UPLOAD_BUDGET_BYTES: Final = 16 * 1024 * 1024
 _UPLOAD_BUDGET: Final = 0.5
 """Bytes an element of the model: uploads that are half here take an eighth of it, if that is more."""
 _UPDATE_FRAME_BYTES: Final = 64
+_LASTING: Final = 25
+"""Messages that one counts as which is journaled or logged, and got nobody further: so of those two a second remain."""
 _HONEST_REASONS: Final = frozenset({"too-old", "no-lease"})
 """Why an update of a device in good order may be refused; any other reason pauses the device."""
 
@@ -67,6 +70,8 @@ class Conversation:
         self._grant_again = grant_again
         self._failures: dict[str, int] = {}
         self._uploads = Uploads()
+        self._gate = Floodgate()
+        self._heard_bytes = 0
         self._status_due_at = 0.0
         self.rejections: dict[str, int] = {}
 
@@ -74,9 +79,70 @@ class Conversation:
         """The runs that they were for are over, but for this one."""
         self._uploads.forget(but_of=but_of)
 
+    def ignores(self, event: e.PacketArrived, *, now: float) -> bool:
+        """Whether it comes from a device that floods; then it is counted, and that is all."""
+        if not self._gate.floods:
+            return False
+        device = self._desk.topics.owner(event.topic)
+        return device is not None and self._gate.ignores(device, event, now=now)
+
     def hear(self, event: e.PacketArrived) -> None:
-        if not event.payload:
+        """Hear a packet, unless its device has said too much."""
+        owner = self._desk.topics.owner(event.topic)
+        if owner is not None:
+            match self._gate.admit(owner, event, now=self._desk.now):
+                case "taken":
+                    self._heard_bytes = len(event.payload)
+                case "dropped":
+                    return
+                case "flood":
+                    self._flooded(owner, self._gate.floods[owner])
+                    return
+        if event.payload:
+            self._hear(event)
+
+    @property
+    def floods(self) -> Mapping[str, Flood]:
+        """Of devices of which nothing is read."""
+        return self._gate.floods
+
+    def next_flood_end(self) -> float | None:
+        """When `end_floods` should be called at the latest."""
+        return self._gate.next_end()
+
+    def end_floods(self) -> None:
+        """Hear devices again that are quiet."""
+        for name, flood in self._gate.ended(now=self._desk.now):
+            device = self._desk.state.devices.get(name)
+            self._desk.note("info", f"{name} floods no more: {flood}", device=name, reason="flood")
+            if device is not None:
+                device.flood = ""
+                self._desk.roster.touch(name)
+            if flood.presence is not None and flood.presence.payload:
+                self._hear(flood.presence)
+
+    def _flooded(self, name: str, flood: Flood) -> None:
+        """Nothing is read of this device from now on: nobody waits for it, and the operator is told."""
+        self.rejections["flood"] = self.rejections.get("flood", 0) + 1
+        detail = f"floods the coordinator ({flood}): nothing of it is read until it is quiet"
+        self._desk.note("error", f"{name} {detail}", device=name, reason="flood")
+        device = self._desk.state.devices.get(name)
+        if device is None:
             return
+        device.refuse("flood")
+        device.flood = detail
+        self._desk.roster.touch(name)
+        self._desk.send(
+            self._desk.topics.down(name, "notice"), Notice(code="flood", detail=f"this device {detail}")
+        )
+        run = self._desk.state.active
+        held = None if run is None else run.leases.get(name)
+        if run is not None and held is not None:
+            self._desk.record(
+                f.LeaseReturned(at=self._desk.now, run=run.id, device=name, lease=held.lease, why="flood")
+            )
+
+    def _hear(self, event: e.PacketArrived) -> None:
         try:
             desk = self._desk
             heard = hear(desk.topics, desk.state.devices, desk.reader, event.topic, event.payload)
@@ -187,6 +253,7 @@ class Conversation:
         device.count_traffic(traffic)
         if not body.online and (device.sent, device.received) != before and device.online:
             sent, received = traffic
+            self._gate.charge(device.id, _LASTING)
             self._desk.record(
                 f.TrafficSeen(at=self._desk.now, device=device.id, sent=sent, received=received)
             )
@@ -238,9 +305,11 @@ class Conversation:
             case f.UpdateAccepted():
                 outcome = Outcome("accepted", "keep")
                 self._failures.pop(device.id, None)
+                self._gate.give_back(device.id, self._heard_bytes)
             case f.UpdateRejected():
                 outcome = Outcome("rejected", verdict.residual, verdict.reason, verdict.detail)
                 device.refuse(verdict.reason)
+                self._gate.charge(device.id, _LASTING)
                 if verdict.reason not in _HONEST_REASONS:
                     self._pause(device.id)
                 text = f"refused an update of {device.id}: {verdict.detail}"
@@ -286,6 +355,7 @@ class Conversation:
         if upload is None:
             return
         if not upload.assembly.complete:
+            self._gate.give_back(device.id, self._heard_bytes)
             self._desk.send(self._desk.topics.down(device.id, "credit"), upload.credit())
             return
         self._uploads.close(device.id, upload.header)
@@ -302,6 +372,7 @@ class Conversation:
 
     def _report(self, device: Device, report: Report) -> None:
         run = self._desk.state.active
+        self._gate.charge(device.id, _LASTING)
         self._desk.note(
             "warning",
             f"{device.id} reports {report.code}: {report.detail}",

@@ -34,6 +34,8 @@ class Device:
     presence: Presence | None = None
     problem: str = ""
     """Why it cannot take part, in its own words or the coordinator's."""
+    flood: str = ""
+    """How it floods the coordinator, which therefore reads nothing of it."""
     rejections: dict[str, int] = field(default_factory=dict)
     """Messages and updates refused, by reason."""
     sent: int = 0
@@ -114,6 +116,8 @@ class Device:
     @property
     def trouble(self) -> str:
         """Why it cannot take part, for the operator."""
+        if self.flood:
+            return self.flood
         if self.behind is None:
             return self.problem
         known = max(self.session, self.replays.epoch)

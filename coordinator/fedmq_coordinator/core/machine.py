@@ -9,6 +9,7 @@ and comes anew: who is online (from retained presence), uploads that are half he
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, assert_never
 
 from fedmq_coordinator.core import effects as do
@@ -19,6 +20,7 @@ from fedmq_coordinator.core.blobs import EMPTY, Blob, MemoryShelf, Shelf
 from fedmq_coordinator.core.checkpoint import Checkpoint, dump
 from fedmq_coordinator.core.conversation import Conversation
 from fedmq_coordinator.core.desk import Desk
+from fedmq_coordinator.core.floods import Flood
 from fedmq_coordinator.core.packing import pack_vector
 from fedmq_coordinator.core.progress import LARGE_MODEL, Progress
 from fedmq_coordinator.core.publishing import Publisher
@@ -94,6 +96,8 @@ class Coordinator:
                 self._broker = f"the broker: {event.reason}"
                 self._desk.connected = False
                 self._outrun = None
+            case e.PacketArrived() if self._conversation.ignores(event, now=now):
+                return []
             case e.PacketArrived(topic=topic) if topic == self.topics.coordinator_status:
                 self._other_status(event.payload)
             case e.PacketArrived():
@@ -112,6 +116,7 @@ class Coordinator:
                 self._progress.prepared(event)
             case e.TimePassed():
                 self._begin_again()
+                self._conversation.end_floods()
             case _ as unreachable:
                 assert_never(unreachable)
         self._progress.settle()
@@ -120,8 +125,16 @@ class Coordinator:
 
     def next_deadline(self) -> float | None:
         """When `TimePassed` should come at the latest, in seconds since the epoch."""
-        times = [self._progress.next_deadline(), None if self._outrun is None else self._outrun[1]]
+        times = [
+            self._progress.next_deadline(),
+            None if self._outrun is None else self._outrun[1],
+            self._conversation.next_flood_end(),
+        ]
         return min((at for at in times if at is not None), default=None)
+
+    def ignores(self, event: e.PacketArrived, *, now: float) -> bool:
+        """Whether a packet is of a device that floods: it is counted, and need not be handled."""
+        return self._conversation.ignores(event, now=now)
 
     def checkpoint(self) -> Checkpoint | None:
         """The state as it stands; to be taken when all that was recorded is in the journal.
@@ -135,6 +148,11 @@ class Coordinator:
     def runs(self) -> dict[str, Run]:
         """Every run by its id."""
         return self.state.runs
+
+    @property
+    def floods(self) -> Mapping[str, Flood]:
+        """Devices that flood, of which nothing is read."""
+        return self._conversation.floods
 
     @property
     def active(self) -> Run | None:

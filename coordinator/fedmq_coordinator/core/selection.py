@@ -13,8 +13,8 @@ from fedmq_protocol.sampling import sample
 
 
 def is_eligible(device: Device, run: Run) -> bool:
-    """Whether a device could train this run: online, with the run's task as it is pinned, and without a problem."""
-    return device.online and not device.problem and device.offers(run.task)
+    """Whether a device could train this run: online, with the run's task as it is pinned, no problem and no flood."""
+    return device.online and not device.problem and not device.flood and device.offers(run.task)
 
 
 def choose(run: Run, candidates: Sequence[str], count: int) -> list[str]:

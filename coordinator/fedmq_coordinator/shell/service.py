@@ -265,7 +265,9 @@ class Service:
                 case aio.Message(topic=topic, payload=payload, retained=retained):
                     if topic == topics.coordinator_status:
                         _warn_of_strangers(sealer.public_key, topic, payload, strangers)
-                    await self._tell(PacketArrived(topic, payload, retained))
+                    packet = PacketArrived(topic, payload, retained)
+                    if not self.core.ignores(packet, now=self.clock()):
+                        await self._tell(packet)
                 case aio.Connected(max_packet_bytes=limit, refused=refused):
                     for topic_filter in refused:
                         _log.error("the broker refuses the coordinator's subscription to %s", topic_filter)

@@ -231,6 +231,7 @@ def assert_roster_is_true(core: Coordinator) -> None:
         for name, device in devices.items()
         if device.online
         and not device.problem
+        and not device.flood
         and device.offers(run.task)
         and crew.paused.get(name, 0.0) <= desk.now
     )

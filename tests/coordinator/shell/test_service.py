@@ -148,8 +148,8 @@ async def test_while_the_disk_is_busy_messages_stay_with_the_broker(make_rig: Ma
     rig.journal.may_write.clear()
     asked = asyncio.create_task(rig.service.submit(REQUEST))
     await rig.looks(lambda: "r" in rig.core.runs)
-    for _ in range(3 * INBOX_EVENTS):
-        rig.link.incoming.put_nowait(aio.Message(TOPICS.presence("dev-0"), b"garbage"))
+    for number in range(3 * INBOX_EVENTS):
+        rig.link.incoming.put_nowait(aio.Message(TOPICS.presence(f"dev-{number}"), b"garbage"))
     taken = 3 * INBOX_EVENTS - INBOX_EVENTS - 1
     await rig.looks(lambda: rig.link.incoming.qsize() == taken)
     for _ in range(20):
@@ -158,6 +158,16 @@ async def test_while_the_disk_is_busy_messages_stay_with_the_broker(make_rig: Ma
     rig.journal.may_write.set()
     await asked
     await rig.looks(lambda: sum(rig.core.view(now=0.0).rejections.values()) == 3 * INBOX_EVENTS)
+
+
+async def test_what_a_flooder_says_never_reaches_the_core(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    for _ in range(5_000):
+        rig.link.incoming.put_nowait(aio.Message(TOPICS.up("dev-0", "hello"), b"garbage"))
+    await rig.looks(lambda: "flood" in rig.core.view(now=0.0).rejections)
+    heard = rig.core.view(now=0.0).rejections["malformed"]
+    assert 500 <= heard < 1_000
+    await rig.looks(lambda: rig.core.floods["dev-0"].messages == 5_000 - heard)
 
 
 async def test_a_full_disk_ends_the_coordinator_and_what_was_asked_is_refused(make_rig: MakeRig) -> None:
