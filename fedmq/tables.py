@@ -19,6 +19,7 @@ from fedmq_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedmq_broker.site import Site
+    from fedmq_edge_agent.shell.settings import AgentSettings
     from fedmq_protocol.broker_settings import BrokerSettings
 
 TABLE_NAMES: Final = ("federation", "mosquitto", "broker", "coordinator", "run", "device", "trainer")
@@ -216,6 +217,36 @@ def first_host(configuration: Configuration) -> str:
         where = f"{configuration.path}: " if configuration.path else ""
         raise ConfigError(f'{where}[mosquitto] hosts is missing, for example hosts = ["broker.home.arpa"]')
     return hosts[0]
+
+
+def agent_settings(configuration: Configuration) -> AgentSettings:
+    """What an agent is told, of all its tables.
+
+    Raises:
+        ConfigError: a value is wrong, or the device has no id or no task.
+    """
+    from fedmq_edge_agent.shell.settings import AgentSettings, TrainerSettings
+
+    table = configuration.table("device", DeviceTable)
+    if table.id is None or table.task is None:
+        missing = "id" if table.id is None else "task"
+        variable = f"FEDMQ_DEVICE__{missing.upper()}"
+        raise ConfigError(
+            f"a device needs its {missing}: set {missing} in [device], {variable}, or --{missing}"
+        )
+    given = table.model_dump()
+    given["task"] = task_place(table.task)
+    given["state_dir"] = table.state_dir or Path("state") / table.id
+    return configuration.checked(
+        AgentSettings,
+        {
+            **given,
+            "federation": configuration.table("federation", FederationTable).name,
+            "broker": broker_settings(configuration, table.id),
+            "trainer": configuration.table("trainer", TrainerSettings),
+        },
+        table="device",
+    )
 
 
 def models() -> dict[str, type[BaseModel]]:

@@ -9,9 +9,8 @@ import click
 
 from fedmq.commands.options import Log, broker_option, config_option, federation_option, log_options
 from fedmq.extras import require
-from fedmq.tables import DeviceTable, FederationTable, broker_settings, parse_sets, read, task_place
+from fedmq.tables import DeviceTable, agent_settings, parse_sets, read, task_place
 from fedmq.verbs import Verbs
-from fedmq_protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedmq_edge_agent.trainer.trial import Measured, Trial
@@ -21,12 +20,16 @@ if TYPE_CHECKING:
     cls=Verbs,
     verbs={
         "start": ("fedmq.commands.agent:start", "Be a device until Ctrl-C."),
+        "doctor": (
+            "fedmq.commands.doctor:agent_doctor",
+            "Say what is wrong with this device, and how to mend it.",
+        ),
         "status": ("fedmq.commands.status:status", "Say how this board's agent stands, for scripts too."),
         "try": ("fedmq.commands.agent:try_", "Train a task for one round here, without a broker."),
     },
 )
 def agent() -> None:
-    """Start a device's agent, see how it stands, or try out a task without a federation."""
+    """Start a device's agent, see how it stands, examine it, or try out a task without a federation."""
 
 
 @click.command()
@@ -52,7 +55,6 @@ def start(
 ) -> None:
     """Be a device until Ctrl-C. Whatever it has not delivered yet is kept for the next start."""
     from fedmq_edge_agent.shell.main import run_agent_forever
-    from fedmq_edge_agent.shell.settings import AgentSettings, TrainerSettings
 
     configuration = read(
         config_path,
@@ -65,26 +67,7 @@ def start(
         },
         sets=parse_sets(pairs, table="device.data"),
     )
-    table = configuration.table("device", DeviceTable)
-    if table.id is None or table.task is None:
-        missing = "id" if table.id is None else "task"
-        variable = f"FEDMQ_DEVICE__{missing.upper()}"
-        raise ConfigError(
-            f"a device needs its {missing}: set {missing} in [device], {variable}, or --{missing}"
-        )
-    given = table.model_dump()
-    given["task"] = task_place(table.task)
-    given["state_dir"] = table.state_dir or Path("state") / table.id
-    settings = configuration.checked(
-        AgentSettings,
-        {
-            **given,
-            "federation": configuration.table("federation", FederationTable).name,
-            "broker": broker_settings(configuration, table.id),
-            "trainer": configuration.table("trainer", TrainerSettings),
-        },
-        table="device",
-    )
+    settings = agent_settings(configuration)
     log.begin(device=settings.id)
     run_agent_forever(settings)
 

@@ -61,13 +61,13 @@ class Envelope:
 
 
 class Sealer:
-    """Puts bodies into envelopes for one sender and epoch, counting the sequence."""
+    """Puts bodies into envelopes for one sender and epoch, counting the sequence on from `after`."""
 
-    def __init__(self, *, sender: str, epoch: int, key: Signer) -> None:
+    def __init__(self, *, sender: str, epoch: int, key: Signer, after: int = 0) -> None:
         self.sender = sender
         self.epoch = epoch
         self._key = key
-        self._sequence = 0
+        self._sequence = after
 
     @property
     def public_key(self) -> bytes:
