@@ -7,6 +7,7 @@ from typing import Final
 
 from fedmq_edge_agent.examining import (
     certificates,
+    conditions,
     federation,
     folder,
     handshake,
@@ -42,6 +43,7 @@ CHECKS: Final[tuple[Check[Device], ...]] = (
     Check("data", training.try_data, needs=("task",)),
     Check("memory", machine.look_at_memory),
     Check("disk", machine.look_at_disk, needs=("state",)),
+    Check("conditions", conditions.look_at_conditions),
 )
 
 TRAINING: Final = frozenset({"torch", "task", "data"})

@@ -5,23 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from fedmq_edge_agent.core.state import load_state
+from fedmq_edge_agent.core.words import span
 from fedmq_edge_agent.disk_faults import fault_of, sentence
 from fedmq_edge_agent.examining.course import in_thread
 from fedmq_edge_agent.examining.device import Device
-from fedmq_edge_agent.examining.findings import Finding, failed, fine, skipped, warning
+from fedmq_edge_agent.examining.findings import Finding, failed, fine, warning
+from fedmq_edge_agent.shell.status import find
 from fedmq_protocol.errors import StoreError
 from fedmq_protocol.signing import PUBLIC_KEY_BYTES, SigningKey
 
 _MIN_INODES = 100
-_LARGEST_STATUS_BYTES = 1 << 20
 
 
 async def look_at_agent(device: Device) -> Finding:
@@ -29,9 +28,27 @@ async def look_at_agent(device: Device) -> Finding:
     device.agent_runs = is_held(device.state_dir / "lock")
     if not device.agent_runs:
         return fine("it does not run now, so that this examination may connect as this device")
-    device.status = read_status(device.state_dir)
-    said = str(device.status.get("waiting") or device.status.get("problem") or "")
-    return fine("it runs, so nothing here connects in its name" + (f"; it says: {said}" if said else ""))
+    found = find(device.state_dir)
+    if found.status is None or not found.running:
+        return warning(
+            "it runs, and has left no word of how it stands; nothing here connects in its name",
+            "look at its log: `journalctl -u fedmq-agent`",
+        )
+    device.status = said = found.status
+    if found.silent:
+        return failed(
+            f"it runs, and has said nothing for {span(found.age_s)}: it hangs, or its disk does",
+            "restart it: `systemctl restart fedmq-agent`; then look at `dmesg`",
+        )
+    stands = f"it runs, and nothing here connects in its name. It is {said['state']}: {said['waiting']}"
+    if said["state"] == "hindered":
+        return failed(f"{stands}; {said['problem']}", "mend that; it tries again by itself")
+    if said["failures"]:
+        return warning(
+            f"{stands}; its trainer failed {said['failures']} times in a row, last: {said['last_failure']}",
+            "`fedmq agent try TASK` runs a training by hand",
+        )
+    return fine(stands)
 
 
 def is_held(lock: Path) -> bool:
@@ -47,18 +64,6 @@ def is_held(lock: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def read_status(state_dir: Path) -> dict[str, Any]:
-    """What a running agent last wrote of itself; empty where there is nothing to read."""
-    places = [state_dir / "status.json"]
-    for place in places:
-        with contextlib.suppress(OSError, ValueError):
-            if place.stat().st_size <= _LARGEST_STATUS_BYTES:
-                status = json.loads(place.read_text(encoding="utf-8"))
-                if isinstance(status, dict):
-                    return status
-    return {}
 
 
 async def look_at_state(device: Device) -> Finding:
@@ -180,10 +185,3 @@ def _read_key(device: Device, identity: bytes | None) -> Finding | None:
         return failed(f"{path} is another key than the one by which this device is known", mend)
     device.key = key
     return None
-
-
-def hold_back(device: Device) -> Finding:
-    """What keeps a device that is well from training now, in the agent's own words."""
-    if not device.agent_runs:
-        return skipped("the agent does not run")
-    return fine("nothing")

@@ -30,6 +30,13 @@ async def look_at_memory(device: Device) -> Finding:
         return skipped("this system does not say how much there is")
     elements, known = _elements(device)
     bytes_left, whose = left
+    allowed = device.settings.trainer.memory_limit
+    own = int(device.probe.get("end", {}).get("own_bytes", 0)) + int(MODEL_COPIES * _FLOAT_BYTES * elements)
+    if allowed is not None and own > allowed:
+        return failed(
+            f"a training {known} wants about {size_text(own)} of its own, and memory_limit allows {size_text(allowed)}",
+            "raise memory_limit in [trainer], or train a smaller model",
+        )
     torch_bytes = int(device.probe.get("end", {}).get("peak_bytes", 0)) or TORCH_BYTES
     needed = torch_bytes + int(MODEL_COPIES * _FLOAT_BYTES * elements)
     if not device.agent_runs:

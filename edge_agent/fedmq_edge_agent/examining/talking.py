@@ -24,7 +24,12 @@ _ACKNOWLEDGED_S: Final = 5.0
 async def connect(device: Device) -> Finding:
     """Does the broker take this device's credentials?"""
     if device.agent_runs:
-        return skipped(f"the agent runs, and this would throw it out; {_connection_of(device)}")
+        if device.status and not device.status["connected"]:
+            return failed(
+                "the agent, which runs, is not connected", "see the findings above, and what it waits for"
+            )
+        known = "; it is connected" if device.status else ""
+        return skipped(f"the agent runs, and this would throw it out{known}")
     broker = device.settings.broker
     try:
         device.line = await Line.open(device)
@@ -33,11 +38,6 @@ async def connect(device: Device) -> Finding:
     who = "by its certificate" if broker.cert_file else "by user name" if broker.username else "as a stranger"
     version = "MQTT 5" if device.line.told.protocol == MQTT_5 else "MQTT 3.1.1"
     return fine(f"{broker.address} lets this device in {who}, in {version}")
-
-
-def _connection_of(device: Device) -> str:
-    connection = device.status.get("connection")
-    return f"it says of its connection: {connection}" if connection else "see `fedmq agent status`"
 
 
 def _split(text: str, device: Device) -> tuple[str, str]:

@@ -113,8 +113,14 @@ def _died(why: str, doing: str) -> Finding:
 
 async def _run_child(device: Device) -> str:
     """Let a child take its steps; into `device.probe`. Returns how it ended, where it was not as it should."""
-    wanted = {"task": device.settings.task, "settings": device.settings.data, "device": device.settings.id}
-    environment = {**os.environ, "OMP_NUM_THREADS": str(device.settings.trainer.threads or 1)}
+    settings = device.settings
+    wanted = {
+        "task": settings.task,
+        "settings": settings.data,
+        "device": settings.id,
+        "nice": settings.trainer.nice,
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": str(settings.trainer.threads or 1)}
     with tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", _MODULE),

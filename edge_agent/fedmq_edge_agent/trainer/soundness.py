@@ -1,13 +1,16 @@
 """`python -m fedmq_edge_agent.trainer.soundness`: does PyTorch work here, does the task open, are there data?
 
-One JSON object on one line of standard input says what to try: `{"task": ..., "settings": {...}, "device": ...}`. Each
-step that is done is a JSON object on a line of standard output, so that a process that hangs or dies has said how far
-it came:
+One JSON object on a line of standard input says what to try:
+
+    {"task": ..., "settings": {...}, "device": ..., "nice": 10}
+
+Each step that is done is a JSON object on a line of standard output, so that a process that hangs or dies has said how
+far it came:
 
     {"step": "torch", "version": "2.13.0", "took_s": 1.9}
     {"step": "task", "name": ..., "version": ..., "schema_hash": ..., "parameters": ..., "elements": ...}
     {"step": "data", "num_examples": 512, "num_test_examples": 128}
-    {"step": "end", "peak_bytes": ...}
+    {"step": "end", "peak_bytes": ..., "own_bytes": ...}
 
 A step that fails has `error` in it, and is the last. Where memory is short the system ends this process first.
 """
@@ -22,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from fedmq_edge_agent.trainer.process import peak_bytes, stand_back
+
 _SIZE = 64
 _STDOUT, _STDERR = 1, 2
 
@@ -30,9 +35,8 @@ def main() -> int:
     """Take the steps; the exit code is 0 where all went well."""
     said = os.fdopen(os.dup(_STDOUT), "w", encoding="utf-8")
     os.dup2(_STDERR, _STDOUT)  # what a task prints must not mix with what is said here
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     wanted = json.loads(sys.stdin.readline())
+    stand_back(wanted["nice"])
     return 0 if _try_torch(said) and _try_task(said, wanted) else 1
 
 
@@ -72,7 +76,6 @@ def _try_task(said: TextIO, wanted: dict[str, Any]) -> bool:
     from fedmq_edge_agent.trainer.errors import TrainerError  # noqa: PLC0415
     from fedmq_edge_agent.trainer.loading import load_task  # noqa: PLC0415
     from fedmq_edge_agent.trainer.opened import load_device_data  # noqa: PLC0415
-    from fedmq_edge_agent.trainer.process import peak_bytes  # noqa: PLC0415
     from fedmq_edge_agent.trainer.tensors import schema_of  # noqa: PLC0415
 
     step = "task"
@@ -101,8 +104,17 @@ def _try_task(said: TextIO, wanted: dict[str, Any]) -> bool:
     except TrainerError as error:
         _say(said, step, error=error.detail, code=error.code)
         return False
-    _say(said, "end", peak_bytes=peak_bytes())
+    _say(said, "end", peak_bytes=peak_bytes(), own_bytes=_own_bytes())
     return True
+
+
+def _own_bytes() -> int:
+    """What this process has of memory that the system cannot take back; 0: it is not told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_bytes().splitlines():
+            if line.startswith(b"RssAnon:"):
+                return 1024 * int(line.split()[1])
+    return 0
 
 
 if __name__ == "__main__":
