@@ -10,6 +10,7 @@ from fedmq.verbs import Verbs
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
     "enroll": ("fedmq.commands.device_enroll:enroll", "Make identities: key, certificate, access, settings."),
+    "flash": ("fedmq.commands.flash:flash", "Turn a board into a device: a bundle, over ssh, an SD card."),
     "ls": ("fedmq.commands.device_look:ls", "List the devices, and whose certificate expires."),
     "show": ("fedmq.commands.device_look:show", "Tell all that is known of one device."),
     "renew": ("fedmq.commands.device_change:renew", "Issue a device a new certificate."),

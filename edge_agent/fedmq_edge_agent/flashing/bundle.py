@@ -119,7 +119,9 @@ def plan(
     """
     where = task or member.task
     if where is None:
-        raise FlashError(f"what does {member.name} train? `task` in [device] of its device.toml says it, or --task")
+        raise FlashError(
+            f"what does {member.name} train? `task` in [device] of its device.toml says it, or --task"
+        )
     return Plan(member, platforms.find(arch, python), python, tasks.collect(where), torch, tuple(extra))
 
 

@@ -15,8 +15,6 @@ PYTHONS: Final = ("3.11", "3.12", "3.13")
 """Debian 12, Ubuntu 24.04 and Debian 13 have one each."""
 
 _GLIBCS: Final = (36, 35, 34, 31, 28, 27, 26, 24, 17)
-GLIBC: Final = 36
-"""The newest glibc, as in 2.36, that a wheel may ask for."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Platform:
     kernels: tuple[str, ...]
 
     def tags(self) -> tuple[str, ...]:
-        """Names of this platform in wheels, newest glibc first; `linux_…` is what an index of a vendor's own may use."""
+        """Names of this platform in wheels, newest glibc first; an index of a vendor's own may say `linux_…`."""
         tags = [f"manylinux_2_{minor}_{self.machine}" for minor in _GLIBCS]
         return (*tags, f"manylinux2014_{self.machine}", f"linux_{self.machine}")
 

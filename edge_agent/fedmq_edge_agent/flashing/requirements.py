@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Final
+from typing import Any, Final
 
 from fedmq_edge_agent.flashing.errors import FlashError
 
@@ -25,7 +25,7 @@ _TOKEN: Final = re.compile(
 )
 _CLAUSE: Final = re.compile(r"^\s*(===|==|!=|<=|>=|~=|<|>)\s*([^\s,]+)\s*$")
 _RELEASE: Final = re.compile(r"^v?(?:\d+!)?(\d+(?:\.\d+)*)")
-_COMPARE: Final[dict[str, Callable[[object, object], bool]]] = {
+_COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,

@@ -1,4 +1,4 @@
-"""A device's settings and secrets: as they lie in the operator's folder of that member, and as they lie on the device."""
+"""A device's settings and secrets: as they lie in the operator's folder, and as they lie on the device."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python3 unpack.py ARCHIVE OFFSET MANIFEST RELEASE
 
-Reads the tar archive that begins at OFFSET bytes of ARCHIVE, checks every file of it against MANIFEST, and leaves the folder
-RELEASE complete or not there at all. Wheels are read out of the archive as they lie in it: there need be room for
-what is installed, not for the wheels besides.
+Reads the tar archive that begins at OFFSET bytes of ARCHIVE, checks every file of it against MANIFEST, and leaves the
+folder RELEASE complete or not there at all. Wheels are read out of the archive as they lie in it: there need be room
+for what is installed, not for the wheels besides.
 """
 
 from __future__ import annotations

@@ -136,7 +136,9 @@ class Gathering:
             FlashError: there is no wheel of something for this platform; all of those are named. Or versions clash.
         """
         chosen = list(chosen)
-        decided = pins(self.platform, self.python) | {one.name: one.specifier for one in chosen if one.specifier}
+        decided = pins(self.platform, self.python) | {
+            one.name: one.specifier for one in chosen if one.specifier
+        }
         environment = self.platform.environment(self.python)
         found: dict[str, Wheel] = {}
         missing: dict[str, Requirement] = {}
@@ -210,6 +212,6 @@ def _refuse_cuda(following: list[tuple[Requirement, str]]) -> None:
     cuda = sorted({need.name for need, by in following if by == "torch" and _CUDA.match(need.name)})
     if cuda:
         raise FlashError(
-            f"the PyTorch that pip finds needs CUDA ({cuda[0]} and {len(cuda) - 1} more, gigabytes): name pip an index of "
-            "CPU-only builds (PIP_EXTRA_INDEX_URL), or leave PyTorch out (--without-torch) where the device has its own"
+            f"the PyTorch that pip finds needs CUDA ({cuda[0]} and {len(cuda) - 1} more, gigabytes): name pip an index "
+            "of CPU-only builds (PIP_EXTRA_INDEX_URL), or use --without-torch where the device has its own"
         )
