@@ -115,10 +115,11 @@ def _allows(version: str, sign: str, wanted: str) -> bool:
     have, want = _release(version), _release(wanted)
     if sign == "===":
         return version == wanted
+    padded = tuple(_padded(have, want)[0])
     if sign == "~=":
-        return _allows(version, ">=", wanted) and have[: len(want) - 1] == want[:-1]
+        return _allows(version, ">=", wanted) and padded[: len(want) - 1] == want[:-1]
     if wanted.endswith(".*"):
-        return (have[: len(want)] == want) is (sign == "==")
+        return (padded[: len(want)] == want) is (sign == "==")
     if "+" in wanted and sign == "==":
         return version == wanted
     one, other = _padded(have, want)
