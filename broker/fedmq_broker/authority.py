@@ -244,13 +244,20 @@ class Change:
         self.register = register
 
     def issue(
-        self, name: str, *, csr: bytes | None = None, password: bool = False, days: float = MEMBER_DAYS
+        self,
+        name: str,
+        *,
+        csr: bytes | None = None,
+        same_key_as: bytes | None = None,
+        password: bool = False,
+        days: float = MEMBER_DAYS,
     ) -> Credentials:
         """Enrol a member, or anew one that was revoked.
 
         Args:
             name: a device's id, or one of the roles.
             csr: a certificate signing request, where the device made its own key.
+            same_key_as: a certificate (PEM) of the device under another name, for one of the same key.
             password: let it in by a password, which is made here, and not by a certificate.
             days: how long the certificate holds, at most as long as the authority's own.
 
@@ -264,7 +271,7 @@ class Change:
                 f"{name} is enrolled already: fedmq device renew {name} makes it a new certificate, "
                 f"fedmq device revoke {name} throws it out"
             )
-        return self._put(name, before, csr=csr, password=password, days=days)
+        return self._put(name, before, csr=csr, password=password, days=days, same_key_as=same_key_as)
 
     def renew(
         self,
@@ -272,22 +279,22 @@ class Change:
         *,
         csr: bytes | None = None,
         days: float = MEMBER_DAYS,
-        public_key: bytes | None = None,
+        same_key_as: bytes | None = None,
     ) -> Credentials:
         """Issue a new certificate or password. The old certificate holds until it expires, the old password no more.
 
         Args:
             name: of a member that may come in.
-            csr: a request for the new certificate; needed where the device keeps its key, unless `public_key` is given.
+            csr: a request for the new certificate, where the device made a new key.
             days: how long it holds.
-            public_key: the old certificate (PEM), for a new one of the same key.
+            same_key_as: the old certificate (PEM), for a new one of the same key.
 
         Raises:
             UsageError: it is no member, or its key is not known here.
         """
-        before = self._active(name)
+        before = self.active(name)
         password = before.how == "password"
-        return self._put(name, before, csr=csr, password=password, days=days, same_key_as=public_key)
+        return self._put(name, before, csr=csr, password=password, days=days, same_key_as=same_key_as)
 
     def revoke(self, name: str) -> Member:
         """Take away all that a member comes in by; once more does no harm.
@@ -314,7 +321,7 @@ class Change:
         Raises:
             UsageError: it is no member.
         """
-        before = self._active(name)
+        before = self.active(name)
         kept = before.certificates[-1:] if before.how == "certificate" else ()
         older = before.certificates[: len(before.certificates) - len(kept)]
         if any(one.revoked_at is None for one in older):
@@ -387,7 +394,12 @@ class Change:
 
     # ------------------------------------------------------------------------------ parts
 
-    def _active(self, name: str) -> Member:
+    def active(self, name: str) -> Member:
+        """A member that may come in.
+
+        Raises:
+            UsageError: it never was one, or was revoked.
+        """
         member = self.register.members.get(name)
         if member is None:
             raise UsageError(self.unknown(name))
@@ -421,7 +433,7 @@ class Change:
         else:
             key = certificates.new_key()
             public_key = key.public_key()
-        if key is None:
+        if csr is not None:
             self._refuse_known_key(name, certificates.key_id(public_key))
         signer = self._authority.signer
         not_after = min(now + dt.timedelta(days=days), signer.ca.not_valid_after_utc)
@@ -432,6 +444,11 @@ class Change:
         return Credentials(member, certificates.pem(made), None if key is None else certificates.key_pem(key))
 
     def _refuse_known_key(self, name: str, key_id: str) -> None:
+        own = self.register.members.get(name)
+        if own is not None and any(
+            one.key_id == key_id and one.revoked_at is None for one in own.certificates
+        ):
+            return
         for member in self.register.members.values():
             for one in member.certificates:
                 if one.key_id != key_id:

@@ -121,7 +121,7 @@ class Register:
         """The same with these members put in, or replaced; the broker is to hear of them."""
         names = {member.name: member for member in members}
         return dataclasses.replace(
-            self, members={**self.members, **names}, pending=self.pending | names.keys()
+            self, members={**self.members, **names}, pending=self.pending | frozenset(names)
         )
 
     def revoked(self, now: dt.datetime) -> list[tuple[int, dt.datetime]]:

@@ -1,0 +1,471 @@
+"""Devices let in, renamed and thrown out: authority, files and broker in one stroke that a kill cannot leave half done.
+
+Each change goes in this order, under the authority's lock:
+
+1. what the member needs is written into a folder beside its own;
+2. the register is replaced: from here on the change holds, and the register says that the broker is yet to hear of it;
+3. the member's files are moved into place;
+4. the broker hears of it. Where it runs: the list of revoked certificates, SIGHUP, then the security plugin, live.
+   Where it does not: the plugin's file;
+5. the register notes that.
+
+Whoever is killed in between is finished by the next call, or by the broker's next start. A revoked member is kept out
+by two things, each enough by itself: its certificate is on the list, and the plugin knows it no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from cryptography import x509
+
+from fedmq_broker import dynsec
+from fedmq_broker.authority import MEMBER_DAYS, Authority, Change, Credentials, Member, Register, make_folder
+from fedmq_broker.authority_register import replace_file, sync_folder
+from fedmq_broker.dynsec_control import Control, ControlError, is_listening
+from fedmq_broker.site import MemberFiles, Site
+from fedmq_protocol.access import OPERATOR, ROLES
+from fedmq_protocol.broker_settings import BrokerSettings
+from fedmq_protocol.errors import ConnectionFailedError, UsageError
+from fedmq_protocol.topics import Topics
+
+_STAMP: Final = ".stamp"
+_MANY: Final = 8
+"""For more members than this, one sync of everything is cheaper than one of each file."""
+
+_SECRETS: Final = ("cert.pem", "key.pem", "password")
+
+
+@dataclass(frozen=True)
+class Applied:
+    """How a change got to the broker.
+
+    Attributes:
+        how: `live`, it runs and holds to it; `stopped`, it does not run, and its next start takes it; `later`, it could
+            not be told, and is at the next command that reaches it, or at its next start.
+        note: what else the operator should know, one line.
+    """
+
+    how: Literal["live", "stopped", "later"]
+    note: str = ""
+
+
+SettingsOf = Callable[[str], str]
+"""The text of a device's `device.toml`, by its name."""
+
+
+async def enrol(
+    site: Site,
+    names: Sequence[str],
+    *,
+    live: BrokerSettings | None,
+    csr: bytes | None = None,
+    password: bool = False,
+    days: float = MEMBER_DAYS,
+    settings: SettingsOf | None = None,
+) -> tuple[list[Credentials], Applied]:
+    """Let devices in: all of them, or none.
+
+    Args:
+        site: where everything lies.
+        names: who.
+        live: how `@operator` reaches the broker; None writes files alone.
+        csr: a certificate signing request, of a single device that made its own key.
+        password: by password, and not by certificate.
+        days: how long certificates hold.
+        settings: what goes into their `device.toml`.
+
+    Raises:
+        UsageError: a name is not usable or taken; nobody was enrolled.
+    """
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
+        raise UsageError(f"{', '.join(twice)} is named twice")
+    with _authority(site).changing() as change:
+        _heal(site, change.register)
+        made = [change.issue(name, csr=csr, password=password, days=days) for name in names]
+        _write_aside(site, made, settings=settings)
+        change.commit()
+        for credentials in made:
+            _put_in_place(site, credentials.member)
+        return made, await _apply(site, change, live)
+
+
+async def renew(
+    site: Site,
+    name: str,
+    *,
+    live: BrokerSettings | None,
+    csr: bytes | None = None,
+    days: float = MEMBER_DAYS,
+    revoke_old: bool = False,
+) -> tuple[Credentials, Applied]:
+    """Issue a member a new certificate, or a new password.
+
+    Args:
+        site: where everything lies.
+        name: whose.
+        live: how `@operator` reaches the broker; None writes files alone.
+        csr: where the device made a new key. Without one it keeps the key that it made, or gets a new one from here.
+        days: how long the certificate holds.
+        revoke_old: take the older certificates away at once. Otherwise they hold until they expire, so that the device
+            is not cut off before it has the new one.
+
+    Raises:
+        UsageError: it is no member.
+    """
+    with _authority(site).changing() as change:
+        _heal(site, change.register)
+        credentials = change.renew(
+            name, csr=csr, days=days, same_key_as=_kept_key(site, change.register, name, csr)
+        )
+        if revoke_old:
+            change.revoke_older(name)
+        _write_aside(site, [credentials])
+        change.commit()
+        _put_in_place(site, credentials.member)
+        return credentials, await _apply(site, change, live)
+
+
+async def rename(
+    site: Site,
+    old: str,
+    new: str,
+    *,
+    live: BrokerSettings | None,
+    csr: bytes | None = None,
+    days: float = MEMBER_DAYS,
+    settings: SettingsOf | None = None,
+) -> tuple[Credentials, Applied]:
+    """Give a device another name: the new one is enrolled, the old one revoked, in one stroke.
+
+    Raises:
+        UsageError: the old one is no device, or the new name is taken or not usable.
+    """
+    with _authority(site).changing() as change:
+        _heal(site, change.register)
+        before = change.active(old)
+        if before.role in ROLES:
+            raise UsageError(f"{old} is a role, not a device: it keeps its name")
+        kept = _kept_key(site, change.register, old, csr)
+        change.revoke(old)
+        credentials = change.issue(
+            new, csr=csr, password=before.how == "password", days=days, same_key_as=kept
+        )
+        _write_aside(site, [credentials], settings=settings)
+        change.commit()
+        _put_in_place(site, credentials.member)
+        _take_secrets(site, old)
+        return credentials, await _apply(site, change, live)
+
+
+async def revoke(site: Site, names: Sequence[str], *, live: BrokerSettings | None) -> Applied:
+    """Throw members out, at once and for good: a name may be enrolled anew, a key may not.
+
+    Raises:
+        UsageError: one of them was never a member; then nobody is revoked.
+    """
+    with _authority(site).changing() as change:
+        _heal(site, change.register)
+        for name in names:
+            if name == OPERATOR:
+                raise UsageError(f"{OPERATOR} is who revokes: fedmq broker renew makes it a new certificate")
+            change.revoke(name)
+        change.commit()
+        for name in names:
+            _take_secrets(site, name)
+        return await _apply(site, change, live)
+
+
+async def settle(site: Site, *, live: BrokerSettings | None) -> Applied:
+    """Finish what somebody who was killed left undone."""
+    with _authority(site).changing() as change:
+        _heal(site, change.register)
+        change.refresh_crl()
+        return await _apply(site, change, live)
+
+
+# ----------------------------------------------------------------------------------- setting up and starting
+
+
+def prepare(site: Site, federation: str, hosts: Sequence[str], *, renew: bool = False) -> list[str]:
+    """Make whatever a site still lacks: the authority, the server's certificate, those of the roles.
+
+    What is there and holds stays as it is; a certificate is made anew where less than a third of its life is left, and
+    the server's where it does not name all of `hosts`. Safe at any time: a running broker takes it at SIGHUP.
+
+    Args:
+        site: where everything lies.
+        federation: its name; must be the authority's.
+        hosts: names and addresses of the broker.
+        renew: make new certificates of the server and the roles whether due or not.
+
+    Returns:
+        What was made, a line each.
+
+    Raises:
+        UsageError: the site is another federation's, a host cannot be one, or a folder cannot be written.
+    """
+    made: list[str] = []
+    make_folder(site.members)
+    with contextlib.suppress(FileExistsError):
+        site.mosquitto.folder.mkdir(parents=True)
+    if not site.authority.register.exists():
+        Authority.create(site.authority.folder, federation)
+        made.append(
+            f"an authority of its own in {site.authority.folder}: keep its ca.key safe, it makes members"
+        )
+    authority = Authority.open(site.authority.folder)
+    if authority.federation != federation:
+        raise UsageError(
+            f"{site.authority.folder} is the authority of {authority.federation}, not of {federation}: "
+            "name another folder in [mosquitto]"
+        )
+    with authority.changing() as change:
+        _heal(site, change.register)
+        if renew or _server_is_due(site, authority, change.register, hosts):
+            server = change.issue_server(hosts)
+            change.commit()
+            replace_file(site.mosquitto.key, server.key, mode=0o600)
+            replace_file(site.mosquitto.certificate, server.certificate, mode=0o644)
+            made.append(f"a certificate of the broker, for {', '.join(hosts)}")
+        for role in ROLES:
+            member = change.register.members.get(role)
+            if member is None or not member.active:
+                credentials = change.issue(role)
+            elif renew or authority.is_due(member.current) or not site.member(role).key.exists():
+                credentials = change.renew(role)
+            else:
+                continue
+            _write_aside(site, [credentials])
+            change.commit()
+            _put_in_place(site, credentials.member)
+            made.append(f"a certificate of {role}")
+        change.refresh_crl()
+        _copy_trust(site)
+    return made
+
+
+def render_files(site: Site) -> None:
+    """Write all that a broker reads at its start, from the register. It must not run: what it kept live is replaced.
+
+    Raises:
+        UsageError: there is no authority.
+    """
+    with _authority(site).changing() as change:
+        _heal(site, change.register)
+        change.refresh_crl()
+        _copy_trust(site)
+        _write_dynsec(site, change)
+
+
+def signal_reload(site: Site) -> bool:
+    """Have a Mosquitto that runs on this machine read its certificates and its list of revoked ones again.
+
+    Returns whether it was told; nobody is cut off by it.
+    """
+    try:
+        pid = int(site.mosquitto.pid.read_text().strip())
+        if sys.platform == "linux" and Path(f"/proc/{pid}/comm").read_text().strip() != "mosquitto":
+            return False  # an old file, or one of a container: the number means somebody else here
+        os.kill(pid, signal.SIGHUP)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------ telling the broker
+
+
+async def _apply(site: Site, change: Change, live: BrokerSettings | None) -> Applied:
+    if not site.mosquitto.folder.is_dir():
+        return Applied("stopped")
+    reread = _copy_trust(site)
+    try:
+        running = live is not None and await is_listening(live)
+    except ConnectionFailedError as error:
+        return Applied("later", str(error))
+    if live is None or not running:
+        _write_dynsec(site, change)
+        return Applied("stopped")
+    register = change.register
+    pending = [register.members[name] for name in sorted(register.pending) if name in register.members]
+    gone = [member.name for member in pending if not member.active]
+    note = ""
+    if (reread or gone) and not signal_reload(site):
+        note = (
+            "Mosquitto could not be told to read the list of revoked certificates again: send it SIGHUP "
+            "(fedmq broker reload where it runs, docker compose kill -s HUP broker for a container)"
+        )
+    if not pending:
+        return Applied("live", note)
+    topics = Topics(register.federation)
+    try:
+        async with Control(live, lock=site.member(OPERATOR).folder / "lock") as control:
+            active = [member for member in pending if member.active]
+            await control.add(active, topics, passwords=_passwords(site, active))
+            await control.remove(gone)
+            await control.clear_retained(topics.presence(name) for name in gone if name not in ROLES)
+    except (ConnectionFailedError, ControlError) as error:
+        return Applied("later", str(error))
+    change.known_to_broker(member.name for member in pending)
+    change.commit()
+    return Applied("live", note)
+
+
+def _write_dynsec(site: Site, change: Change) -> None:
+    register = change.register
+    rendered = dynsec.render(register.members.values(), Topics(register.federation))
+    text = json.dumps(rendered, indent=1)
+    replace_file(site.mosquitto.dynamic_security, text.encode(), mode=0o600)
+    change.known_to_broker(register.pending)
+    change.commit()
+
+
+def _copy_trust(site: Site) -> bool:
+    """Copy the authority's certificate and its list to where Mosquitto reads them; whether that changed anything."""
+    changed = False
+    for source, copy in ((site.authority.ca, site.mosquitto.ca), (site.authority.crl, site.mosquitto.crl)):
+        data = source.read_bytes()
+        if not copy.exists() or copy.read_bytes() != data:
+            replace_file(copy, data, mode=0o644)
+            changed = True
+    return changed
+
+
+def _passwords(site: Site, members: Iterable[Member]) -> dict[str, str]:
+    found = {}
+    for member in members:
+        if member.how == "password":
+            try:
+                text = site.member(member.name).password.read_text(encoding="utf-8")
+            except OSError:
+                raise ControlError(
+                    f"the password of {member.name} is not in {site.member(member.name).folder} any more: "
+                    f"the broker takes it at its next start, or fedmq device renew {member.name} makes another"
+                ) from None
+            found[member.name] = text.partition("\n")[0]
+    return found
+
+
+# ------------------------------------------------------------------------------------------- members' files
+
+
+def _authority(site: Site) -> Authority:
+    return Authority.open(site.authority.folder)
+
+
+def _aside(site: Site, name: str) -> MemberFiles:
+    return MemberFiles(site.members / f".{name}.part")
+
+
+def _stamp(member: Member) -> str:
+    """What tells a member's newest credentials from all others."""
+    return str(member.serial) if member.verifier is None else member.verifier.hash.hex()
+
+
+def _write_aside(site: Site, every: Sequence[Credentials], *, settings: SettingsOf | None = None) -> None:
+    """Write what members need beside their folders, durably."""
+    make_folder(site.members)
+    ca = site.authority.ca.read_bytes()
+    written: list[Path] = []
+    for credentials in every:
+        name = credentials.member.name
+        files = _aside(site, name)
+        shutil.rmtree(files.folder, ignore_errors=True)
+        make_folder(files.folder)
+        password = None if credentials.password is None else f"{credentials.password}\n".encode()
+        parts: list[tuple[Path, bytes | None, int]] = [
+            (files.folder / "ca.pem", ca, 0o644),
+            (files.certificate, credentials.certificate, 0o644),
+            (files.key, credentials.key, 0o600),
+            (files.password, password, 0o600),
+            (files.settings, settings(name).encode() if settings else None, 0o644),
+            (files.folder / _STAMP, _stamp(credentials.member).encode(), 0o644),
+        ]
+        for path, data, mode in parts:
+            if data is not None:
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                    file.write(data)
+                written.append(path)
+    if len(every) > _MANY:
+        os.sync()
+        return
+    for path in written:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for folder in {path.parent for path in written}:
+        sync_folder(folder)
+
+
+def _put_in_place(site: Site, member: Member) -> None:
+    """Move what was written aside to where it belongs; the stamp goes last, so that a second call finishes it."""
+    aside, files = _aside(site, member.name), site.member(member.name)
+    if not (aside.folder / _STAMP).exists():
+        return
+    make_folder(files.folder)
+    made_key = member.current is not None and member.current.made_key
+    new = sorted(path.name for path in aside.folder.iterdir() if path.name != _STAMP)
+    for name in new:
+        (aside.folder / name).replace(files.folder / name)
+    stale = {"password"} if member.how == "certificate" else {"cert.pem", "key.pem"}
+    if member.how == "certificate" and not made_key:
+        stale.add("key.pem")
+    for name in stale:
+        (files.folder / name).unlink(missing_ok=True)
+    sync_folder(files.folder)
+    shutil.rmtree(aside.folder)
+
+
+def _take_secrets(site: Site, name: str) -> None:
+    """What a member came in by is of no use any more; its settings stay."""
+    for secret in _SECRETS:
+        (site.member(name).folder / secret).unlink(missing_ok=True)
+
+
+def _heal(site: Site, register: Register) -> None:
+    """Finish, or clear away, what somebody who was killed left beside members' folders."""
+    if not site.members.is_dir():
+        return
+    for folder in site.members.glob(".*.part"):
+        name = folder.name.removeprefix(".").removesuffix(".part")
+        member = register.members.get(name)
+        with contextlib.suppress(OSError):
+            if member is not None and member.active and (folder / _STAMP).read_text() == _stamp(member):
+                _put_in_place(site, member)
+                continue
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kept_key(site: Site, register: Register, name: str, csr: bytes | None) -> bytes | None:
+    """The certificate of a device that keeps its key to itself, for a new one of the same key."""
+    member = register.members.get(name)
+    if csr is not None or member is None or member.current is None or member.current.made_key:
+        return None
+    try:
+        return site.member(name).certificate.read_bytes()
+    except OSError:
+        raise UsageError(
+            f"{name} keeps its key to itself, and its old certificate is not in {site.member(name).folder}: "
+            "name a new request with --csr"
+        ) from None
+
+
+def _server_is_due(site: Site, authority: Authority, register: Register, hosts: Sequence[str]) -> bool:
+    newest = register.server[-1] if register.server else None
+    if newest is None or authority.is_due(newest) or set(register.hosts) != set(hosts):
+        return True
+    try:
+        found = x509.load_pem_x509_certificate(site.mosquitto.certificate.read_bytes())
+    except (OSError, ValueError):
+        return True
+    return found.serial_number != newest.serial or not site.mosquitto.key.exists()
