@@ -206,6 +206,13 @@ def broker_settings(configuration: Configuration, member: str = "@coordinator") 
     )
 
 
+def packet_bytes(configuration: Configuration) -> int:
+    """The largest MQTT packet that is sent here: as [broker] says."""
+    from fedmq_protocol.broker_settings import BrokerSettings
+
+    return configuration.table("broker", BrokerSettings).max_packet_bytes
+
+
 def first_host(configuration: Configuration) -> str:
     """The name or address of the federation's own Mosquitto that devices are told.
 

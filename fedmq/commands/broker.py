@@ -13,6 +13,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "fedmq.commands.broker_start:start",
         "Run the federation's own Mosquitto, or a broker for trying out.",
     ),
+    "check": ("fedmq.commands.broker_check:check", "Say what is wrong with a mosquitto.conf, line by line."),
 }
 """Each verb: where it is, and its line in `fedmq broker --help`."""
 
