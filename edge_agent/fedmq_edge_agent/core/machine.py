@@ -293,7 +293,7 @@ class Agent:
             if text not in self._untold:
                 desk.note("warning", text)
         self._untold = conditions.untold or self._untold
-        if conditions.problem != self._why_resting:
+        if conditions.problem != self._why_resting and conditions.readings is not None:
             self._why_resting = conditions.problem
             rests = f"does not train: {conditions.problem}"
             desk.note("info", rests if conditions.problem else "trains again: its conditions hold")

@@ -61,9 +61,10 @@ class Board:
 
     async def read(self, rules: Rules) -> Readings:
         """Look at what the rules ask for."""
-        if rules.unmetered and self._looks % ASK_EVERY == 0:
-            self._metered = await self._ask_network()
-        self._looks += 1
+        if rules.unmetered:
+            if self._looks % ASK_EVERY == 0:
+                self._metered = await self._ask_network()
+            self._looks += 1
         power, battery = self.power() if rules.power or rules.min_battery is not None else (None, None)
         return Readings(
             power=power,
