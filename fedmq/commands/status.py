@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ NOT_THERE: Final = 4
 @config_option
 @click.option("--state-dir", type=click.Path(path_type=Path), help="The agent's; else that of the file.")
 @json_option
-def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's signature
+def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> int:  # noqa: FBT001 - click's signature
     """Say what the agent on this board does, waits for, or why it does not train.
 
     The exit code is 0 where it takes part or rests by its own rules, 3 where it is offline or hindered, 4 where it does
@@ -41,7 +40,7 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
     else:
         for name, text in described(found):
             click.echo(f"{name:<12} {text}")
-    sys.exit(code)
+    return code
 
 
 def exit_code(found: Found) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -83,7 +84,10 @@ def _explain_certificate(error: ssl.SSLCertVerificationError, settings: BrokerSe
     if "mismatch" in detail.lower() or "not valid for" in detail.lower():
         return f"{start}: use the name in the certificate in the broker url"
     if "expired" in detail or "not yet valid" in detail:
-        return f"{start}: check this machine's clock, or renew the certificate"
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        if "not yet valid" in detail:
+            return f"{start}: this machine's clock shows {today}; until it is set, this is tried again"
+        return f"{start}: this machine's clock shows {today}; is that right? Then renew the certificate"
     return f"{start}: set ca_file to the certificate of the authority that signed it"
 
 

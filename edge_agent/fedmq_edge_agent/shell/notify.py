@@ -27,13 +27,11 @@ class Notifier:
         address = environ.pop("NOTIFY_SOCKET", "")
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         self._words = ""
-        self._socket: socket.socket | None = None
+        self._address = ""
         self.watchdog_s: float | None = None
         """A ping is expected at least so often, in seconds; None: none is."""
         if not address.startswith(("/", "@")):
             return
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.settimeout(0)
         self._address = "\0" + address[1:] if address[0] == "@" else address
         if usec.isdecimal() and int(usec) > 0 and pid in {"", str(os.getpid())}:
             self.watchdog_s = int(usec) / 1e6
@@ -57,13 +55,9 @@ class Notifier:
         """The end has begun."""
         self._say("STOPPING=1")
 
-    def close(self) -> None:
-        """Let go of the socket."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
     def _say(self, line: str) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # a manager that does not listen is no reason to stop
-                self._socket.sendto(line.encode(), self._address)
+        if not self._address:
+            return
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line_out:
+            line_out.settimeout(0)  # a manager that does not listen is no reason to wait, or to stop
+            line_out.sendto(line.encode(), self._address)

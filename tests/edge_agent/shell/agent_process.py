@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedmq.logs import begin_logging
 from fedmq_edge_agent import AgentSettings, run_agent
+from fedmq_edge_agent.shell.notify import Notifier
 from tests.edge_agent.shell.fake_child import FakeChild
 
 
@@ -21,7 +22,7 @@ async def main(settings: AgentSettings, payload_bytes: str = "2000", wait_for: s
         return FakeChild(payload_bytes=int(payload_bytes), wait_for=gate)
 
     begin_logging(verbose=True)
-    await run_agent(settings, stop=stop, start_child=start_child)
+    await run_agent(settings, stop=stop, start_child=start_child, notifier=Notifier())
 
 
 read = AgentSettings.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
