@@ -84,11 +84,17 @@ def _lines(wanted: Wanted) -> Iterator[str]:
         "max_inflight_bytes",
         "max_queued_messages",
         "max_queued_bytes",
-        "memory_limit",
         "max_keepalive",
         "persistent_client_expiration",
     ):
         yield from _setting(limits.why[name], f"{name} {getattr(limits, name)}")
+    yield from _comment(
+        "No memory_limit: with the security plugin, Mosquitto 2.0.11 takes each of the plugin's answers off its own"
+        " account of memory without ever having added it. A hundred commands later the account is below zero, which it"
+        " takes for above any limit, and it serves nobody any more. What it may take, about"
+        f" {limits.memory_limit // 1_000_000:,} MB, is for the unit or the container to bound."
+    )
+    yield ""
     yield from _setting(
         "A small message leaves at once instead of waiting to share a packet: rounds are short.",
         "set_tcp_nodelay true",

@@ -25,7 +25,6 @@ def test_each_limit_stands_in_it_with_its_reason_above() -> None:
         "max_packet_size",
         "max_queued_messages",
         "max_queued_bytes",
-        "memory_limit",
         "autosave_interval",
     ):
         assert said[name] == str(getattr(LIMITS, name))
