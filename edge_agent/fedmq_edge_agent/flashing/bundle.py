@@ -35,7 +35,7 @@ from fedmq_edge_agent.flashing.platforms import Platform
 from fedmq_edge_agent.flashing.progress import Progress, silent
 from fedmq_edge_agent.flashing.requirements import Requirement
 from fedmq_edge_agent.flashing.settings import Member
-from fedmq_edge_agent.flashing.wheels import Gathering, Wheel, default_cache
+from fedmq_edge_agent.flashing.wheels import Fetch, Gathering, Wheel, default_cache, fetch_with_pip
 
 _OFFSET_DIGITS: Final = 9
 _BLOCK: Final = 1 << 20
@@ -125,13 +125,27 @@ def plan(
     return Plan(member, platforms.find(arch, python), python, tasks.collect(where), torch, tuple(extra))
 
 
-def write(plan: Plan, path: Path, *, cache: Path | None = None, progress: Progress = silent) -> Bundle:
+def write(
+    plan: Plan,
+    path: Path,
+    *,
+    cache: Path | None = None,
+    fetch: Fetch = fetch_with_pip,
+    progress: Progress = silent,
+) -> Bundle:
     """Make the bundle at `path`, mode 0600: it holds the device's key.
+
+    Args:
+        plan: what it is to hold.
+        path: the file.
+        cache: where wheels are kept; else in this user's cache.
+        fetch: how wheels are fetched.
+        progress: told of what takes long.
 
     Raises:
         FlashError: something that it needs cannot be had.
     """
-    gathering = Gathering(plan.platform, plan.python, cache or default_cache(), progress=progress)
+    gathering = Gathering(plan.platform, plan.python, cache or default_cache(), fetch, progress)
     wheels = gathering.gather(plan.needs(), plan.chosen())
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".bundle-") as scratch:

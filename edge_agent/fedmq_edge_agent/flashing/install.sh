@@ -10,6 +10,8 @@
 # Nothing is changed before it is known that the board fits and that this file is whole.
 set -eu
 umask 022
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin # of the board's own, whoever calls
+export PATH
 
 name='@NAME@'
 release='@RELEASE@'
