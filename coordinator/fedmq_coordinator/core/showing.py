@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.run import CentralScore, FederatedScore, Run
+from fedmq_coordinator.core.timing import closes_in
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView, VersionView
 from fedmq_coordinator.core.waiting import span, waiting
 
@@ -47,6 +48,7 @@ def device(each: Device, run: Run | None, *, paused: Mapping[str, float], now: f
         device=each.id,
         state=state,
         since_s=now - each.since,
+        gone_by="" if each.online else each.gone_by,
         problem=each.trouble,
         task="" if task is None else f"{task.name} {task.version}",
         num_examples=None if presence is None else presence.num_examples,
@@ -118,6 +120,8 @@ def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> R
         case _:
             wait = ""
     published = run.holds_model
+    is_open = run.state == "active" and run.settings.mode == "sync" and run.round_open
+    closes_in_s = closes_in(run, desk.crew(run), now=now, resumed_at=desk.resumed_at) if is_open else None
     return RunView(
         run=run.id,
         state=run.state,
@@ -132,6 +136,9 @@ def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> R
         round=run.round,
         version=run.version,
         best_version=run.best_version,
+        round_open=is_open,
+        round_age_s=now - run.opened_at if is_open else None,
+        closes_in_s=closes_in_s,
         waiting=wait,
         updates_in_buffer=0 if run.over else run.accumulator.num_updates,
         goal=run.goal,

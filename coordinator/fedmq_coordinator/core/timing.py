@@ -31,6 +31,11 @@ def round_length(run: Run, roster: Roster) -> float:
     return min(settings.round_timeout_s, wanted)
 
 
+def closes_in(run: Run, roster: Roster, *, now: float, resumed_at: float) -> float:
+    """Seconds until the open round closes with what it has; a coordinator that starts anew waits anew."""
+    return max(run.opened_at, resumed_at) + round_length(run, roster) - now
+
+
 def lease_length(run: Run, devices: Collection[str]) -> float:
     """How long a lease lasts: max(60 s, four times the slowest of these devices' medians), at most a round's time-out.
 

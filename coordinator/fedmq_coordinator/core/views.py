@@ -16,6 +16,8 @@ class DeviceView(BaseModel):
     """`training`, `idle`, `offline`, `paused`, or `unable`."""
     since_s: float
     """For how long it has been connected, or gone."""
+    gone_by: str = ""
+    """How it went: `its goodbye` or `its last will`."""
     problem: str = ""
     task: str = ""
     num_examples: int | None = None
@@ -52,6 +54,12 @@ class RunView(BaseModel):
     round: int
     version: int
     best_version: int | None
+    round_open: bool = False
+    """Synchronous: the round waits for updates."""
+    round_age_s: float | None = None
+    """For how long it has been open."""
+    closes_in_s: float | None = None
+    """When it closes with what it has."""
     waiting: str
     """For what the run waits, since when, until when."""
     updates_in_buffer: int

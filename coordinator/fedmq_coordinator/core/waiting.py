@@ -9,7 +9,7 @@ from fedmq_coordinator.core.roster import Roster
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.selection import aim
 from fedmq_coordinator.core.strategies import make_strategy
-from fedmq_coordinator.core.timing import round_length
+from fedmq_coordinator.core.timing import closes_in, round_length
 
 _MINUTE = 60
 _HOUR = 3600
@@ -67,7 +67,7 @@ def _sync(run: Run, devices: Mapping[str, Device], roster: Roster, *, now: float
     late = sorted(set(run.leases) - set(waited_for) - set(gone))
     if late:
         parts.append(f"{_names(late)} train{'s' if len(late) == 1 else ''} on, counted later")
-    closes = max(run.opened_at, resumed_at) + length - now
+    closes = closes_in(run, roster, now=now, resumed_at=resumed_at)
     if closes > 0:
         parts.append(f"closes in {span(closes)}")
     return "; ".join(parts)

@@ -37,6 +37,7 @@ from fedmq_coordinator.shell.model_host import Beginning, ModelHost
 from fedmq_coordinator.shell.service import Service, StoppingError
 from fedmq_coordinator.shell.store_bulk import DroppedError
 from fedmq_coordinator.shell.store_rows import BULKY_FIELDS
+from fedmq_coordinator.shell.tally import WatchView
 from fedmq_protocol.codecs import least_update_bytes
 from fedmq_protocol.errors import FedmqError, UsageError
 from fedmq_protocol.messages import TaskRef
@@ -85,6 +86,7 @@ def make_app(service: Service, *, defaults: RunSettings, token: str) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(_routes(service, defaults))
+    app.include_router(_watched(service))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(FedmqError, _our_error)
@@ -192,6 +194,26 @@ def _routes(service: Service, defaults: RunSettings) -> APIRouter:  # one small 
         return FileResponse(
             path, media_type="application/octet-stream", filename=name, background=BackgroundTask(path.unlink)
         )
+
+    return routes
+
+
+def _watched(service: Service) -> APIRouter:
+    routes = APIRouter(prefix=PREFIX)
+
+    @routes.get("/watch")
+    async def watch() -> WatchView:
+        """Federation, run and numbers of one moment, for a monitor that asks again and again."""
+        core = service.core
+        federation = core.view(now=service.clock())
+        newest = federation.active_run or next(reversed(federation.runs), None)
+        # What each device moved is the report's, and grows with the fleet.
+        run = (
+            None
+            if newest is None
+            else core.run_view(newest, now=service.clock()).model_copy(update={"moved": {}})
+        )
+        return WatchView(federation=federation, run=run, tally=service.tally.view())
 
     return routes
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from fedmq_coordinator.core.report import RunReport
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView
+from fedmq_coordinator.shell.tally import WatchView
 from fedmq_protocol.errors import FedmqError, UsageError
 
 PREFIX: Final = "/api/v1"
@@ -98,6 +99,10 @@ class Client:
 
     def status(self) -> FederationView:
         return self._get("/status", FederationView)
+
+    def watch(self, *, timeout_s: float = _TIMEOUT_S) -> WatchView:
+        """Federation, active run and numbers of one moment."""
+        return WatchView.model_validate_json(self._ask("GET", "/watch", timeout=timeout_s).content)
 
     def devices(self) -> list[DeviceView]:
         return TypeAdapter(list[DeviceView]).validate_json(self._ask("GET", "/devices").content)

@@ -57,6 +57,7 @@ from fedmq_coordinator.shell.outbox import Outbox, Publisher
 from fedmq_coordinator.shell.retention import collect
 from fedmq_coordinator.shell.standing import Standing
 from fedmq_coordinator.shell.store import Journal
+from fedmq_coordinator.shell.tally import Tally
 from fedmq_protocol import aio
 from fedmq_protocol.envelope import Sealer, open_envelope
 from fedmq_protocol.errors import FedmqError, RemoteError
@@ -151,6 +152,7 @@ class Service:
         self.retention = retention
         self._inbox: asyncio.Queue[_Queued] = asyncio.Queue(INBOX_EVENTS)
         self._evaluator = Evaluator(model_host, sources, self._tell)
+        self.tally = Tally()
         self._outbox: Outbox | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -393,8 +395,8 @@ class Service:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case Record():
-                pass  # on disk already
+            case Record(fact=fact):  # on disk already
+                self.tally.count(fact)
             case Send() | SendChunk() | Clear():
                 if self._outbox is not None:
                     self._outbox.put(effect)

@@ -128,6 +128,10 @@ def test_the_straggler_deadline_is_twice_the_median_once_half_have_answered() ->
     for name in NAMES[:5]:
         world.send(name, 0.1)
     assert "closes in 20 s" in waiting(world)
+    view = world.core.run_view("r1", now=world.now)
+    assert view.round_open
+    assert view.closes_in_s == pytest.approx(20.0, abs=0.5)
+    assert view.round_age_s == pytest.approx(world.now - world.core.runs["r1"].opened_at)
     world.pass_time(19)
     assert run.round == 1
     world.pass_time(1.5)

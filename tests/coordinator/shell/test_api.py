@@ -62,6 +62,7 @@ async def test_the_schema_names_itself_and_every_route(tmp_path: Path) -> None:
     assert schema["info"]["title"] == "fedmq coordinator"
     assert set(schema["paths"]) == {
         "/api/v1/status",
+        "/api/v1/watch",
         "/api/v1/devices",
         "/api/v1/runs",
         "/api/v1/runs/{run}",
@@ -133,6 +134,20 @@ async def test_stop_ends_a_run_and_the_next_begins(mosquitto: RunningBroker, tmp
         assert (await running.ask("status")).active_run == "b"
         report = await running.ask("report", "a")
         assert (report.state, report.reason) == ("stopped", "stopped by the operator")
+
+
+async def test_a_monitor_gets_all_of_one_moment(mosquitto: RunningBroker, tmp_path: Path) -> None:
+    async with coordinator(tmp_path, mosquitto.url) as running:
+        before = await asyncio.to_thread(running.client.watch)
+        assert before.run is None
+        assert before.tally.steps["deadline"] == before.tally.updates_accepted == 0
+        first = await asyncio.to_thread(running.client.start_run, "find.py")
+        second = await asyncio.to_thread(running.client.start_run, "find.py")
+        told = await asyncio.to_thread(running.client.watch)
+    assert told.run is not None
+    assert (told.federation.active_run, told.run.run) == (first, first)
+    assert told.federation.queued_runs == [second]
+    assert (told.run.round_open, told.run.round_age_s, told.run.closes_in_s) == (False, None, None)
 
 
 async def test_unknown_runs_and_versions_are_404(mosquitto: RunningBroker, tmp_path: Path) -> None:

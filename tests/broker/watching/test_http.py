@@ -1,0 +1,69 @@
+"""Pages over HTTP: enough for Prometheus, and nothing that hangs or breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from collections.abc import AsyncIterator
+
+import pytest
+
+from fedmq_broker.watching import http
+from fedmq_broker.watching.http import Pages
+from fedmq_broker.watching.picture import Picture
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    pages = Pages(lambda: Picture(at=1.0))
+    yield await pages.start("127.0.0.1", 0)
+    await pages.stop()
+
+
+async def ask(url: str, request: bytes) -> bytes:
+    host, _, port = url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def fetch(url: str) -> tuple[str, str]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.headers["Content-Type"], answer.read().decode()
+
+
+async def test_prometheus_is_answered(url: str) -> None:
+    kind, text = await asyncio.to_thread(fetch, f"{url}/metrics")
+    assert kind.startswith("text/plain; version=0.0.4")
+    assert "fedmq_broker_up 0\n" in text
+
+
+async def test_a_program_gets_the_picture(url: str) -> None:
+    kind, text = await asyncio.to_thread(fetch, f"{url}/picture?x=1")
+    assert kind == "application/json"
+    assert Picture.model_validate_json(text).at == 1.0
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GET /nothing HTTP/1.1", b"404"),
+        (b"POST /metrics HTTP/1.1", b"405"),
+        (b"nonsense", b"400"),
+        (b"HEAD /metrics HTTP/1.0", b"200"),
+        (b"GET / HTTP/1.1", b"200"),
+    ],
+)
+async def test_other_requests(url: str, request_line: bytes, status: bytes) -> None:
+    answer = await ask(url, request_line + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert request_line.startswith(b"HEAD") == answer.endswith(b"\r\n\r\n")
+
+
+async def test_whoever_says_too_much_or_nothing_is_cut_off(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await ask(url, b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n") == b""
+    monkeypatch.setattr(http, "_TIMEOUT_S", 0.1)
+    assert await ask(url, b"GET / HT") == b""
+    assert (await ask(url, b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200")
