@@ -28,6 +28,8 @@ class Line:
     def __init__(self, device: Device, connection: Connection) -> None:
         self._device = device
         self._connection = connection
+        self.connections = 0
+        """How many there were, this one included: it is made again where the broker hangs up."""
         self._came: dict[str, list[Message]] = {}
         self._news = asyncio.Event()
         self._pump = asyncio.create_task(self._listen(), name="examining-line")
@@ -105,6 +107,15 @@ class Line:
         """Publish what `seal` made; raises as `publish_nothing`, and `ValueError` where it is too large."""
         await self._connection.publish(topic, packet)
 
+    async def connected_after(self, connections: int) -> bool:
+        """The broker hung up: whether there soon is another connection than so many before."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_S):
+                while self.connections <= connections:
+                    self._news.clear()
+                    await self._news.wait()
+        return self.connections > connections
+
     def have(self, topic: str, *, retained: bool | None = None) -> Message | None:
         """The newest that came on a topic, retained or live; None: nothing did."""
         fitting = (one for one in reversed(self._came.get(topic, ())) if retained in {None, one.retained})
@@ -131,6 +142,8 @@ class Line:
         async for event in self._connection.events():
             match event:
                 case Connected():
+                    self.connections += 1
+                    self._news.set()
                     if not self._connected.done():
                         self._connected.set_result(event)
                 case Message(topic=topic):

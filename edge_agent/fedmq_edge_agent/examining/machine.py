@@ -70,7 +70,7 @@ async def look_at_disk(device: Device) -> Finding:
     needed = 2 * _FLOAT_BYTES * elements + model + _SPARE_BYTES
     kept = sum(file.stat().st_size for file in _files(folder))
     needed = max(needed - kept, _SPARE_BYTES)
-    wants = f"{known} wants {size_text(needed)} more, and {size_text(free)} are free in {there}"
+    wants = f"a model {known} wants {size_text(needed)} more, and {size_text(free)} are free in {there}"
     if free < needed:
         return failed(wants, f"make room there, or set state_dir in [device] to another disk than {there}")
     if free < _TIGHT * needed:
@@ -90,8 +90,8 @@ def _elements(device: Device) -> tuple[int, str]:
     if "elements" in task:
         return int(task["elements"]), f"with {task['parameters']:,} parameters"
     if device.announcement is not None:
-        return device.announcement.manifest.snapshot.size, "with the run's model"
-    return 0, "without a model that is known"
+        return device.announcement.manifest.snapshot.size, "of the run"
+    return 0, "whose size is not known yet"
 
 
 def memory_left(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> tuple[int, str] | None:

@@ -128,13 +128,16 @@ async def _largest(line: Line, limit: int) -> int:
     """The largest packet that is taken, of `limit` bytes and its halves; 0: none is."""
     size = limit
     while size >= MIN_PACKET_BYTES:
+        connections = line.connections
         body = UploadChunk(run=_NO_RUN, counter=MAX_COUNTER, index=0, data=bytes(size - _FRAME_BYTES))
         try:
             await line.publish(*line.seal("chunk", body))
         except RefusedError:
             size //= 2
-        except ConnectionFailedError:
-            return 0  # it hangs up: a smaller one tells no more before the connection stands again
+        except ConnectionFailedError:  # it hangs up on it
+            size //= 2
+            if not await line.connected_after(connections):
+                return 0
         else:
             return size
     return 0

@@ -122,7 +122,7 @@ class Clinic:
         self.folder = folder
         self.authority = Authority(folder / "authority")
         self.topics = Topics("home")
-        self._start_broker = start_broker
+        self.start_broker = start_broker
 
     def open(self, *more: str, server: tuple[Path, Path] | None = None, access: str | None = None) -> int:
         """Start the broker; returns its port.
@@ -149,7 +149,7 @@ class Clinic:
             f"acl_file {lists}",
             *more,
         ]
-        return self._start_broker("\n".join(lines)).port
+        return self.start_broker("\n".join(lines)).port
 
     def access(self, *, without: str = "nothing") -> str:
         """An access list like production's, of which rules that name a topic may be left out."""

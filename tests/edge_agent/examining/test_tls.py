@@ -9,6 +9,7 @@ import pytest
 
 from fedmq_edge_agent.examining.device import Device
 from fedmq_edge_agent.examining.findings import Finding
+from fedmq_edge_agent.examining.handshake import shake_hands
 from tests.edge_agent.examining.clinic import DEVICE, HOSTS, Authority, Clinic, be_known, findings_of
 
 DAY_S = 86_400.0
@@ -200,7 +201,7 @@ async def test_a_clock_that_stands_before_the_certificates(clinic: Clinic) -> No
 
 async def test_a_port_that_does_not_speak_tls(clinic: Clinic) -> None:
     settings = clinic.settings(1)
-    port = clinic._start_broker("listener {port} 127.0.0.1\nallow_anonymous true").port
+    port = clinic.start_broker("listener {port} 127.0.0.1\nallow_anonymous true").port
     found = await examined(clinic, port)
     assert found["tls"].level == "failed"
     assert "TLS" in found["tls"].found
@@ -212,8 +213,6 @@ async def test_no_tls_is_a_warning_where_the_broker_is_elsewhere(clinic: Clinic)
         settings = clinic.settings(1, {"url": f"mqtt://{host}:1883"})
         found = await findings_of(settings, "tls")
         assert found["tls"].level == "skipped"  # its needs were not looked at
-        from fedmq_edge_agent.examining.handshake import shake_hands  # noqa: PLC0415
-
         assert (await shake_hands(Device(settings))).level == level
 
 
