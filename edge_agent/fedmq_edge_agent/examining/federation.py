@@ -24,7 +24,7 @@ RETAINED_S: Final = 2.0
 """A broker answers a subscription by itself, and at once."""
 _MOMENT_S: Final = 0.5
 """What is retained beside the status came with it."""
-_ANSWER_S: Final = 4.0
+ANSWER_S: Final = 4.0
 _WINDOW: Final = 4
 _WHOLE_BYTES: Final = 16_000_000
 """A larger model is fetched in part."""
@@ -103,7 +103,7 @@ async def _ask(device: Device, line: Line) -> Finding:
         await line.publish(*line.seal("hello", Hello()))
     except RefusedError:
         return warning("it is there, and this device may not speak to it", "see `rights`")
-    if await line.wait_for(own, status, within_s=_ANSWER_S) is not None:
+    if await line.wait_for(own, status, within_s=ANSWER_S) is not None:
         return fine("it is there, and answers this device")
     return warning(
         "it is there, and does not answer this device",

@@ -26,7 +26,7 @@ from fedmq_protocol.topics import Topics
 from tests.broker_fixtures import CustomBroker
 
 DEVICE = "dev-1"
-KEY = SigningKey(bytes(range(32)))
+PRIVATE = bytes(range(32))
 HOSTS = ("127.0.0.1", "localhost")
 DAY = timedelta(days=1)
 NETWORK = frozenset({"torch", "task", "data", "memory", "disk"})
@@ -188,16 +188,13 @@ class Clinic:
         return AgentSettings.model_validate(given | changes)
 
 
-def be_known(
-    settings: AgentSettings, *, session: int = 7, key: SigningKey = KEY, private: bytes = bytes(range(32))
-) -> None:
+def be_known(settings: AgentSettings, *, session: int = 7, private: bytes = PRIVATE) -> None:
     """Leave the state of an agent that ran before."""
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     settings.state_dir.chmod(0o700)
+    identity = SigningKey(private).public_key
     (settings.state_dir / "key").write_text(private.hex() + "\n")
-    (settings.state_dir / "state").write_bytes(
-        dump_state(AgentState(session=session, identity=key.public_key))
-    )
+    (settings.state_dir / "state").write_bytes(dump_state(AgentState(session=session, identity=identity)))
 
 
 async def findings_of(settings: AgentSettings | Device, *names: str) -> dict[str, Finding]:

@@ -109,7 +109,10 @@ async def test_another_coordinator_than_the_one_that_is_believed(hospital: Hospi
     assert f"remove {state}/coordinator.pub" in found["coordinator"].mend
 
 
-async def test_a_coordinator_that_does_not_answer(hospital: Hospital) -> None:
+async def test_a_coordinator_that_does_not_answer(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmq_edge_agent.examining.federation.ANSWER_S", 0.2)
     await hospital.air.announce()
     found = await hospital.examined(known=True)
     assert found["coordinator"].level == "warning"
