@@ -35,7 +35,12 @@ async def test_a_wrong_password(clinic: Clinic) -> None:
         f"password_file {passwords}",
     )
     port = clinic.start_broker("\n".join(lines)).port
-    by_password = {"cert_file": None, "key_file": None, "username": DEVICE, "password": "wrong"}
+    by_password: dict[str, Any] = {
+        "cert_file": None,
+        "key_file": None,
+        "username": DEVICE,
+        "password": "wrong",
+    }
     found = await examined(clinic, port, **by_password)
     assert found["certificate"].level == "ok"
     assert found["tls"].level == "ok"
