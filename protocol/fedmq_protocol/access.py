@@ -70,7 +70,7 @@ def rules(topics: Topics, member: str) -> tuple[Rule, ...]:
 
 def every_device(topics: Topics) -> tuple[Rule, ...]:
     """What all devices may do alike: read what the coordinator says to all."""
-    return _read(topics.coordinator_status, topics.announcement, topics.every_chunk)
+    return _read(topics.coordinator_status, topics.announcement, topics.turn, topics.every_chunk)
 
 
 def device_alone(topics: Topics, device: str) -> tuple[Rule, ...]:
@@ -80,7 +80,13 @@ def device_alone(topics: Topics, device: str) -> tuple[Rule, ...]:
 
 
 def _coordinator(topics: Topics) -> tuple[Rule, ...]:
-    says = (topics.coordinator_status, topics.announcement, topics.every_chunk, f"{topics.root}/dev/+/down/+")
+    says = (
+        topics.coordinator_status,
+        topics.announcement,
+        topics.turn,
+        topics.every_chunk,
+        f"{topics.root}/dev/+/down/+",
+    )
     # It reads a chunk back now and then, to see that the broker still has it.
     return _publish(*says) + _read(*topics.coordinator_filters(), topics.every_chunk)
 
@@ -88,7 +94,12 @@ def _coordinator(topics: Topics) -> tuple[Rule, ...]:
 def _monitor(topics: Topics) -> tuple[Rule, ...]:
     presence = f"{topics.root}/dev/+/presence"
     return _publish(topics.monitor_probe) + _read(
-        "$SYS/#", topics.coordinator_status, topics.announcement, presence, topics.monitor_probe
+        "$SYS/#",
+        topics.coordinator_status,
+        topics.announcement,
+        topics.turn,
+        presence,
+        topics.monitor_probe,
     )
 
 

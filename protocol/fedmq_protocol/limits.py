@@ -33,6 +33,9 @@ MAX_METRICS: Final = 64
 MAX_COHORT_LIST: Final = 64
 """A longer cohort is announced as a sampling rule, or as leases device by device."""
 
+RING: Final = 2**32
+"""Places that devices have when they take turns."""
+
 RECEIPT_DIGEST_BYTES: Final = 8
 """Of an update's SHA-256, in its receipt: by accident no two updates of one device are alike in so many."""
 

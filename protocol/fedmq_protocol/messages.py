@@ -2,7 +2,7 @@
 
 Who says what:
 
-    coordinator -> all      status, announcement, chunk
+    coordinator -> all      status, announcement, turn, chunk
     coordinator -> device   announcement, lease, receipt, credit, chunk, notice
     device -> coordinator   presence, hello, update, offer, upload_chunk, report, get
 
@@ -27,6 +27,7 @@ from fedmq_protocol.limits import (
     MAX_METRICS,
     MAX_TEXT_CHARS,
     RECEIPT_DIGEST_BYTES,
+    RING,
 )
 from fedmq_protocol.topics import ID_PATTERN, BlobKind
 
@@ -170,6 +171,15 @@ class Status(Body):
     public_key: Annotated[bytes, Field(min_length=32, max_length=32)]
     """The key that signs this; a device that was told none pins the first that it sees."""
     detail: Text = ""
+
+
+class Turn(Body):
+    """Which devices may send updates now: those on an arc of the ring of `fedmq_protocol.sampling.place`."""
+
+    start: Annotated[int, Field(ge=0, lt=RING)]
+    """Where the arc begins."""
+    span: Annotated[int, Field(ge=0, le=RING)]
+    """How long it is; the whole ring: all of them."""
 
 
 class ModelChunk(Body):
@@ -340,6 +350,7 @@ class Notice(Body):
 KINDS: Final[dict[str, type[Body]]] = {
     "status": Status,
     "announcement": Announcement,
+    "turn": Turn,
     "chunk": ModelChunk,
     "presence": Presence,
     "hello": Hello,

@@ -1,12 +1,14 @@
-"""Who is in a cohort: the same answer on a device and at the coordinator, without a word between them."""
+"""Who is in a cohort, and whose turn it is: the same answer on a device and at the coordinator, without a word."""
 
 from __future__ import annotations
 
 import hashlib
 
-from fedmq_protocol.messages import Cohort
+from fedmq_protocol.limits import RING
+from fedmq_protocol.messages import Cohort, Turn
 
 _FRACTION_BYTES = 8
+_PLACE_BYTES = 4
 
 
 def sample(seed: bytes, round_number: int, device: str) -> float:
@@ -25,3 +27,13 @@ def in_cohort(cohort: Cohort, round_number: int, device: str) -> bool:
     if cohort.rate is None or cohort.seed is None:
         return False
     return sample(cohort.seed, round_number, device) < cohort.rate
+
+
+def place(device: str) -> int:
+    """Where a device stands on the ring of turns: the first 4 bytes of SHA-256(device), big-endian."""
+    return int.from_bytes(hashlib.sha256(device.encode()).digest()[:_PLACE_BYTES], "big")
+
+
+def has_turn(turn: Turn, device: str) -> bool:
+    """Whether `device` may send updates."""
+    return (place(device) - turn.start) % RING < turn.span

@@ -2,6 +2,7 @@
 
     fedmq/v1/<federation>/coordinator/status            retained; last will of the coordinator
     fedmq/v1/<federation>/coordinator/run               retained; the announcement
+    fedmq/v1/<federation>/coordinator/turn              retained; which devices may send updates now
     fedmq/v1/<federation>/model/<run>/<version>/<chunk> retained; `d0`, `d1`, ... (delta), `s0`, ... (snapshot)
     fedmq/v1/<federation>/dev/<device>/presence         retained; birth certificate and last will
     fedmq/v1/<federation>/dev/<device>/up/<kind>        hello, update, offer, chunk, report, get
@@ -107,6 +108,10 @@ class Topics:
     def announcement(self) -> str:
         return f"{self.root}/coordinator/run"
 
+    @cached_property
+    def turn(self) -> str:
+        return f"{self.root}/coordinator/turn"
+
     def chunk(self, run: str, version: int, blob: BlobKind, index: int) -> str:
         return f"{self.root}/model/{run}/{version}/{_BLOB_LETTER[blob]}{index}"
 
@@ -145,7 +150,7 @@ class Topics:
 
     def device_filters(self, device: str) -> list[str]:
         """What a device subscribes to, besides the chunks that it pulls."""
-        return [self.coordinator_status, self.announcement, f"{self.root}/dev/{device}/down/+"]
+        return [self.coordinator_status, self.turn, self.announcement, f"{self.root}/dev/{device}/down/+"]
 
     def parse_device(self, topic: str) -> DeviceTopic:
         """Take a device's topic apart.

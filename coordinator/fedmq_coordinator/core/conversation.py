@@ -13,11 +13,11 @@ from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.devices import Device
 from fedmq_coordinator.core.floods import Flood, Floodgate
 from fedmq_coordinator.core.inbox import Heard, UnknownSenderError, hear
-from fedmq_coordinator.core.intake import judge, max_kept, refused
+from fedmq_coordinator.core.intake import judge, largest_update, refused
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.strategies import Strategy
 from fedmq_coordinator.core.uploads import Uploads
-from fedmq_protocol.codecs import max_accepted_bytes, max_encoded_bytes, versioned
+from fedmq_protocol.codecs import versioned
 from fedmq_protocol.codecs.seeded import NAME as SEEDED
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.limits import RECEIPT_DIGEST_BYTES
@@ -43,7 +43,6 @@ _PAUSE_MAX_S: Final = 600.0
 _UPLOAD_BUDGET_BYTES: Final = 16 * 1024 * 1024
 _UPLOAD_BUDGET: Final = 0.5
 """Bytes an element of the model: uploads that are half here take an eighth of it, if that is more."""
-_UPDATE_FRAME_BYTES: Final = 64
 _LASTING: Final = 25
 """Messages that one counts as which is journaled or logged, and got nobody further: so of those two a second remain."""
 _HONEST_REASONS: Final = frozenset({"too-old", "no-lease"})
@@ -275,6 +274,7 @@ class Conversation:
                 self._grant_again(run, device.id)
 
     def _update(self, device: Device, header: UpdateHeader, data: bytes) -> None:
+        self._desk.turns.heard(device.id, now=self._desk.now)
         run = self._desk.state.runs.get(header.run)
         if header.traffic is not None:
             traffic = device.newest_traffic(device.replays.epoch, header.traffic)
@@ -337,13 +337,10 @@ class Conversation:
         if run.was_granted(device.id, header.lease) is None:
             self._update(device, header, b"")  # its judge says why not
             return
-        bound = max_accepted_bytes(run.schema.num_parameters, max_kept(run))
-        bound += max_encoded_bytes(run.schema.num_buffers)
-        max_bytes = bound + _UPDATE_FRAME_BYTES
         try:
             budget = max(_UPLOAD_BUDGET_BYTES, int(_UPLOAD_BUDGET * run.schema.size))
             credit = self._uploads.offer(
-                device.id, offer, max_bytes=max_bytes, budget_bytes=budget, now=self._desk.now
+                device.id, offer, max_bytes=largest_update(run), budget_bytes=budget, now=self._desk.now
             )
         except RemoteError as error:
             self._refuse_upload(device, run, header, error)
@@ -368,6 +365,7 @@ class Conversation:
 
     def _refuse_upload(self, device: Device, run: Run, header: UpdateHeader, error: RemoteError) -> None:
         """The last word on an update whose bytes are wrong, or not wanted, before they are an update."""
+        self._desk.turns.heard(device.id, now=self._desk.now)
         self._settle(device, refused(run, device.id, header, error, now=self._desk.now), header)
 
     def _report(self, device: Device, report: Report) -> None:

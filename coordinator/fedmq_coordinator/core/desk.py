@@ -11,6 +11,7 @@ from fedmq_coordinator.core.publishing import Publisher
 from fedmq_coordinator.core.roster import Roster
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.state import FederationState
+from fedmq_coordinator.core.turns import Turns
 from fedmq_protocol.envelope import Reader
 from fedmq_protocol.messages import Announcement, Body
 from fedmq_protocol.topics import Topics
@@ -34,6 +35,7 @@ class Desk:
         presumed_until: so long a device that has not been heard of since connecting is taken to be there, if it has a
             lease: its retained presence is on its way.
         making: the run of which a version is being made aside, and since when; nothing else is decided meanwhile.
+        turns: whose turn it is to send updates.
         roster: who is there; `crew` brings it up to date.
     """
 
@@ -49,6 +51,7 @@ class Desk:
     connected: bool = False
     presumed_until: float = 0.0
     making: tuple[str, float] | None = None
+    turns: Turns = field(default_factory=Turns)
     roster: Roster = field(init=False)
     _effects: list[do.Effect] = field(default_factory=list)
 
@@ -59,6 +62,8 @@ class Desk:
         """Make a fact so, and have it journaled."""
         self.state.apply(fact)
         self.roster.recorded(fact)
+        if isinstance(fact, f.LeaseReturned):
+            self.turns.heard(fact.device, now=self.now)
         self._effects.append(do.Record(fact))
 
     def send(self, topic: str, body: Body, *, retain: bool = False, patient: bool = False) -> None:

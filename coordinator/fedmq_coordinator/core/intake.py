@@ -11,12 +11,13 @@ from fedmq_coordinator.core.dedupe import DIGEST_BYTES
 from fedmq_coordinator.core.facts import UpdateAccepted, UpdateRejected
 from fedmq_coordinator.core.run import NORMS_NEEDED, Run
 from fedmq_coordinator.core.strategies import Rejection, Strategy, Submission
-from fedmq_protocol.codecs import decode_update
+from fedmq_protocol.codecs import decode_update, max_accepted_bytes, max_encoded_bytes
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.messages import Evaluation, UpdateHeader
 
 _RESTORED: Final = frozenset({"no-lease", "bad-hash"})
 _FIRST_RATIO: Final = 100.0
+_FRAME_BYTES: Final = 64
 _LARGEST: Final = 1e30
 """A float32 sum of as many of these as a round can have stays finite."""
 
@@ -74,6 +75,12 @@ def _norm_limit(run: Run, base_version: int) -> float:
 def max_kept(run: Run) -> int:
     """The most parameters that an update of this run may hold: as many as its densest setting asks for."""
     return run.settings.compression.up_spec(run.schema).kept(run.schema.num_parameters)
+
+
+def largest_update(run: Run) -> int:
+    """The most bytes that an update of this run can have."""
+    bound = max_accepted_bytes(run.schema.num_parameters, max_kept(run))
+    return bound + max_encoded_bytes(run.schema.num_buffers) + _FRAME_BYTES
 
 
 def _accept(

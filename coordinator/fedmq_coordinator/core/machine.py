@@ -26,6 +26,7 @@ from fedmq_coordinator.core.progress import LARGE_MODEL, Progress
 from fedmq_coordinator.core.publishing import Publisher
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.state import FederationState
+from fedmq_coordinator.core.turns import Turns
 from fedmq_protocol.envelope import Reader
 from fedmq_protocol.errors import RemoteError
 from fedmq_protocol.limits import MAX_PACKET_BYTES
@@ -46,6 +47,7 @@ class Coordinator:
         aside_from: versions of models from this size on, in elements, are made aside, by a `Prepare`.
         reader: opens and verifies packets; default: as the protocol says.
         state: where to go on; default: nothing has happened yet.
+        turns: admits updates; default: as many at once as any broker queues.
 
     Raises:
         UsageError: the name cannot stand in a topic.
@@ -59,6 +61,7 @@ class Coordinator:
         aside_from: int = LARGE_MODEL,
         reader: Reader | None = None,
         state: FederationState | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.topics = Topics(federation)
         self.state = FederationState() if state is None else state
@@ -68,6 +71,7 @@ class Coordinator:
             Publisher(self.topics),
             shelf=shelf or MemoryShelf(),
             reader=reader or Reader(),
+            turns=turns or Turns(),
         )
         self._progress = Progress(self._desk, aside_from=aside_from)
         self._conversation = Conversation(self._desk, self._progress.strategy, self._progress.grant_again)
@@ -199,6 +203,8 @@ class Coordinator:
         for device in self.state.devices.values():
             device.online = device.heard = False
         self._desk.roster.anew()
+        self._desk.turns.connected(self.state.active)
+        self._progress.take_turns()
         run = self.state.current
         if run is not None and run.holds_model:
             self._progress.clear_later(self._desk.publisher.superseded(run))

@@ -12,6 +12,7 @@ from fedmq_coordinator.core import leases, rounds, showing
 from fedmq_coordinator.core.blobs import Vector
 from fedmq_coordinator.core.conversation import check_fit
 from fedmq_coordinator.core.desk import Desk
+from fedmq_coordinator.core.intake import largest_update
 from fedmq_coordinator.core.run import HeldLease, Run
 from fedmq_coordinator.core.selection import aim, choose_by_rule
 from fedmq_coordinator.core.strategies import Strategy, make_strategy
@@ -46,7 +47,11 @@ class Progress:
         """When `settle` should be called again at the latest, in seconds since the epoch."""
         if not self._desk.connected:
             return None
-        times = [self._clear_at[0][0] if self._clear_at else None, self._wake_at]
+        times = [
+            self._clear_at[0][0] if self._clear_at else None,
+            self._wake_at,
+            self._desk.turns.next_deadline,
+        ]
         run = self._desk.state.active
         if run is not None:
             crew = self._desk.crew(run)
@@ -72,6 +77,16 @@ class Progress:
             return
         while self._advance():
             pass
+        self.take_turns()
+
+    def take_turns(self) -> None:
+        """Say whose turn it is to send, where that has changed; before anything that makes devices send."""
+        desk, run = self._desk, self._desk.state.active
+        crew = None if run is None else desk.crew(run)
+        update_bytes = 0 if run is None else min(desk.publisher.max_packet_bytes, largest_update(run))
+        turn = desk.turns.settle(run, crew, update_bytes=update_bytes, now=desk.now)
+        if turn is not None:
+            desk.send(desk.topics.turn, turn, retain=True)
 
     def _advance(self) -> bool:
         """Take one decision; False when there is none to take."""
@@ -130,7 +145,13 @@ class Progress:
     def _settle_sync(self, run: Run) -> bool:
         """Take one decision of a synchronous run; False when there is none to take."""
         crew = self._desk.crew(run)
-        decision = rounds.decide(run, crew, now=self._desk.now, resumed_at=self._desk.resumed_at)
+        decision = rounds.decide(
+            run,
+            crew,
+            now=self._desk.now,
+            resumed_at=self._desk.resumed_at,
+            flows_until=self._desk.turns.flows_until,
+        )
         match decision:
             case rounds.Wait():
                 self._wake_at = decision.until
@@ -256,6 +277,7 @@ class Progress:
                 sampling_seed=seed,
             )
         )
+        self.take_turns()
 
     def _grant(self, run: Run, devices: list[str]) -> None:
         """Give leases one by one."""

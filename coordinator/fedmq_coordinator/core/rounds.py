@@ -37,7 +37,7 @@ class Wait:
 Decision = OpenRound | CloseRound | Wait
 
 
-def decide(run: Run, roster: Roster, *, now: float, resumed_at: float) -> Decision:
+def decide(run: Run, roster: Roster, *, now: float, resumed_at: float, flows_until: float = 0.0) -> Decision:
     """What to do with a synchronous run now.
 
     Args:
@@ -45,6 +45,7 @@ def decide(run: Run, roster: Roster, *, now: float, resumed_at: float) -> Decisi
         roster: the devices as they are now.
         now: seconds since the epoch.
         resumed_at: when this coordinator started; waiting starts anew then.
+        flows_until: so long members may be waiting for their turn to send, and are no stragglers.
     """
     if not run.round_open:
         following = next_round(run, roster)
@@ -59,6 +60,7 @@ def decide(run: Run, roster: Roster, *, now: float, resumed_at: float) -> Decisi
         return CloseRound("all")
     begun = max(run.opened_at, resumed_at)
     soft, hard = begun + length, begun + settings.round_timeout_s
+    soft = max(soft, flows_until)
     if now >= soft and enough:
         return CloseRound("timeout" if now >= hard else "deadline")
     if now >= hard and run.accumulator.num_updates > 0:

@@ -117,6 +117,7 @@ def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> R
                 now=now,
                 resumed_at=desk.resumed_at,
             )
+            wait = "; ".join(part for part in (wait, desk.turns.words) if part)
         case _:
             wait = ""
     published = run.holds_model

@@ -12,7 +12,7 @@ from fedmq_edge_agent.core.inbox import Heard, Inbox, KeyUnknownError, StaleErro
 from fedmq_edge_agent.core.leases import HeldLease
 from fedmq_protocol.envelope import Reader
 from fedmq_protocol.errors import RemoteError
-from fedmq_protocol.limits import MAX_COUNTER
+from fedmq_protocol.limits import MAX_COUNTER, RING
 from fedmq_protocol.messages import (
     Announcement,
     Body,
@@ -22,9 +22,10 @@ from fedmq_protocol.messages import (
     Notice,
     Receipt,
     Status,
+    Turn,
 )
 from fedmq_protocol.replays import ReplayError
-from fedmq_protocol.sampling import in_cohort
+from fedmq_protocol.sampling import has_turn, in_cohort
 
 _FIRST_VERSION: Final = "/1"
 _MAX_SESSION: Final = MAX_COUNTER // 2
@@ -81,6 +82,7 @@ class Conversation:
             # Retained messages come in any order; the newest on each topic is heard once the key is known.
             if topic in {
                 self._desk.topics.announcement,
+                self._desk.topics.turn,
                 self._desk.topics.down(self._desk.device, "announcement"),
             }:
                 self._unverified[topic] = payload
@@ -102,7 +104,11 @@ class Conversation:
         match heard.body:
             case Status() as status:
                 self._on_status(status, heard.epoch, now=now)
+            case Turn() as turn:
+                mine = has_turn(turn, self._desk.device)
+                self._desk.outbox.turn(mine=mine, everybody=turn.span == RING, now=now)
             case Announcement() as announcement:
+                self._desk.outbox.announced()
                 self._desk.ledger.announced(heard.sequence)
                 self._on_announcement(announcement, now=now)
             case Lease() as lease:
@@ -158,7 +164,7 @@ class Conversation:
         assert key is not None
         self._desk.packs = False
         self._desk.ledger.new_epoch(epoch, key, now=now)
-        self._desk.outbox.send_again(now=now)
+        self._desk.outbox.new_epoch(now=now)
         self._desk.contact.introduce_again()
         self._desk.contact.expect_announcement(now=now)
 

@@ -12,7 +12,17 @@ from typing import Final
 
 from fedmq_protocol.envelope import COORDINATOR, Envelope, Reader
 from fedmq_protocol.errors import RemoteError, SignatureError
-from fedmq_protocol.messages import Announcement, Body, Credit, Lease, ModelChunk, Notice, Receipt, Status
+from fedmq_protocol.messages import (
+    Announcement,
+    Body,
+    Credit,
+    Lease,
+    ModelChunk,
+    Notice,
+    Receipt,
+    Status,
+    Turn,
+)
 from fedmq_protocol.replays import FROM_COORDINATOR, ReplayGuard
 from fedmq_protocol.signing import key_id
 from fedmq_protocol.topics import Topics
@@ -72,6 +82,7 @@ class Inbox:
         self.coordinator_key = coordinator_key
         self.epoch = epoch if coordinator_key in {None, epoch_of} else 0
         self._announced = (self.epoch, announced if self.epoch else 0)  # the newest announcement's place
+        self._turn = (0, 0)  # likewise the newest turn's
         self._replays = ReplayGuard(FROM_COORDINATOR)
 
     def open(self, topic: str, payload: bytes) -> Heard:
@@ -107,6 +118,8 @@ class Inbox:
             return "status", False
         if topic == self._topics.announcement:
             return "announcement", False
+        if topic == self._topics.turn:
+            return "turn", False
         if topic.startswith(f"{self._topics.root}/model/"):
             self._topics.parse_chunk(topic)
             return _CHUNK, True
@@ -120,7 +133,7 @@ class Inbox:
             raise KeyUnknownError("the coordinator's key is not known yet", reason="key-unknown")
         self._reader.verified(envelope, envelope.body.public_key)
         if envelope.body.public_key != self._epoch_of:
-            self.epoch, self._announced = 0, (0, 0)
+            self.epoch, self._announced, self._turn = 0, (0, 0), (0, 0)
         self._check_age(envelope)  # an echo pins nothing
         self.coordinator_key = envelope.body.public_key
 
@@ -151,3 +164,8 @@ class Inbox:
             if place < self._announced:
                 raise StaleError("an announcement older than the newest one", reason="old-announcement")
             self._announced = place
+        elif isinstance(envelope.body, Turn):
+            place = (envelope.epoch, envelope.sequence)
+            if place < self._turn:
+                raise StaleError("a turn older than the newest one", reason="old-turn")
+            self._turn = place

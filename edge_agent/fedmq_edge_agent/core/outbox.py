@@ -6,12 +6,16 @@
 An update that fits into a packet goes whole. A larger one is offered; each credit says which chunks are there and how
 many may be under way. Whatever is under way and stays without an answer begins anew after a time: duplicates do no
 harm, since the coordinator counts an update once. A PUBACK proves nothing, so nothing here waits for one.
+
+In a large fleet devices send in turns, and the coordinator says whose turn it is. Nothing is begun out of turn, unless
+no word of turns has come for so long that the coordinator may have forgotten us.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgpack
 
@@ -26,6 +30,9 @@ from fedmq_protocol.topics import Topics
 
 RESEND = Backoff(first_s=5.0, longest_s=60.0)
 MIN_CHUNK_BYTES = 1_024
+Turn = Literal["free", "mine", "waits"]
+"""Whether updates may be begun: always; one at a time; not now."""
+_SELDOM = 64  # an attempt so late that the wait is the longest
 _PLAIN_HEADER_BYTES = (
     1_024  # what PACKET_OVERHEAD_BYTES has room for besides the envelope and the MQTT header
 )
@@ -76,6 +83,10 @@ class Outbox:
         self._entries: dict[tuple[str, int], _Entry] = {}
         self._max_packet_bytes: int | None = None
         self._coordinator_online = True
+        self._turn: Turn = "free"
+        self._told_of_turns = False
+        """In the coordinator's present epoch."""
+        self._patient_until = 0.0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -156,6 +167,32 @@ class Outbox:
             entry.attempts, entry.next_send_at, entry.chunk_bytes = 0, now, None
             entry.under_way = False
 
+    def turn(self, *, mine: bool, everybody: bool, now: float) -> None:
+        """The coordinator says whose turn it is to send."""
+        self._told_of_turns = True
+        self._turn = "free" if everybody else "mine" if mine else "waits"
+        self._be_patient(now=now)
+
+    def new_epoch(self, *, now: float) -> None:
+        """The coordinator is new, and knows less than we think; if it gives turns, it does so before all else."""
+        self.send_again(now=now)
+        if self._told_of_turns:
+            self._turn, self._told_of_turns = "waits", False
+            self._be_patient(now=now)
+
+    def announced(self) -> None:
+        """An announcement came: if it was not behind a turn, there are none."""
+        if not self._told_of_turns:
+            self._turn = "free"
+
+    def _be_patient(self, *, now: float) -> None:
+        self._patient_until = now + RESEND.wait_s(_SELDOM, self._chance)
+
+    @property
+    def waits_for_turn(self) -> bool:
+        """Whether nothing is begun until the coordinator says so."""
+        return self._turn == "waits"
+
     def coordinator(self, *, online: bool, now: float) -> None:
         """The coordinator came or went. While it is away, we try seldom."""
         if online and not self._coordinator_online:
@@ -206,7 +243,13 @@ class Outbox:
         """When `poll` has something to send next."""
         if self._max_packet_bytes is None or not self._entries:
             return None
-        return min([entry.next_send_at for entry in self._entries.values() if entry.to_be_sent], default=None)
+        times = [entry.next_send_at for entry in self._entries.values() if entry.to_be_sent]
+        if self._turn != "free":  # one at a time: the oldest that is under way, or else the oldest
+            times = [
+                entry.next_send_at for entry in self._entries.values() if entry.to_be_sent and entry.under_way
+            ] or times
+        due = min(times, default=None)
+        return max(due, self._patient_until) if due is not None and self._turn == "waits" else due
 
     def poll(self, *, fits: Callable[[int, str], bool], left: int | None = None, now: float) -> list[Effect]:
         """Send what is due; what does not fit beside what is under way waits until that is settled.
@@ -218,11 +261,15 @@ class Outbox:
         """
         if self._max_packet_bytes is None or not self._entries:
             return []
+        if self._turn == "waits" and now < self._patient_until:
+            return []
         sent: list[Effect] = []
         due = [entry for entry in self._entries.values() if entry.next_send_at <= now and entry.to_be_sent]
         begun = sum(
             entry.cost for entry in self._entries.values() if entry.under_way and entry.next_send_at > now
         )
+        if self._turn != "free":
+            due = [] if begun else due[:1]
         for entry in due:
             if begun and left is not None and begun + entry.cost > left:
                 entry.under_way, entry.next_send_at = False, now + RESEND.first_s
@@ -234,7 +281,7 @@ class Outbox:
         return sent
 
     def _send(self, entry: _Entry, max_packet_bytes: int, *, now: float) -> Effect:
-        attempt = entry.attempts if self._coordinator_online else 64
+        attempt = entry.attempts if self._coordinator_online else _SELDOM
         entry.next_send_at = now + RESEND.wait_s(attempt, self._chance)
         entry.attempts += 1
         entry.under_way = True

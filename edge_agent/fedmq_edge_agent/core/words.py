@@ -140,6 +140,8 @@ def _outbox(desk: Desk, now: float) -> str:
         return ""
     due = desk.outbox.next_deadline()
     again = "" if due is None else f", sent again in {span(due - now)}"
+    if due is not None and desk.outbox.waits_for_turn:
+        again = f", waiting for credit: others have their turn (sent all the same in {span(due - now)})"
     full = "; none is trained before" if len(desk.outbox) >= desk.limits.outbox_limit else ""
     count, unwritten = len(desk.outbox), desk.outbox.num_unwritten
     if unwritten == count:

@@ -12,7 +12,7 @@ import { Delivery } from "./delivery.js";
 import { Identity } from "./identity.js";
 import { sha256 } from "./keys.js";
 import { RunState } from "./run-state.js";
-import { isSampled } from "./sampling.js";
+import { hasTurn, isEverybodys, isSampled } from "./sampling.js";
 import { chunkTopic, topicsOf } from "./topics.js";
 import { Trust } from "./trust.js";
 
@@ -52,6 +52,7 @@ export class Agent {
     this.isCoordinatorAway = false;
     this.announcement = null; // of the run that is followed
     this.catchup = null; // from there on
+    this.turn = [0, 0]; // epoch and sequence of the newest
     this.lease = null; // { run, lease, version, until }: to train for
     this.training = null; // promise
     this.keptVersion = -1;
@@ -146,7 +147,7 @@ export class Agent {
           this.enqueue(() => this.closed(link));
         },
       });
-      await Promise.race([link.subscribe([this.topics.status, this.topics.run, this.topics.down]), gone]);
+      await Promise.race([link.subscribe([this.topics.status, this.topics.turn, this.topics.run, this.topics.down]), gone]);
       await this.enqueue(() => { if (!isGone && !this.isStopping) this.opened(link); });
       if (this.link !== link) throw new Error("connection lost");
     } catch (error) {
@@ -249,6 +250,7 @@ export class Agent {
     const message = await this.trust.verify(topic, payload);
     const now = this.now();
     if (message.isNewEpoch && this.link !== null) {
+      this.delivery.newEpoch(now);
       this.sayPresence();
       this.startAfresh(now);
     }
@@ -256,6 +258,7 @@ export class Agent {
     switch (message.kind) {
       case "status": await this.hearStatus(body, message.isNewEpoch, now); break;
       case "announcement": await this.hearAnnouncement(message, now); break;
+      case "turn": this.hearTurn(message, now); break;
       case "lease": this.hearLease(body, now); break;
       case "chunk": this.hearChunk(body, message.parsed, now); break;
       case "receipt": await this.hearReceipt(body); break;
@@ -279,10 +282,20 @@ export class Agent {
     if (early !== null) await this.receive(this.topics.run, early);
   }
 
+  /** Whose turn it is to send updates, in a large fleet. */
+  hearTurn({ epoch, sequence, body }, now) {
+    const isOlder = epoch < this.turn[0] || (epoch === this.turn[0] && sequence < this.turn[1]);
+    check(!isOlder, "old-turn", `${epoch}, ${sequence}`);
+    this.turn = [epoch, sequence];
+    this.delivery.takeTurn(isEverybodys(body) ? "free" : hasTurn(body, this.device) ? "mine" : "waits", now);
+    if (this.link !== null) this.delivery.tick(now);
+  }
+
   async hearAnnouncement({ epoch, sequence, body }, now) {
     const { announced } = this.state;
     const isOlder = epoch < announced.epoch || (epoch === announced.epoch && sequence < announced.sequence);
     check(!isOlder, "old-announcement", `${epoch}, ${sequence}`);
+    this.delivery.announced();
     this.helloAt = now + SILENCE_S;
     await this.state.keepAnnounced(epoch, sequence);
     if (body.state !== "running") {

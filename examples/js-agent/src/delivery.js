@@ -7,6 +7,7 @@ import { check } from "./errors.js";
 const PACKET = 131072;
 const ROOM = 2048; // for everything in a packet but a chunk's data
 const SMALLEST_CHUNK = 1024;
+const PATIENCE_S = 60;
 
 export class Delivery {
   /** `say(kind, body)` publishes; `packetLimit()` is the broker's; `traffic()` as in the header. */
@@ -14,6 +15,9 @@ export class Delivery {
     Object.assign(this, { say, packetLimit, traffic });
     this.sending = new Map(); // counter -> { entry, due, backoff, chunkBytes, underWay }
     this.seldom = false; // while the coordinator is away
+    this.turn = "free"; // or "mine": one update at a time; or "waits": none is begun
+    this.knowsTurns = false; // whether the coordinator has spoken of turns, in its present epoch
+    this.patientUntil = 0; // without a word of turns until then, we send all the same
   }
 
   add(counter, entry, now) {
@@ -33,13 +37,31 @@ export class Delivery {
     for (const item of this.sending.values()) {
       item.backoff.reset();
       item.due = now;
+      item.sent = false;
       item.chunkBytes = null; // credits for earlier offers are ignored
     }
   }
 
+  /** The coordinator says whether we may send. */
+  takeTurn(turn, now) {
+    Object.assign(this, { turn, knowsTurns: true, patientUntil: now + PATIENCE_S });
+  }
+
+  /** Who has heard of turns waits for the new coordinator's, which come before its announcement. */
+  newEpoch(now) {
+    if (this.knowsTurns) Object.assign(this, { turn: "waits", knowsTurns: false, patientUntil: now + PATIENCE_S });
+  }
+
+  announced() {
+    if (!this.knowsTurns) this.turn = "free";
+  }
+
   tick(now) {
+    if (this.turn === "waits" && now < this.patientUntil) return;
     for (const item of this.sending.values()) {
+      if (this.turn !== "free" && [...this.sending.values()].some(({ sent, due }) => sent && now < due)) return;
       if (now < item.due) continue;
+      item.sent = true;
       item.due = now + item.backoff.next(this.seldom);
       this.send(item);
     }

@@ -21,7 +21,7 @@ function kindFor(parsed, device) {
 export function readFromCoordinator({ federation, device, key }, topic, packet) {
   const parsed = parseTopic(federation, topic);
   const expected = kindFor(parsed, device);
-  check(["status", "announcement", "chunk", "lease", "receipt", "credit", "notice"].includes(expected), "unknown-topic", topic);
+  check(["status", "announcement", "turn", "chunk", "lease", "receipt", "credit", "notice"].includes(expected), "unknown-topic", topic);
   const opened = open(packet);
   const { kind, sender, epoch, sequence } = opened;
   check(kind in BODIES, "unknown-kind", kind);

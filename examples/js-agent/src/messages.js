@@ -122,6 +122,7 @@ export const BODIES = {
     evaluate: [bool, false],
     seed: [counter, 0],
   }),
+  turn: struct({ start: [int(0, 2 ** 32 - 1), REQUIRED], span: [int(0, 2 ** 32), REQUIRED] }),
   chunk: struct(
     {
       run: [id, REQUIRED],

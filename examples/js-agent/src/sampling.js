@@ -1,4 +1,4 @@
-// A cohort that is a rule: who takes part in a round.
+// A cohort that is a rule: who takes part in a round. And whose turn it is to send.
 
 import { concat, utf8 } from "./bytes.js";
 import { sha256 } from "./keys.js";
@@ -13,3 +13,17 @@ export function drawOf(seed, round, device) {
 
 /** Whether a device takes part in a round. */
 export const isSampled = (seed, round, device, rate) => drawOf(seed, round, device) < rate;
+
+const RING = 2 ** 32;
+
+/** Where a device stands on the ring of turns: the first 4 bytes of SHA-256(device). */
+export function placeOf(device) {
+  const digest = sha256(utf8(device));
+  return new DataView(digest.buffer, digest.byteOffset).getUint32(0);
+}
+
+/** Whether the arc of a `turn` is all of the ring. */
+export const isEverybodys = ({ span }) => span === RING;
+
+/** Whether a device may send updates. */
+export const hasTurn = ({ start, span }, device) => (placeOf(device) - start + RING) % RING < span;

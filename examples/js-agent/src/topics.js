@@ -23,6 +23,7 @@ export function topicsOf(federation, device) {
   return {
     status: `${root}coordinator/status`,
     run: `${root}coordinator/run`,
+    turn: `${root}coordinator/turn`,
     presence: `${root}dev/${device}/presence`,
     up: (kind) => `${root}dev/${device}/up/${kind}`,
     down: `${root}dev/${device}/down/+`,
@@ -48,6 +49,7 @@ function readChunk([run, version, name, ...more]) {
 function readRest(rest) {
   if (rest === "coordinator/status") return { what: "status" };
   if (rest === "coordinator/run") return { what: "announcement" };
+  if (rest === "coordinator/turn") return { what: "turn" };
   const [first, ...parts] = rest.split("/");
   if (first === "dev") return readDevice(parts);
   return first === "model" ? readChunk(parts) : null;

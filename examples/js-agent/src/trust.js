@@ -7,7 +7,7 @@ import { pack, unpack } from "./msgpack.js";
 
 const REMEMBERED = 65536; // how far back; the coordinator's numbers go to other devices, too
 const RECORD = "coordinator";
-const RETAINED = new Set(["status", "announcement", "chunk"]); // these come again, and have rules of their own
+const RETAINED = new Set(["status", "announcement", "turn", "chunk"]); // these come again, and have rules of their own
 
 /** Each pair of epoch and sequence once, as far as `window` back from the highest sequence. */
 export class Replays {

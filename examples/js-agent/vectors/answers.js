@@ -11,7 +11,7 @@ import { subtractSent } from "../src/feedback.js";
 import { bytesFromFloats, floatsFromBytes } from "../src/float32.js";
 import { readFromCoordinator, readFromDevice } from "../src/incoming.js";
 import { keyIdOf, publicKeyOf, sha256, sign } from "../src/keys.js";
-import { drawOf, isSampled } from "../src/sampling.js";
+import { drawOf, hasTurn, isSampled, placeOf } from "../src/sampling.js";
 import { Schema } from "../src/schema.js";
 import { chunkTopic, isName, parseTopic } from "../src/topics.js";
 import { Replays } from "../src/trust.js";
@@ -75,6 +75,7 @@ const ANSWERS = {
     fraction: drawOf(unhex(seed), round, device),
     member: isSampled(unhex(seed), round, device, rate),
   }),
+  turn: ({ start, span, device }) => ({ place: placeOf(device), mine: hasTurn({ start, span }, device) }),
   split: ({ data, chunk_bytes: chunkBytes }) => {
     const bytes = unhex(data);
     return { size: bytes.length, sha256: hex(sha256(bytes)), chunks: split(bytes, chunkBytes).map(hex) };

@@ -19,6 +19,7 @@ from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.core.progress import LARGE_MODEL
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.settings import RunSettings
+from fedmq_coordinator.core.turns import MAX_UNDER_WAY, Turns
 from fedmq_protocol.chunks import blob_ref
 from fedmq_protocol.codecs import CodecSpec, encode_update
 from fedmq_protocol.envelope import Sealer
@@ -60,6 +61,7 @@ class World:
     """The core, what it journaled and sent, and the time. What it wants made aside waits in `aside`."""
 
     aside_from: int = LARGE_MODEL
+    max_under_way: int = MAX_UNDER_WAY
     core: Coordinator = field(init=False)
     now: float = 1_000_000.0
     journal: list[tuple[str, bytes]] = field(default_factory=list)
@@ -68,9 +70,12 @@ class World:
     aside: list[do.Prepare] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.core = Coordinator(federation="home", aside_from=self.aside_from)
+        self.core = Coordinator(federation="home", aside_from=self.aside_from, turns=self.turns())
         self.tell(e.CoordinatorStarted(epoch=1))
         self.tell(e.BrokerConnected())
+
+    def turns(self) -> Turns:
+        return Turns(max_under_way=self.max_under_way)
 
     def tell(self, event: e.Event) -> list[do.Effect]:
         """Hand an event to the core; journal what it records, as the shell does."""
@@ -203,7 +208,7 @@ class World:
 
     def replayed(self) -> Coordinator:
         """A new core that knows the journal alone."""
-        core = Coordinator(federation="home", aside_from=self.aside_from)
+        core = Coordinator(federation="home", aside_from=self.aside_from, turns=self.turns())
         core.state.replay(self.facts)
         return core
 

@@ -148,3 +148,71 @@ def outbox_cost(size: int) -> int:
 
 def counters(effects: list[Effect]) -> list[int]:
     return [effect.header.counter for effect in effects if isinstance(effect, SendUpdate)]
+
+
+def with_updates(count: int) -> Outbox:
+    outbox, first = make(5_000)
+    for counter in range(4, 3 + count):
+        header = first.header.model_copy(update={"counter": counter})
+        outbox.add(PendingUpdate(header=header, file=f"update-{counter}.bin"), from_before=True, now=0.0)
+    return outbox
+
+
+def test_out_of_turn_nothing_is_begun_until_a_long_silence() -> None:
+    outbox = with_updates(2)
+    outbox.turn(mine=False, everybody=False, now=0.0)
+    assert outbox.waits_for_turn
+    assert outbox.next_deadline() == 60.0
+    outbox.turn(mine=False, everybody=False, now=50.0)  # the coordinator has not forgotten us
+    assert counters(outbox.poll(fits=anything, now=60.0)) == []
+    assert outbox.next_deadline() == 110.0
+    assert counters(outbox.poll(fits=anything, now=110.0)) == [3]  # and no more than one
+    assert outbox.next_deadline() == 115.0
+
+
+def test_in_its_turn_a_device_sends_one_update_after_the_other() -> None:
+    outbox = with_updates(3)
+    outbox.turn(mine=True, everybody=False, now=0.0)
+    assert counters(outbox.poll(fits=anything, now=0.0)) == [3]
+    assert counters(outbox.poll(fits=anything, now=1.0)) == []
+    outbox.remove("r1", 3)
+    assert outbox.next_deadline() == 0.0
+    assert counters(outbox.poll(fits=anything, now=1.0)) == [4]
+    outbox.turn(mine=False, everybody=False, now=1.5)
+    assert counters(outbox.poll(fits=anything, now=6.0)) == []  # what is due again waits for a turn, too
+    outbox.turn(mine=True, everybody=True, now=7.0)
+    assert counters(outbox.poll(fits=anything, now=7.0)) == [4, 5]
+
+
+def test_who_has_heard_of_turns_waits_for_those_of_a_new_epoch() -> None:
+    outbox = with_updates(2)
+    outbox.turn(mine=True, everybody=True, now=0.0)
+    outbox.new_epoch(now=1.0)
+    assert counters(outbox.poll(fits=anything, now=1.0)) == []
+    outbox.turn(mine=True, everybody=False, now=2.0)
+    outbox.announced()
+    assert counters(outbox.poll(fits=anything, now=2.0)) == [3]
+
+
+def test_an_announcement_of_a_new_epoch_without_a_turn_before_it_ends_the_waiting() -> None:
+    outbox = with_updates(2)
+    outbox.turn(mine=False, everybody=False, now=0.0)
+    outbox.new_epoch(now=1.0)
+    outbox.announced()
+    assert counters(outbox.poll(fits=anything, now=1.0)) == [3, 4]
+
+
+def test_who_has_never_heard_of_turns_sends_at_once_at_a_new_epoch() -> None:
+    outbox = with_updates(2)
+    outbox.new_epoch(now=1.0)
+    assert counters(outbox.poll(fits=anything, now=1.0)) == [3, 4]
+
+
+def test_chunks_go_on_out_of_turn_and_offers_do_not() -> None:
+    outbox, pending = make(50_000)
+    outbox.turn(mine=True, everybody=False, now=0.0)
+    outbox.poll(fits=anything, now=0.0)
+    outbox.turn(mine=False, everybody=False, now=0.1)
+    assembly = Assembly(pending.header.payload, CHUNK)
+    assert chunks(outbox.credit(credit(assembly, 2), now=0.2)) == [0, 1]
+    assert outbox.poll(fits=anything, now=30.0) == []

@@ -33,9 +33,9 @@ from fedmq_protocol.codecs import (
 from fedmq_protocol.codecs.grid_model import LOGS, POWERS
 from fedmq_protocol.envelope import COORDINATOR, Envelope, Reader, open_envelope
 from fedmq_protocol.errors import RemoteError, UsageError
-from fedmq_protocol.messages import BlobRef
+from fedmq_protocol.messages import BlobRef, Turn
 from fedmq_protocol.replays import ReplayError, ReplayGuard
-from fedmq_protocol.sampling import sample
+from fedmq_protocol.sampling import has_turn, place, sample
 from fedmq_protocol.schema import TensorSchema
 from fedmq_protocol.signing import SigningKey, key_id
 from fedmq_protocol.topics import Topics, check_id
@@ -56,6 +56,8 @@ def _topic(given: Plain) -> Plain:
         return {"what": "status"}
     if topic == topics.announcement:
         return {"what": "announcement"}
+    if topic == topics.turn:
+        return {"what": "turn"}
     if topic.startswith(f"{topics.root}/model/"):
         chunk = topics.parse_chunk(topic)
         return {
@@ -140,6 +142,11 @@ def _describe(given: Plain) -> Plain:
 def _sample(given: Plain) -> Plain:
     fraction = sample(bytes.fromhex(given["seed"]), given["round"], given["device"])
     return {"fraction": fraction, "member": fraction < given["rate"]}
+
+
+def _turn(given: Plain) -> Plain:
+    turn, device = Turn(start=given["start"], span=given["span"]), given["device"]
+    return {"place": place(device), "mine": has_turn(turn, device)}
 
 
 def _split(given: Plain) -> Plain:
@@ -246,6 +253,7 @@ QUESTIONS: Final[dict[str, Callable[[Plain], Plain]]] = {
     "replays": _replays,
     "schema": _describe,
     "sample": _sample,
+    "turn": _turn,
     "split": _split,
     "assemble": _assemble,
     "chain": _chain,

@@ -24,6 +24,7 @@ from fedmq_protocol.messages import (
     Status,
     TaskRef,
     TrainSettings,
+    Turn,
     Update,
     UpdateHeader,
     UploadChunk,
@@ -222,5 +223,7 @@ BODIES: Final[list[tuple[str, str, Body, bool]]] = [
         True,
     ),
     ("get", _TOPICS.up(DEVICE, "get"), Get(run="r-1", version=1, blob="snapshot", index=0), True),
+    ("turn: some", _TOPICS.turn, Turn(start=4_000_000_000, span=1_000_000_000), False),
+    ("turn: everybody", _TOPICS.turn, Turn(start=0, span=2**32), False),
 ]
 """Name, topic, body, and whether the device says it."""

@@ -19,7 +19,10 @@ FILES: Final[dict[str, tuple[str, Callable[[], list[Case]]]]] = {
     "envelopes.json": ("Packets that are wrong, and strange ones that are not.", wire_cases.envelope_cases),
     "replays.json": ("Packets that come again.", wire_cases.replay_cases),
     "schemas.json": ("Tensor schemas and their hashes.", model_cases.schema_cases),
-    "sampling.json": ("The rule by which devices are sampled.", model_cases.sampling_cases),
+    "sampling.json": (
+        "The rule by which devices are sampled, and whose turn it is.",
+        model_cases.sampling_cases,
+    ),
     "chunks.json": ("Blobs cut into chunks and put together.", model_cases.chunk_cases),
     "chain.json": ("Chained hashes of versions.", model_cases.chain_cases),
     "grid.json": ("Index sets in the grid code, and its tables.", grid_cases.grid_cases),

@@ -21,7 +21,9 @@ from fedmq_protocol.codecs import (
     requantise,
 )
 from fedmq_protocol.errors import RemoteError
-from fedmq_protocol.sampling import sample
+from fedmq_protocol.limits import RING
+from fedmq_protocol.messages import Turn
+from fedmq_protocol.sampling import has_turn, place, sample
 from fedmq_protocol.schema import TensorEntry, TensorSchema
 from tests.protocol.codecs.make_vectors import wave
 from tests.protocol.vectors.form import Case, Plain, Vector, entries, floats, raised
@@ -96,7 +98,32 @@ def sampling_cases() -> list[Case]:
         given = {"seed": _SEED.hex(), "round": number, "device": device, "rate": rate}
         gives = {"fraction": fraction, "member": fraction < rate}
         cases.append(Case(f"{device}, round {number}, rate {rate}", "sample", given, gives))
-    return cases
+    return [*cases, *_turn_cases()]
+
+
+def _turn_cases() -> list[Case]:
+    """Arcs that begin and end at a device, wrap around, are empty, and are the whole ring."""
+    here = place("dev-1")
+    asked = [
+        ("dev-1", 0, RING),
+        ("dev-1", here, 1),
+        ("dev-1", here, 0),
+        ("dev-1", 0, here),
+        ("dev-1", 0, here + 1),
+        ("dev-1", (here + 1) % RING, RING - 1),
+        ("dev-1", (here + 1) % RING, RING),
+        ("dev-2", RING - 1, RING // 2),
+        ("a", RING // 2, RING // 2),
+    ]
+    return [
+        Case(
+            f"{device}, an arc of {span} from {start}",
+            "turn",
+            {"start": start, "span": span, "device": device},
+            {"place": place(device), "mine": has_turn(Turn(start=start, span=span), device)},
+        )
+        for device, start, span in asked
+    ]
 
 
 def chunk_cases() -> list[Case]:

@@ -139,6 +139,14 @@ def test_values_decode_as_the_page_says(case: dict[str, Any]) -> None:
         assert int(digits, 2).to_bytes(len(digits) // 8, "big") == body[head:]
 
 
+@pytest.mark.parametrize("case", cases("sampling", "turn"), ids=named)
+def test_turns_follow_from_sha256(case: dict[str, Any]) -> None:
+    given = case["given"]
+    where = struct.unpack(">L", hashlib.sha256(given["device"].encode()).digest()[:4])[0]
+    arc = range(given["start"], given["start"] + given["span"])
+    assert case["gives"] == {"place": where, "mine": where in arc or where + 2**32 in arc}
+
+
 @pytest.mark.parametrize("case", cases("sampling", "sample"), ids=named)
 def test_sampling_follows_from_sha256(case: dict[str, Any]) -> None:
     given = case["given"]

@@ -44,6 +44,7 @@ def topic_cases() -> list[Case]:
     good = [
         case(f"{ROOT}/coordinator/status", what="status"),
         case(f"{ROOT}/coordinator/run", what="announcement"),
+        case(f"{ROOT}/coordinator/turn", what="turn"),
         case(f"{ROOT}/dev/dev-1/presence", what="presence", device="dev-1"),
         case(f"{ROOT}/dev/a.b_c-9/presence", what="presence", device="a.b_c-9"),
         *[case(f"{ROOT}/dev/7/up/{kind}", what="up", device="7", kind=kind) for kind in up],
