@@ -183,9 +183,9 @@ def test_who_waits_for_its_turn_is_no_straggler_and_who_is_silent_is_one() -> No
             fleet.take()
         fleet.send()
     assert fleet.run.num_accepted == fleet.size - len(silent)
-    assert fleet.run.state == "active"
+    assert not fleet.run.over
     fleet.world.pass_time(20.0)
-    assert fleet.run.state == "finished"
+    assert fleet.run.over
 
 
 def test_who_leaves_makes_room() -> None:
