@@ -99,6 +99,12 @@ class CoordinatorTable(BaseModel):
         default="127.0.0.1:8470", description="host:port of the HTTP API; port 0: any free one."
     )
     key_file: Path | None = Field(default=None, description="The signing key; default: <state_dir>/key.")
+    updates_under_way: int = Field(
+        default=400,
+        ge=1,
+        description="Where more devices are at work, their updates are admitted in turns, so many at once. A broker that "
+        "queues Q messages for a client has room for (Q - 200) / 2.",
+    )
     keep_versions_days: Annotated[float, Field(ge=0)] = Field(
         default=90.0,
         description="So long any published version can be exported, then a run's newest and best; inf: for ever.",

@@ -80,6 +80,7 @@ def start(
             "database": table.database_settings(),
             "listen": table.listen,
             "key_file": table.key_file,
+            "updates_under_way": table.updates_under_way,
             "retention": {
                 "versions_days": table.keep_versions_days,
                 "updates_days": table.keep_updates_days,

@@ -33,7 +33,13 @@ PLAIN = st.lists(st.sampled_from(["a", "b", "$x", ""]), min_size=1, max_size=4).
 def test_a_device_may_do_this_and_nothing_else() -> None:
     root = "fedmq/v1/home"
     said = {(rule.action, rule.filter.removeprefix(root)) for rule in rules(TOPICS, "dev-1")}
-    read = ["/coordinator/status", "/coordinator/run", "/model/+/+/+", "/dev/dev-1/down/+"]
+    read = [
+        "/coordinator/status",
+        "/coordinator/run",
+        "/coordinator/turn",
+        "/model/+/+/+",
+        "/dev/dev-1/down/+",
+    ]
     spoken = ["/dev/dev-1/presence", *(f"/dev/dev-1/up/{kind}" for kind in get_args(UpKind))]
     assert said == {(action, each) for each in read for action in ("subscribe", "receive")} | {
         ("publish", each) for each in spoken

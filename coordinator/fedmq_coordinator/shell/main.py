@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from fedmq_coordinator.core.machine import Coordinator
+from fedmq_coordinator.core.turns import Turns
 from fedmq_coordinator.shell.api import make_app
 from fedmq_coordinator.shell.api_server import ApiServer, bind, load_or_create_token
 from fedmq_coordinator.shell.backup import EPOCHS_AHEAD
@@ -103,7 +104,8 @@ async def _run_once(
             _log.warning("%s is not read: the journal is %s, as `database` says", beside, journal.name)
         shelf = StoreShelf(journal, settings.state_dir)
         found = await asyncio.to_thread(resume, journal)
-        core = Coordinator(federation=settings.federation, shelf=shelf, state=found.state)
+        turns = Turns(max_under_way=settings.updates_under_way)
+        core = Coordinator(federation=settings.federation, shelf=shelf, state=found.state, turns=turns)
         clock = Clock(not_before=journal.last_at or 0.0)
         resumed = _resumed(core, journal, found)
         _warn_of_another_journal(settings, journal)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, SecretStr, field
 
 from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.core.settings import RunSettings
+from fedmq_coordinator.core.turns import MAX_UNDER_WAY
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.topics import ID_PATTERN
 
@@ -58,6 +59,8 @@ class CoordinatorSettings(BaseModel):
     """host:port of the HTTP API; port 0 takes any free one, which `<state_dir>/api.json` then names."""
     key_file: Path | None = None
     """The key that signs what the coordinator says; default `<state_dir>/key`, made at the first start."""
+    updates_under_way: Annotated[int, Field(ge=1)] = MAX_UNDER_WAY
+    """Where more devices are at work, their updates are admitted in turns, so many at once."""
     retention: RetentionSettings = RetentionSettings()
     """For how long what nothing needs is kept in the journal."""
     run: RunSettings = RunSettings()
