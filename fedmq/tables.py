@@ -102,8 +102,8 @@ class CoordinatorTable(BaseModel):
     updates_under_way: int = Field(
         default=400,
         ge=1,
-        description="Where more devices are at work, their updates are admitted in turns, so many at once. A broker that "
-        "queues Q messages for a client has room for (Q - 200) / 2.",
+        description="Where more devices are at work, their updates are admitted in turns, so many at once. A broker "
+        "that queues Q messages for a client has room for (Q - 200) / 2.",
     )
     keep_versions_days: Annotated[float, Field(ge=0)] = Field(
         default=90.0,
