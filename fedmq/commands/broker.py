@@ -14,6 +14,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "Run the federation's own Mosquitto, or a broker for trying out.",
     ),
     "check": ("fedmq.commands.broker_check:check", "Say what is wrong with a mosquitto.conf, line by line."),
+    "monitor": ("fedmq.commands.monitor:monitor", "Broker and federation on one screen, live."),
     "exporter": ("fedmq.commands.exporter:exporter", "Broker and federation as Prometheus metrics."),
 }
 """Each verb: where it is, and its line in `fedmq broker --help`."""
