@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -23,7 +24,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -31,10 +31,11 @@ from typing import Any, Final
 from benchmarks import floods_stage
 from benchmarks.figures import machine
 from benchmarks.flooder import ATTACKS
-from fedmq_coordinator.shell.client import ApiClient
+from fedmq_coordinator.shell.client import Client
 
 _MB: Final = 2**20
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
+_WARM_UP: Final = 8
 _BURN: Final = "while True: pass"
 
 
@@ -73,7 +74,7 @@ class Rounds:
     def between(self, start: float, end: float) -> list[float]:
         """Of the rounds that ended in that time; one that does not end counts by its length so far."""
         ends = [at for at in self.began if at <= end]
-        found = [later - at for at, later in zip(ends, ends[1:], strict=False) if later > start]
+        found = [later - at for at, later in itertools.pairwise(ends) if later > start]
         if ends and end - ends[-1] > 2 * max(found, default=1.0):
             found.append(end - ends[-1])
         return found
@@ -100,16 +101,34 @@ class Stage:
         command = [sys.executable, __file__, "--child", name, str(self.place.root), str(self.place.port)]
         return subprocess.Popen(command, text=True, **options)  # noqa: S603  # this program
 
+    def warm_up(self, root: Path) -> None:
+        """Wait for some rounds."""
+        give_up_at = time.monotonic() + 30
+        while len(self.rounds.began) < _WARM_UP:
+            if time.monotonic() > give_up_at:
+                raise SystemExit(f"no rounds:\n{(root / 'log').read_text()[-3_000:]}")
+            time.sleep(0.1)
+
     def turn(self, kind: str, attack: str) -> Turn:
         """Some seconds, with something beside them."""
         beside: subprocess.Popen[str] | None = None
         command = {
             "burn": [sys.executable, "-c", _BURN],
-            "flood": [sys.executable, "-m", "benchmarks.flooder", attack, str(self.place.root), str(self.place.port)],
+            "flood": [
+                sys.executable,
+                "-m",
+                "benchmarks.flooder",
+                attack,
+                str(self.place.root),
+                str(self.place.port),
+            ],
         }.get(kind)
         if command is not None:
             beside = subprocess.Popen(  # noqa: S603  # this program's other half
-                ["nice", "-n", "19", *command], text=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+                ["/usr/bin/nice", "-n", str(self.options.nice), *command],
+                text=True,
+                stdout=subprocess.PIPE,
+                cwd=Path(__file__).parents[1],
             )
             time.sleep(0.5)  # its start is nobody's round
         cpu = {name: cpu_s(pid) for name, pid in self.pids.items()}
@@ -145,10 +164,14 @@ def begin_run(state_dir: Path) -> None:
         time.sleep(0.05)
     settings = {
         "rounds": 10**6,
-        "compression": {"density": floods_stage.DENSITY, "down_density": floods_stage.DENSITY, "start": "snapshot"},
+        "compression": {
+            "density": floods_stage.DENSITY,
+            "down_density": floods_stage.DENSITY,
+            "start": "snapshot",
+        },
         "selection": {"min_available_devices": floods_stage.DEVICES},
     }
-    with ApiClient(state_dir) as client:
+    with Client(state_dir) as client:
         client.start_run("flooded.py", name="r", settings=settings)
 
 
@@ -168,16 +191,22 @@ def measure(attack: str, options: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.dir)))
         stage = Stage(root, stack, options)
-        while len(stage.rounds.began) < 8:
-            time.sleep(0.1)
+        stage.warm_up(root)
         kinds = ["peace", "burn", "flood"] * options.turns
         turns = [stage.turn(kind, attack) for kind in kinds]
-        with ApiClient(root / "coordinator") as client:
+        with Client(root / "coordinator") as client:
             status = client.status()
         log = (root / "log").read_text()
-    found = {kind: summary([turn for turn in turns if turn.kind == kind]) for kind in ("peace", "burn", "flood")}
+    found = {
+        kind: summary([turn for turn in turns if turn.kind == kind]) for kind in ("peace", "burn", "flood")
+    }
     told = {device.device: device.problem for device in status.devices if device.problem}
-    result = {"attack": attack, "turns": found, "told": told, "log": log.splitlines()[:20]}
+    result = {
+        "attack": attack,
+        "turns": found,
+        "told": told,
+        "log": [line for line in log.splitlines() if "floods" in line][:6],
+    }
     print_result(result)
     return result
 
@@ -191,9 +220,7 @@ def summary(turns: list[Turn]) -> dict[str, Any]:
         "median_s": statistics.median(rounds) if rounds else None,
         "worst_s": max(rounds, default=None),
         "cpu": {name: sum(turn.cpu_s[name] for turn in turns) / seconds for name in turns[0].cpu_s},
-        "resident_mb": {
-            name: max(turn.resident[name] for turn in turns) / _MB for name in turns[0].resident
-        },
+        "resident_mb": {name: max(turn.resident[name] for turn in turns) / _MB for name in turns[0].resident},
         "flooder": turns[-1].flooder,
     }
 
@@ -204,15 +231,17 @@ def print_result(result: dict[str, Any]) -> None:
     print(f"\n{result['attack']}")
     for kind, found in result["turns"].items():
         cpu = "  ".join(f"{name} {100 * share:3.0f} %" for name, share in found["cpu"].items())
-        memory = "  ".join(f"{name} {found['resident_mb'][name]:.0f} MB" for name in ("broker", "coordinator"))
+        memory = "  ".join(
+            f"{name} {found['resident_mb'][name]:.0f} MB" for name in ("broker", "coordinator")
+        )
         median, worst = found["median_s"] or float("nan"), found["worst_s"] or float("nan")
         print(
-            f"  {kind:6} {found['rounds']:4} rounds, median {median:6.3f} s ({median / peace:5.2f}), worst {worst:6.2f} s"
-            f" | {cpu} | {memory} {found['flooder']}",
+            f"  {kind:6} {found['rounds']:4} rounds, median {median:6.3f} s ({median / peace:5.2f}), "
+            f"worst {worst:6.2f} s | {cpu} | {memory} {found['flooder']}",
             flush=True,
         )
-    for device, problem in result["told"].items():
-        print(f"  told: {device} {problem}", flush=True)
+    for line in [f"{device} {problem}" for device, problem in result["told"].items()] + result["log"]:
+        print(f"  told: {line}", flush=True)
 
 
 def main() -> None:
@@ -221,8 +250,11 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(ATTACKS))
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=8.0, help="of a turn")
+    parser.add_argument("--nice", type=int, default=19, help="of the flooder, and of who burns as much")
     parser.add_argument("--rest", type=float, default=3.0, help="seconds after a turn that was no peace")
-    parser.add_argument("--dir", type=Path, default=None, help="for the files; a RAM disk leaves the disk out of it")
+    parser.add_argument(
+        "--dir", type=Path, default=None, help="for the files; a RAM disk leaves the disk out of it"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=3, metavar=("NAME", "ROOT", "PORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -45,12 +45,15 @@ PARAMETERS: Final = 300_000
 DENSITY: Final = 0.01
 FLOODER: Final = "flooder"
 TRAIN_S: Final = 0.25
-SCHEMA: Final = TensorSchema(entries=(TensorEntry(name="w", shape=(PARAMETERS,), dtype="float32", role="parameter"),))
+SCHEMA: Final = TensorSchema(
+    entries=(TensorEntry(name="w", shape=(PARAMETERS,), dtype="float32", role="parameter"),)
+)
 
 Vector = NDArray[np.float32]
 
 
 def device_name(number: int) -> str:
+    """Of a device that does no harm."""
     return f"dev-{number}"
 
 
@@ -113,7 +116,7 @@ def mosquitto(place: Place) -> Iterator[subprocess.Popen[bytes]]:
     assert program is not None, "mosquitto is not installed"
     files = place.site.mosquitto
     with files.log.open("ab") as log:
-        process = subprocess.Popen([program, "-c", files.configuration.name], cwd=files.folder, stderr=log)
+        process = subprocess.Popen([program, "-c", files.configuration.name], cwd=files.folder, stderr=log)  # noqa: S603
     try:
         yield process
     finally:
@@ -170,15 +173,22 @@ async def be_coordinator(place: Place) -> None:
 class _Trainer:
     """A trainer child of no process: its updates are one and the same, and take a fixed time."""
 
+    pid = 0
+
     def __init__(self, payload: bytes, note: _Notes) -> None:
         self._payload = payload
         self._note = note
 
-    async def call(self, op: str, *, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401, ARG002, ASYNC109
+    async def call(self, op: str, *, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401, ARG002
         match op:
             case "open":
                 schema = {"name": "flooded", "version": "1", "schema_hash": SCHEMA.hash}
-                return {**schema, "num_examples": 10, "codecs": ["topk-log4"], "num_test_examples": 0}
+                return {
+                    **schema,
+                    "num_examples": 10,
+                    "codecs": ["topk-log4", "int8", "float32"],
+                    "num_test_examples": 0,
+                }
             case "train":
                 self._note.began(arguments["base_version"])
                 await asyncio.sleep(TRAIN_S)

@@ -20,7 +20,7 @@ from fedmq_coordinator.core.uploads import Uploads
 from fedmq_protocol.codecs import versioned
 from fedmq_protocol.codecs.seeded import NAME as SEEDED
 from fedmq_protocol.errors import RemoteError
-from fedmq_protocol.limits import RECEIPT_DIGEST_BYTES
+from fedmq_protocol.limits import MAX_COUNTER, RECEIPT_DIGEST_BYTES
 from fedmq_protocol.messages import (
     Get,
     Hello,
@@ -110,7 +110,7 @@ class Conversation:
         return self._gate.next_end()
 
     def end_floods(self) -> None:
-        """Hear devices again that are quiet."""
+        """Hear devices again that are quiet; say once more which are not."""
         for name, flood in self._gate.ended(now=self._desk.now):
             device = self._desk.state.devices.get(name)
             self._desk.note("info", f"{name} floods no more: {flood}", device=name, reason="flood")
@@ -119,27 +119,44 @@ class Conversation:
                 self._desk.roster.touch(name)
             if flood.presence is not None and flood.presence.payload:
                 self._hear(flood.presence)
+            if device is not None and device.online:
+                self._ask_anew(device)
+        for name, flood in self._gate.untold(now=self._desk.now):
+            self._tell_of_flood(name, flood)
+
+    def _ask_anew(self, device: Device) -> None:
+        """It may be there or long gone: who put it out did so without its last will. If it is there, it comes again."""
+        device.online, device.since, device.gone_by = False, self._desk.now, "its flood"
+        self._desk.roster.touch(device.id)
+        least = min(max(device.session, device.replays.epoch) + 1, MAX_COUNTER)
+        detail = f"this device flooded the coordinator, and is believed from session {least} on"
+        notice = Notice(code="flood", detail=detail, session=least)
+        self._desk.send(self._desk.topics.down(device.id, "notice"), notice)
 
     def _flooded(self, name: str, flood: Flood) -> None:
         """Nothing is read of this device from now on: nobody waits for it, and the operator is told."""
         self.rejections["flood"] = self.rejections.get("flood", 0) + 1
-        detail = f"floods the coordinator ({flood}): nothing of it is read until it is quiet"
-        self._desk.note("error", f"{name} {detail}", device=name, reason="flood")
+        self._tell_of_flood(name, flood)
         device = self._desk.state.devices.get(name)
         if device is None:
             return
         device.refuse("flood")
-        device.flood = detail
         self._desk.roster.touch(name)
-        self._desk.send(
-            self._desk.topics.down(name, "notice"), Notice(code="flood", detail=f"this device {detail}")
-        )
         run = self._desk.state.active
         held = None if run is None else run.leases.get(name)
         if run is not None and held is not None:
             self._desk.record(
                 f.LeaseReturned(at=self._desk.now, run=run.id, device=name, lease=held.lease, why="flood")
             )
+
+    def _tell_of_flood(self, name: str, flood: Flood) -> None:
+        """Tell the operator, the device, and whoever may cut it off, who listens to what devices are told."""
+        detail = f"floods the coordinator ({flood}): nothing of it is read until it is quiet"
+        self._desk.note("error", f"{name} {detail}", device=name, reason="flood")
+        if name in self._desk.state.devices:
+            self._desk.state.devices[name].flood = detail
+        notice = Notice(code="flood", detail=f"this device {detail}"[:1024])
+        self._desk.send(self._desk.topics.down(name, "notice"), notice)
 
     def _hear(self, event: e.PacketArrived) -> None:
         try:

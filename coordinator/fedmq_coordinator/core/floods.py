@@ -59,10 +59,12 @@ class Flood:
         messages: dropped so far.
         payload_bytes: of those.
         presence: the last that was dropped.
+        told_at: when the operator was last told.
     """
 
     since: float
     last_at: float
+    told_at: float = 0.0
     messages: int = 0
     payload_bytes: int = 0
     presence: PacketArrived | None = None
@@ -139,6 +141,7 @@ class Floodgate:
         if account.over.messages < limits.messages and account.over.payload_bytes < limits.payload_bytes:
             return "dropped"
         self.floods[device] = account.over
+        account.over.told_at = now
         del self._accounts[device]
         return "flood"
 
@@ -156,16 +159,23 @@ class Floodgate:
             account.messages = max(0.0, account.messages - messages)
 
     def next_end(self) -> float | None:
-        """When the first of the floods may be over."""
+        """When the first of the floods may be over, or should be told of again."""
         if not self.floods:
             return None
-        return min(flood.last_at for flood in self.floods.values()) + self.limits.quiet_s
+        return min(min(flood.last_at, flood.told_at) for flood in self.floods.values()) + self.limits.quiet_s
 
     def ended(self, *, now: float) -> Iterator[tuple[str, Flood]]:
         """Floods that are over, which are then forgotten."""
         quiet_s = self.limits.quiet_s
         for device in [name for name, flood in self.floods.items() if flood.last_at + quiet_s <= now]:
             yield device, self.floods.pop(device)
+
+    def untold(self, *, now: float) -> Iterator[tuple[str, Flood]]:
+        """Floods that go on, and of which nothing has been said for as long as the quiet that would end them."""
+        for device, flood in self.floods.items():
+            if flood.told_at + self.limits.quiet_s <= now:
+                flood.told_at = now
+                yield device, flood
 
     def _account(self, device: str, now: float) -> _Account:
         """The device's account as it stands now."""

@@ -169,17 +169,31 @@ def test_the_operator_and_the_device_are_told_once(world: World) -> None:
     assert view.rejections == shown.rejections == {"flood": 1}
 
 
-def test_a_flooder_that_falls_silent_is_asked_again(world: World) -> None:
+def test_a_flooder_that_falls_silent_is_asked_to_come_anew(world: World) -> None:
+    """It may have been put out, without its last will: nobody is to wait for it."""
     flood(world, "a")
     world.pass_time(29.0)
     flood(world, "a", 1)
     world.pass_time(29.0)
     assert world.core.view(now=world.now).devices[0].problem
     world.pass_time(2.0)
-    assert not world.core.view(now=world.now).devices[0].problem
+    shown = world.core.view(now=world.now).devices[0]
+    assert (shown.state, shown.problem) == ("offline", "")
+    assert world.sent(Notice)[-1].session == 2
+    world.join("a", session=3)
     world.send("b", 0.5)
     world.send("c", 0.5)
     assert "a" in world.core.runs["r1"].members
+
+
+def test_a_flood_that_goes_on_is_told_of_again(world: World) -> None:
+    for _ in range(100):
+        flood(world, "a", 100)
+        world.pass_time(1.0)
+    notes = [x for x in world.effects if isinstance(x, do.Note) and x.level == "error"]
+    assert len(notes) == 3
+    assert [notice.code for notice in world.sent(Notice)] == ["flood"] * 3
+    assert "(6,4" in world.core.view(now=world.now).devices[0].problem
 
 
 def test_its_last_presence_counts_when_the_flood_is_over(world: World) -> None:
