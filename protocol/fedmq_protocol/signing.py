@@ -11,13 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-
+from fedmq_protocol import ed25519
 from fedmq_protocol.errors import SignatureError, StoreError
 
-SIGNATURE_BYTES = 64
-PUBLIC_KEY_BYTES = 32
+SIGNATURE_BYTES = ed25519.SIGNATURE_BYTES
+PUBLIC_KEY_BYTES = ed25519.KEY_BYTES
 KEY_ID_BYTES = 8
 
 
@@ -49,8 +47,8 @@ class SigningKey:
     """A private key."""
 
     def __init__(self, private_bytes: bytes) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(private_bytes)
-        self.public_key = self._key.public_key().public_bytes_raw()
+        self._key = ed25519.library().private(private_bytes)
+        self.public_key = self._key.public_bytes
         self.key_id = key_id(self.public_key)
 
     def sign(self, data: bytes) -> bytes:
@@ -64,11 +62,9 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> None:
     Raises:
         SignatureError: it is not this key's signature of `data`, or the key is no key.
     """
-    try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
-    except (InvalidSignature, ValueError) as error:
+    if not ed25519.library().verifies(public_key, signature, data):
         msg = "the signature does not fit the key that this sender is known by"
-        raise SignatureError(msg) from error
+        raise SignatureError(msg)
 
 
 def load_or_create_key(path: Path) -> SigningKey:
