@@ -22,8 +22,10 @@ _VECTOR: Final = tuple(  # RFC 8032, 7.1, TEST 2: private key, public key, messa
             "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
             "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
             "72",
-            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c"
-            "387b2eaeb4302aeeb00d291612bb0c00",
+            (
+                "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c"
+                "387b2eaeb4302aeeb00d291612bb0c00"
+            ),
         ),
     )
 )
@@ -54,7 +56,7 @@ class Library(Protocol):
 
 @cache
 def library() -> Library:
-    """The one to use here: the loaded OpenSSL if it passes RFC 8032's test; where policy forbids the curve, it does not."""
+    """The one to use here: the loaded OpenSSL, if it passes RFC 8032's test (policy may forbid the curve)."""
     try:
         loaded = OpenSSL()
         seed, public, message, signature = _VECTOR

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from fedmq_protocol.ed25519 import OpenSSL, library
+
 SHOW = """
 import importlib, pkgutil, sys
 for name in sys.argv[1:]:
@@ -29,6 +31,7 @@ def test_a_supervisor_carries_neither_pytorch_nor_numpy_nor_a_server() -> None:
     loaded = loaded_by("fedmq_edge_agent.core", "fedmq_edge_agent.shell", "fedmq.commands.agent")
     assert "paho" in loaded
     assert loaded.isdisjoint({"torch", "numpy", "fastapi", "sqlalchemy", "sklearn", "matplotlib", "rich"})
+    assert "cryptography" not in loaded or not isinstance(library(), OpenSSL)
 
 
 def test_the_coordinator_carries_no_pytorch() -> None:
