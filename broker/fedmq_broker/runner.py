@@ -12,19 +12,17 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import IO, Literal, Self, TypeAlias
+from types import TracebackType
+from typing import Literal, Self, TypeAlias
 
-from fedmq_broker import guard
+from fedmq_broker.child import Child, signals_set, tail
 from fedmq_broker.errors import BrokerStartError
 from fedmq_broker.mosquitto import LocalConfig, find_mosquitto, mosquitto_version, render_local_config
 from fedmq_broker.probe import answers_mqtt, find_free_port, port_is_free, reachable_host
@@ -33,7 +31,6 @@ from fedmq_protocol.errors import UsageError
 BrokerKind: TypeAlias = Literal["auto", "mosquitto", "embedded"]
 
 _POLL_S = 0.02
-_LOG_LINES = 8
 _PORT_ATTEMPTS = 3  # a free port may be taken between finding and using it
 
 
@@ -56,7 +53,7 @@ class RunningBroker:
         log_path: what it writes.
     """
 
-    def __init__(self, plan: _Plan, child: _Child, host: str, port: int, log_path: Path) -> None:
+    def __init__(self, plan: _Plan, child: Child, host: str, port: int, log_path: Path) -> None:
         self.kind = plan.kind
         self.description = plan.describe
         self.host = host
@@ -88,9 +85,9 @@ class RunningBroker:
         self._child.stop(grace_s)
         self._cleanup.close()
 
-    def log_tail(self) -> str:
+    def logtail(self) -> str:
         """The last lines of its log."""
-        return _tail(self.log_path)
+        return tail(self.log_path)
 
     def __enter__(self) -> Self:
         return self
@@ -162,7 +159,7 @@ def run_foreground(
         BrokerStartError: it did not start, or ended by itself.
     """
     stop = threading.Event()
-    with _signals_set(stop), start_broker(kind, host=host, port=port, state_dir=state_dir) as broker:
+    with signals_set(stop), start_broker(kind, host=host, port=port, state_dir=state_dir) as broker:
         echo(f"{broker.description} listens at {broker.url}; its log is {broker.log_path}")
         if not _is_loopback(host):
             echo(
@@ -176,58 +173,11 @@ def run_foreground(
             # Short waits: on some systems a blocked wait does not see signals.
             code = broker.wait(0.2)
             if code is not None:
-                raise BrokerStartError(f"the broker ended by itself (exit code {code}):\n{broker.log_tail()}")
+                raise BrokerStartError(f"the broker ended by itself (exit code {code}):\n{broker.logtail()}")
         echo("stopping")
 
 
 # ---------------------------------------------------------------------------------------- the child process
-
-
-class _Child:
-    """A process, and the thread that started it and lives as long: Linux ties the death signal to that thread."""
-
-    def __init__(self, command: list[str], log: IO[bytes]) -> None:
-        self.ended = threading.Event()
-        self.exit_code: int | None = None
-        self._command = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command]
-        self._log = log
-        self._started = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._error: OSError | None = None
-        threading.Thread(target=self._run, name="fedmq-broker", daemon=True).start()
-        self._started.wait()
-        if self._error is not None:
-            raise BrokerStartError(f"{command[0]} cannot be run: {self._error}")
-
-    def _run(self) -> None:
-        try:
-            self._process = subprocess.Popen(  # noqa: S603  # the command is ours
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for us, and we stop the child in order
-            )
-        except OSError as error:
-            self._error = error
-            self._started.set()
-            return
-        self._started.set()
-        self.exit_code = self._process.wait()
-        self.ended.set()
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def stop(self, grace_s: float) -> None:
-        for ask in (signal.SIGTERM, signal.SIGKILL):
-            if self.ended.is_set():
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, ask)
-            self.ended.wait(grace_s)
 
 
 def _start(
@@ -236,7 +186,7 @@ def _start(
     plan = _make_plan(kind, host, port, state_dir, saves=saves)
     log_path = state_dir / f"{plan.kind}.log"
     with log_path.open("wb") as log:
-        child = _Child(plan.command, log)
+        child = Child(plan.command, log)
     try:
         _await_answer(child, plan, host, port, log_path, timeout_s)
     except BaseException:
@@ -266,16 +216,16 @@ def _make_plan(kind: BrokerKind, host: str, port: int, state_dir: Path, *, saves
     return _Plan("embedded", [*command, "--parent-pid", str(os.getpid())], "the embedded broker")
 
 
-def _await_answer(child: _Child, plan: _Plan, host: str, port: int, log_path: Path, timeout_s: float) -> None:
+def _await_answer(child: Child, plan: _Plan, host: str, port: int, log_path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not answers_mqtt(host, port):
         if child.ended.wait(_POLL_S):
             raise BrokerStartError(
-                f"{plan.describe} ended at its start (exit code {child.exit_code}):\n{_tail(log_path)}"
+                f"{plan.describe} ended at its start (exit code {child.exit_code}):\n{tail(log_path)}"
             )
         if time.monotonic() > deadline:
             raise BrokerStartError(
-                f"{plan.describe} does not answer after {timeout_s:g} s:\n{_tail(log_path)}"
+                f"{plan.describe} does not answer after {timeout_s:g} s:\n{tail(log_path)}"
             )
 
 
@@ -304,29 +254,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _tail(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        return f"(no log: {error})"
-    return "\n".join(lines[-_LOG_LINES:]) or "(it wrote nothing)"
-
-
-@contextlib.contextmanager
-def _signals_set(stop: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set the event instead of raising, where we may say so: in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
