@@ -9,15 +9,23 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
+from fedmq_broker import membership
 from fedmq_broker.mosquitto import find_mosquitto
+from fedmq_broker.preparing import Plan, prepare
 from fedmq_broker.probe import find_free_port
+from fedmq_broker.render import PLUGIN, find_plugin
 from fedmq_broker.runner import BrokerKind, RunningBroker, start_broker
+from fedmq_broker.service import RunningSite, start_site
+from fedmq_broker.site import Site
+from fedmq_broker.sizing import plan as limits_for
+from fedmq_protocol.access import OPERATOR
 from fedmq_protocol.aio import BrokerSettings, Connection, Event, Message
 
 NO_MOSQUITTO = "mosquitto is not installed (apt-get install mosquitto, or brew install mosquitto)"
@@ -148,6 +156,92 @@ def custom_mosquitto(tmp_path: Path) -> Iterator[Callable[[str], CustomBroker]]:
     for process in processes:
         process.terminate()
         process.wait(10)
+
+
+# ------------------------------------------------------------------------------------- a site, as in production
+
+
+@dataclass(frozen=True)
+class SiteBroker:
+    """A federation's own Mosquitto that runs: TLS, certificates, rights, limits, as `fedmq broker init` makes them."""
+
+    site: Site
+    plan: Plan
+    running: RunningSite
+
+    async def enrol(self, *names: str, password: bool = False) -> None:
+        """Let devices in while it runs."""
+        await membership.enrol(self.site, names, live=self.settings(OPERATOR), password=password)
+
+    def settings(self, member: str, **other: object) -> BrokerSettings:
+        """How a member comes in, by its certificate or, where it has none, its password."""
+        files = self.site.member(member)
+        own: dict[str, object] = {
+            "ca_file": self.site.authority.ca,
+            "reconnect_min_s": 0.05,
+            "reconnect_max_s": 0.5,
+        }
+        if files.certificate.exists():
+            own |= {
+                "url": f"mqtts://localhost:{self.plan.port}",
+                "cert_file": files.certificate,
+                "key_file": files.key,
+            }
+        else:
+            own |= {
+                "url": f"mqtts://localhost:{self.plan.password_port}",
+                "username": member,
+                "password_file": files.password,
+            }
+        return BrokerSettings.model_validate(own | other)
+
+
+def _elsewhere(work: Coroutine[None, None, object]) -> None:
+    """Run a coroutine to its end in another thread: this one's loop may be running."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
+
+
+MakeSite: TypeAlias = Callable[..., SiteBroker]
+
+
+@pytest.fixture
+def site_broker(tmp_path: Path) -> Iterator[MakeSite]:
+    """What sets up a site in the test's folder, enrols devices, and starts its Mosquitto in half a second.
+
+    By name: `federation`, `devices` and `parameters` (for the limits), `hosts`, `user` (whom Mosquitto becomes).
+    """
+    require_mosquitto()
+    if find_plugin() != PLUGIN and not Path(find_plugin()).exists():
+        pytest.skip("Mosquitto's dynamic security plugin is not installed")
+    with contextlib.ExitStack() as stack:
+
+        def start_one(
+            *names: str,
+            federation: str = "home",
+            devices: int = 50,
+            parameters: int = 300_000,
+            hosts: tuple[str, ...] = ("localhost",),
+            user: str | None = None,
+        ) -> SiteBroker:
+            site = Site(tmp_path / f"site-{federation}")
+            port, websockets_port, password_port = (find_free_port("127.0.0.1") for _ in range(3))
+            plan = Plan(
+                federation,
+                hosts,
+                limits_for(devices, parameters),
+                port=port,
+                websockets_port=websockets_port,
+                password_port=password_port,
+                listen="127.0.0.1",
+                user=user or getpass.getuser(),
+            )
+            prepare(site, plan, running=False)
+            if names:
+                _elsewhere(membership.enrol(site, names, live=None))
+            return SiteBroker(site, plan, stack.enter_context(start_site(site)))
+
+        yield start_one
 
 
 # ------------------------------------------------------------------------------------- between client and broker

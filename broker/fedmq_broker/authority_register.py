@@ -118,11 +118,18 @@ class Register:
     pending: frozenset[str] = frozenset()
 
     def with_members(self, *members: Member) -> Register:
-        """The same with these members put in, or replaced; the broker is to hear of them."""
+        """The same with these members put in, or replaced; the broker is to hear of what concerns it.
+
+        A new certificate beside the old ones does not: the plugin knows names alone, and ends a session when it
+        hears its name.
+        """
         names = {member.name: member for member in members}
-        return dataclasses.replace(
-            self, members={**self.members, **names}, pending=self.pending | frozenset(names)
-        )
+        heard = {
+            name
+            for name, member in names.items()
+            if name not in self.members or _known_to_broker(self.members[name]) != _known_to_broker(member)
+        }
+        return dataclasses.replace(self, members={**self.members, **names}, pending=self.pending | heard)
 
     def revoked(self, now: dt.datetime) -> list[tuple[int, dt.datetime]]:
         """(serial, when) of all revoked certificates that have not expired by themselves, by serial."""
@@ -135,6 +142,12 @@ class Register:
             for one in every
             if one.revoked_at is not None and one.not_after > now
         )
+
+
+def _known_to_broker(member: Member) -> tuple[bool, Verifier | None, frozenset[int]]:
+    """What of a member decides whether a session of it may go on."""
+    revoked = frozenset(one.serial for one in member.certificates if one.revoked_at is not None)
+    return member.active, member.verifier, revoked
 
 
 def read_register(path: Path) -> Register:

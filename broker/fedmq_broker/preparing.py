@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedmq_broker import membership
 from fedmq_broker.checking.options import option_of
-from fedmq_broker.mosquitto import find_mosquitto
+from fedmq_broker.mosquitto import find_mosquitto, mosquitto_version
 from fedmq_broker.probe import port_is_free
 from fedmq_broker.render import Wanted, find_plugin, render
 from fedmq_broker.site import Site
@@ -75,6 +75,7 @@ class Plan:
                 listen=self.listen,
                 user=self.user,
                 plugin=find_plugin(),
+                version=mosquitto_version(program) if (program := find_mosquitto()) else (),
             )
         )
 

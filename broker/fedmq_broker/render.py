@@ -1,7 +1,7 @@
 """The configuration of a federation's own Mosquitto, each setting with its reason and the numbers in it.
 
 All paths are relative to the folder that Mosquitto runs in (`site/mosquitto`), so that the same file serves a process
-started by hand, a systemd unit and a container. Every option in it is known to Mosquitto 2.0 and 2.1 alike.
+started by hand, a systemd unit and a container. All but `memory_limit` is the same for Mosquitto 2.0 and 2.1.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from fedmq_broker.site import MosquittoFiles
 from fedmq_broker.sizing import Limits
 
 _WIDTH = 108
-_PLUGIN = "mosquitto_dynamic_security.so"
+PLUGIN = "mosquitto_dynamic_security.so"
 _PLUGIN_PLACES = ("/usr/lib", "/usr/local/lib", "/opt/homebrew/lib", "/opt/homebrew/opt/mosquitto/lib")
+_COUNTS_THE_PLUGIN = (2, 1)
 _SEARCHED = ("/usr/lib", "/lib")
 """The dynamic linker looks there by itself, in a subfolder named for the processor too."""
 
@@ -34,6 +35,7 @@ class Wanted:
         listen: the one address to listen on; empty: all.
         user: who Mosquitto becomes when root starts it.
         plugin: the security plugin, by name where the dynamic linker finds it, else by path.
+        version: the Mosquitto that will read it; unknown: the oldest that will do.
     """
 
     federation: str
@@ -43,16 +45,17 @@ class Wanted:
     password_port: int = 8885
     listen: str = ""
     user: str = "mosquitto"
-    plugin: str = _PLUGIN
+    plugin: str = PLUGIN
+    version: tuple[int, ...] = ()
 
 
 def find_plugin() -> str:
     """How to name the dynamic security plugin on this machine: by name alone, unless it lies off the beaten track."""
     for folder in map(Path, _PLUGIN_PLACES):
-        for path in (folder / _PLUGIN, *folder.glob(f"*-linux-*/{_PLUGIN}")):
+        for path in (folder / PLUGIN, *folder.glob(f"*-linux-*/{PLUGIN}")):
             if path.exists():
-                return _PLUGIN if str(folder) in _SEARCHED else str(path)
-    return _PLUGIN
+                return PLUGIN if str(folder) in _SEARCHED else str(path)
+    return PLUGIN
 
 
 def render(wanted: Wanted) -> str:
@@ -88,13 +91,16 @@ def _lines(wanted: Wanted) -> Iterator[str]:
         "persistent_client_expiration",
     ):
         yield from _setting(limits.why[name], f"{name} {getattr(limits, name)}")
-    yield from _comment(
-        "No memory_limit: with the security plugin, Mosquitto 2.0.11 takes each of the plugin's answers off its own"
-        " account of memory without ever having added it. A hundred commands later the account is below zero, which it"
-        " takes for above any limit, and it serves nobody any more. What it may take, about"
-        f" {limits.memory_limit // 1_000_000:,} MB, is for the unit or the container to bound."
-    )
-    yield ""
+    if wanted.version >= _COUNTS_THE_PLUGIN:
+        yield from _setting(limits.why["memory_limit"], f"memory_limit {limits.memory_limit}")
+    else:
+        yield from _comment(
+            "No memory_limit: up to 2.0, Mosquitto takes each answer of the security plugin off its own account of"
+            " memory without ever having added it. A hundred commands later the account is below zero, which it takes"
+            " for above any limit, and it serves nobody any more. What it may take, about"
+            f" {limits.memory_limit // 1_000_000:,} MB, is for the unit or the container to bound."
+        )
+        yield ""
     yield from _setting(
         "A small message leaves at once instead of waiting to share a packet: rounds are short.",
         "set_tcp_nodelay true",

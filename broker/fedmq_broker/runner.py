@@ -85,7 +85,7 @@ class RunningBroker:
         self._child.stop(grace_s)
         self._cleanup.close()
 
-    def logtail(self) -> str:
+    def log_tail(self) -> str:
         """The last lines of its log."""
         return tail(self.log_path)
 
@@ -173,7 +173,7 @@ def run_foreground(
             # Short waits: on some systems a blocked wait does not see signals.
             code = broker.wait(0.2)
             if code is not None:
-                raise BrokerStartError(f"the broker ended by itself (exit code {code}):\n{broker.logtail()}")
+                raise BrokerStartError(f"the broker ended by itself (exit code {code}):\n{broker.log_tail()}")
         echo("stopping")
 
 

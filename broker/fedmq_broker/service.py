@@ -16,7 +16,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +38,8 @@ NOT_INSTALLED: Final = "mosquitto is not installed: apt-get install mosquitto, o
 _POLL_S: Final = 0.02
 _START_S: Final = 20.0
 _GRACE_S: Final = 10.0
+_PROC: Final = Path("/proc")
+"""Linux tells of processes there; elsewhere we know their numbers alone."""
 
 
 class RunningSite:
@@ -154,9 +155,9 @@ def stop(site: Site, *, grace_s: float = _GRACE_S) -> bool:
         except PermissionError:
             raise UsageError(f"Mosquitto (process {pid}) is not yours to stop: who started it can") from None
         until = time.monotonic() + grace_s
-        while _is_mosquitto(pid, site.mosquitto.folder) and time.monotonic() < until:
+        while not _has_ended(pid) and time.monotonic() < until:
             time.sleep(_POLL_S)
-        if not _is_mosquitto(pid, site.mosquitto.folder):
+        if _has_ended(pid):
             break
     site.mosquitto.pid.unlink(missing_ok=True)
     return True
@@ -253,26 +254,39 @@ def _speaks_tls(host: str, port: int, member: MemberFiles) -> bool:
     try:
         with (
             socket.create_connection((reachable_host(host), port), timeout=1.0) as sock,
-            context.wrap_socket(sock),
+            context.wrap_socket(sock) as tls,
         ):
+            with contextlib.suppress(OSError):
+                tls.unwrap()  # a farewell: Mosquitto complains without
             return True
     except (OSError, ssl.SSLError):
         return False
 
 
-def _is_mosquitto(pid: int, folder: Path) -> bool:
-    """Whether this process is a Mosquitto, and this folder's as far as the system tells."""
-    if sys.platform != "linux":
+def _has_ended(pid: int) -> bool:
+    """Whether no such process runs; one that nobody has waited for counts as ended."""
+    if not _PROC.is_dir():
         try:
             os.kill(pid, 0)
         except OSError as error:
-            return isinstance(error, PermissionError)
+            return not isinstance(error, PermissionError)
+        return False
+    try:
+        text = _PROC.joinpath(str(pid), "stat").read_text(encoding="utf-8")
+    except OSError:
         return True
-    process = Path(f"/proc/{pid}")
+    return text.rpartition(")")[2].split()[0] == "Z"
+
+
+def _is_mosquitto(pid: int, folder: Path) -> bool:
+    """Whether this process is a Mosquitto, and this folder's as far as the system tells."""
+    if _has_ended(pid):
+        return False
+    process = _PROC / str(pid)
+    if not _PROC.is_dir():
+        return True
     try:
         if not process.joinpath("comm").read_text(encoding="utf-8").startswith("mosquitto"):
-            return False
-        if process.joinpath("stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z":
             return False
     except OSError:
         return False

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import datetime as dt
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,11 +33,10 @@ _TOPICS: Final = (
     "store/messages/bytes",
     "publish/messages/dropped",
     "retained messages/count",
-    "heap/current",
-    "heap/maximum",
 )
 _NEEDED: Final = frozenset({"version", "uptime", "clients/connected", "publish/messages/dropped"})
 _ANSWER_S: Final = 3.0
+_MORE_S: Final = 0.3
 _LOCK_S: Final = 10.0
 _POLL_S: Final = 0.05
 
@@ -47,6 +47,8 @@ class Standing:
 
     Attributes:
         pid: None where it does not run on this machine, or in a container.
+        resident_bytes: memory of that process, where the system tells. Mosquitto's own `heap` is not asked: in 2.0 the
+            security plugin makes it wrong.
         why_not: why it could not be asked; empty where it answered.
         counters: what `$SYS/broker` says, by topic.
         expires: when server certificate, authority and list of revoked certificates end, by name.
@@ -54,6 +56,7 @@ class Standing:
     """
 
     pid: int | None
+    resident_bytes: int | None
     why_not: str
     counters: Mapping[str, str]
     expires: Mapping[str, dt.datetime]
@@ -69,12 +72,15 @@ class Standing:
         return int(digits) if digits.isdigit() else None
 
 
-async def look(site: Site, settings: BrokerSettings, *, now: dt.datetime | None = None) -> Standing:
+async def look(
+    site: Site, settings: BrokerSettings, *, resident_limit: int, now: dt.datetime | None = None
+) -> Standing:
     """Ask the broker, and read what lies on disk. Nothing raises but a site that is none.
 
     Args:
         site: its files.
         settings: how `@operator` reaches it.
+        resident_limit: what its process is to take at most; `fedmq_broker.sizing.Limits.resident_bytes`.
         now: the time in UTC; for tests.
     """
     now = now or dt.datetime.now(dt.UTC)
@@ -85,9 +91,10 @@ async def look(site: Site, settings: BrokerSettings, *, now: dt.datetime | None 
     except ConnectionFailedError as error:
         why_not = str(error)
     expires = dict(_ends(site))
-    standing = Standing(running_pid(site), why_not, counters, expires, ())
-    troubles = (*_near_limits(site, standing), *_near_ends(expires, now))
-    return Standing(standing.pid, why_not, counters, expires, troubles)
+    pid = running_pid(site)
+    standing = Standing(pid, _resident(pid), why_not, counters, expires, ())
+    troubles = (*_near_limits(site, standing, resident_limit), *_near_ends(expires, now))
+    return dataclasses.replace(standing, troubles=troubles)
 
 
 async def _counters(settings: BrokerSettings, lock: Path) -> dict[str, str]:
@@ -97,13 +104,17 @@ async def _counters(settings: BrokerSettings, lock: Path) -> dict[str, str]:
         try:
             await connection.start(wait=True, timeout_s=settings.connect_timeout_s)
             await connection.subscribe([f"$SYS/broker/{topic}" for topic in _TOPICS])
+            events = connection.events()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_ANSWER_S):
-                    async for event in connection.events():
+                async with asyncio.timeout(_ANSWER_S) as limit:
+                    async for event in events:
                         if isinstance(event, Message):
-                            found[event.topic.removeprefix("$SYS/broker/")] = event.payload.decode(errors="replace")
-                            if found.keys() >= set(_TOPICS):
-                                break
+                            text = event.payload.decode(errors="replace")
+                            found[event.topic.removeprefix("$SYS/broker/")] = text
+                        if (
+                            found.keys() >= _NEEDED
+                        ):  # some it tells only after a while: no use in waiting for those
+                            limit.reschedule(asyncio.get_running_loop().time() + _MORE_S)
         finally:
             await connection.stop()
     if not found.keys() >= _NEEDED:
@@ -112,8 +123,34 @@ async def _counters(settings: BrokerSettings, lock: Path) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def _locked(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    yield
+async def _locked(path: Path) -> AsyncIterator[None]:
+    """`@operator` has one session: whoever comes in as it keeps others out meanwhile."""
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise ConnectionFailedError(f"{path} cannot be opened: {error.strerror}") from None
+    with file:
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if loop.time() > give_up_at:
+                    raise ConnectionFailedError(
+                        f"another command talks to it as {OPERATOR}: try again"
+                    ) from None
+                await asyncio.sleep(_POLL_S)
+        yield
+
+
+def _resident(pid: int | None) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        return int(text.partition("VmRSS:")[2].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _ends(site: Site) -> Iterator[tuple[str, dt.datetime]]:
@@ -135,7 +172,7 @@ def _near_ends(expires: Mapping[str, dt.datetime], now: dt.datetime) -> Iterator
             yield f"{name} expires on {end:%Y-%m-%d}: fedmq broker renew makes a new one"
 
 
-def _near_limits(site: Site, standing: Standing) -> Iterator[str]:
+def _near_limits(site: Site, standing: Standing, resident_limit: int) -> Iterator[str]:
     reading = read_file(site.mosquitto.configuration)
     common = reading.common
     dropped = standing.number("publish/messages/dropped")
@@ -144,7 +181,7 @@ def _near_limits(site: Site, standing: Standing) -> Iterator[str]:
     room = sum(listener.integer("max_connections", 0) for listener in reading.listeners)
     for what, used, limit in (
         ("connections", standing.number("clients/connected"), room),
-        ("bytes of memory", standing.number("heap/current"), common.integer("memory_limit", 0)),
+        ("bytes of memory", standing.resident_bytes, resident_limit),
         ("bytes of messages", standing.number("store/messages/bytes"), common.integer("max_queued_bytes", 0)),
     ):
         if used is not None and limit > 0 and used > NEAR * limit:

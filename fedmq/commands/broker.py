@@ -9,10 +9,20 @@ import click
 from fedmq.verbs import Verbs
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
+    "init": (
+        "fedmq.commands.broker_site:init",
+        "Set up the federation's own Mosquitto, or bring it up to date.",
+    ),
     "start": (
         "fedmq.commands.broker_start:start",
         "Run the federation's own Mosquitto, or a broker for trying out.",
     ),
+    "status": ("fedmq.commands.broker_site:status", "Say how it stands, and what wants looking after."),
+    "reload": (
+        "fedmq.commands.broker_site:reload",
+        "Bring a running one what has changed; nobody is cut off.",
+    ),
+    "stop": ("fedmq.commands.broker_site:stop", "End it."),
     "check": ("fedmq.commands.broker_check:check", "Say what is wrong with a mosquitto.conf, line by line."),
     "monitor": ("fedmq.commands.monitor:monitor", "Broker and federation on one screen, live."),
     "exporter": ("fedmq.commands.exporter:exporter", "Broker and federation as Prometheus metrics."),

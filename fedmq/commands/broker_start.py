@@ -1,4 +1,4 @@
-"""`fedmq broker start`."""
+"""`fedmq broker start`: the federation's own Mosquitto, or a broker for trying out."""
 
 from __future__ import annotations
 
@@ -7,33 +7,66 @@ from typing import Literal
 
 import click
 
+from fedmq.commands.options import config_option
 from fedmq.extras import needs
+from fedmq.tables import read, site_of
+from fedmq_protocol.errors import UsageError
 
 
 @click.command()
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; there is no password."
-)
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=1883, show_default=True, help="0 takes a free one."
-)
+@config_option
+@click.option("--detach", is_flag=True, help="Return once it answers; fedmq broker stop ends it.")
+@click.option("--host", help="Trying out: address to listen on, without password; default: 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Trying out: default 1883; 0 takes a free one.")
 @click.option(
     "--kind",
     type=click.Choice(["auto", "mosquitto", "embedded"]),
-    default="auto",
-    show_default=True,
-    help="auto: Mosquitto where it is installed, else the embedded one.",
+    help="Trying out: auto, the default, is Mosquitto where it is installed, else the embedded one.",
 )
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
-    help="Where it keeps its log and what it saves; else nothing stays.",
+    help="Trying out: where it keeps its log and what it saves; else nothing stays.",
 )
 def start(
-    host: str, port: int, kind: Literal["auto", "mosquitto", "embedded"], state_dir: Path | None
+    config_path: Path | None,
+    detach: bool,  # noqa: FBT001 - click's signature
+    host: str | None,
+    port: int | None,
+    kind: Literal["auto", "mosquitto", "embedded"] | None,
+    state_dir: Path | None,
 ) -> None:
-    """Run a broker until Ctrl-C. Production uses a Mosquitto of its own."""
+    """Run a broker until Ctrl-C.
+
+    With a [mosquitto] table in the file, the federation's own Mosquitto as `fedmq broker init` has set it up. Without,
+    one for trying out: no passwords, and on this machine alone.
+    """
+    configuration = read(config_path)
+    trying = {"--host": host, "--port": port, "--kind": kind, "--state-dir": state_dir}
+    if configuration.gives("mosquitto"):
+        given = [name for name, value in trying.items() if value is not None]
+        if given:
+            raise UsageError(
+                f"{given[0]} is for trying out, and the file has a [mosquitto] table: change that one"
+            )
+        with needs("broker"):
+            from fedmq_broker.service import run_in_foreground, start_detached
+
+        site = site_of(configuration)
+        if detach:
+            click.echo(f"it runs as process {start_detached(site)}; its log is {site.mosquitto.log}")
+        else:
+            run_in_foreground(site, echo=click.echo)
+        return
+    if detach:
+        raise UsageError("--detach needs a [mosquitto] table: a broker for trying out ends with its terminal")
     with needs("broker"):
         from fedmq_broker.runner import run_foreground
 
-    run_foreground(kind, host=host, port=port, state_dir=state_dir, echo=click.echo)
+    run_foreground(
+        kind or "auto",
+        host=host or "127.0.0.1",
+        port=1883 if port is None else port,
+        state_dir=state_dir,
+        echo=click.echo,
+    )

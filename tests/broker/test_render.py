@@ -32,6 +32,12 @@ def test_each_limit_stands_in_it_with_its_reason_above() -> None:
         assert re.sub(r"\s*\n# ", " ", above).removeprefix("# ") == LIMITS.why[name]
 
 
+def test_a_memory_limit_is_for_those_that_count_the_plugin() -> None:
+    """See `memory-limit-and-plugin` among the rules."""
+    for version, there in (((), False), ((2, 0, 22), False), ((2, 1, 0), True)):
+        assert ("memory_limit" in dict(settings(render(Wanted("home", LIMITS, version=version))))) == there
+
+
 def test_lines_fit_a_terminal_and_nothing_is_absolute() -> None:
     text = render(Wanted("home", LIMITS))
     assert max(map(len, text.splitlines())) <= 110

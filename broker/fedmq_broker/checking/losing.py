@@ -11,6 +11,7 @@ _DEFAULT_QUEUE: Final = 1_000
 _DEFAULT_PACKET_2_1: Final = 2_000_000
 _KEEPALIVE_S: Final = 30
 _UNLIMITED_SINCE: Final = (2, 1)
+_COUNTS_THE_PLUGIN: Final = (2, 1)
 
 
 def swallowing(context: Context) -> Iterator[Finding]:
@@ -222,7 +223,17 @@ def little_memory(context: Context) -> Iterator[Finding]:
     """At the limit clients are disconnected; without one, the machine runs dry."""
     needed = context.limits.memory_limit
     line = context.reading.common.last("memory_limit")
-    if line is None or line.integer <= 0:
+    if context.version < _COUNTS_THE_PLUGIN and _has_security_plugin(context):
+        if line is not None and line.integer > 0:
+            yield Finding(
+                "error",
+                "memory-limit-and-plugin",
+                line,
+                "up to 2.0, each answer of the security plugin is taken off Mosquitto's account of memory: after a"
+                " hundred it is below zero, which counts as above the limit, and nobody is served",
+                "take the line out; MemoryMax in the systemd unit does the same",
+            )
+    elif line is None or line.integer <= 0:
         yield Finding(
             "warning",
             "memory-limit",
@@ -322,6 +333,16 @@ def old_prefixes(context: Context) -> Iterator[Finding]:
                 f"only client ids that begin with {line.value!r} are let in; devices' begin with fedmq-",
                 "take the line out",
             )
+
+
+def _has_security_plugin(context: Context) -> bool:
+    sections = (context.reading.common, *context.reading.listeners)
+    return any(
+        "dynamic_security" in line.value
+        for section in sections
+        for name in ("plugin", "auth_plugin")
+        for line in section.all(name)
+    )
 
 
 RULES: Final[tuple[Rule, ...]] = (

@@ -29,7 +29,6 @@ plugin_opt_config_file dynamic-security.json
 max_packet_size 131072
 max_queued_messages 2600
 max_queued_bytes 26214400
-memory_limit 1000000000
 persistence true
 persistence_location data/
 persistent_client_expiration 1d
@@ -64,8 +63,9 @@ def without(text: str, *names: str) -> str:
 
 @pytest.mark.parametrize("version", [OLD, NEWEST])
 def test_a_sound_file_passes_clean(tmp_path: Path, version: tuple[int, ...]) -> None:
-    assert look(tmp_path, GOOD, version) == []
-    assert look(tmp_path, GOOD + BRIDGE, version) == []
+    text = GOOD if version == OLD else f"memory_limit 1000000000\n{GOOD}"
+    assert look(tmp_path, text, version) == []
+    assert look(tmp_path, text + BRIDGE, version) == []
 
 
 def bad(added: str, removed: str) -> str:
@@ -93,8 +93,8 @@ CASES = [
     ("persistence-location", "", "persistence_location", "persistence true"),
     ("autosave-interval", "autosave_interval 0", "", "autosave_interval 0"),
     ("persistent-client-expiration", "", "persistent_client_expiration", None),
-    ("memory-limit", "", "memory_limit", None),
-    ("memory-limit", "memory_limit 1000000", "memory_limit", "memory_limit 1000000"),
+    ("memory-limit-and-plugin", "memory_limit 1000000000", "", "memory_limit 1000000000"),
+    ("memory-limit", "", "+plugin plugin_opt_config_file", None),
     ("max-inflight-messages", "max_inflight_messages 0", "", "max_inflight_messages 0"),
     ("max-keepalive", "max_keepalive 20", "", "max_keepalive 20"),
     ("sys-interval", "sys_interval 0", "", "sys_interval 0"),
@@ -174,6 +174,8 @@ def test_a_rule_speaks_up_at_the_bad_file(
 
 
 NEW_CASES = [
+    ("memory-limit", ""),
+    ("memory-limit", "memory_limit 1000000"),
     ("protocol-versions", "accept_protocol_versions 3"),
     ("expired-certificates", "disable_client_cert_date_checks true"),
     ("max-connections", "global_max_connections 100"),
@@ -212,7 +214,7 @@ def test_every_rule_has_a_case_here(tmp_path: Path) -> None:
 
 def test_an_access_list_that_grants_everything(tmp_path: Path) -> None:
     rules = tmp_path / "rules"
-    text = without(GOOD, "plugin", "plugin_opt_config_file")
+    text = "memory_limit 1000000000\n" + without(GOOD, "plugin", "plugin_opt_config_file")
     text = text.replace("listener 8883", "acl_file rules\nlistener 8883")
     rules.write_text("# all\ntopic readwrite #\n")
     [finding] = [one for one in look(tmp_path, text) if one.rule == "wide-access-rules"]
