@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fedmq.tables import CoordinatorTable, FederationTable, broker_settings, read, site_of
+from fedmq.tables import CoordinatorTable, FederationTable, MosquittoTable, broker_settings, read, site_of
 from fedmq_broker.site import Site
+from fedmq_broker.sizing import plan
 from fedmq_broker.watching.certificates import expiries
 from fedmq_broker.watching.limits import read_limits
 from fedmq_broker.watching.picture import CoordinatorPicture, DevicePicture, Picture
+from fedmq_broker.watching.process import resident_bytes
 from fedmq_broker.watching.reader import PROBE_EVERY_S, Reader
 from fedmq_broker.watching.watch import Watch
 from fedmq_protocol.access import MONITOR
@@ -37,6 +39,7 @@ class Watched:
         state_dir: of the coordinator, where its API is found.
         site: of the federation's own Mosquitto; None where the broker is another.
         mosquitto_conf: the configuration that the broker runs, for its limits; else the site's.
+        planned_bytes: memory that the broker's process was planned to take at most.
     """
 
     federation: str
@@ -44,6 +47,7 @@ class Watched:
     state_dir: Path
     site: Site | None = None
     mosquitto_conf: Path | None = None
+    planned_bytes: int | None = None
 
     @property
     def limits(self) -> dict[str, float]:
@@ -51,7 +55,8 @@ class Watched:
         path = self.mosquitto_conf
         if path is None and self.site is not None:
             path = self.site.mosquitto.configuration
-        return {} if path is None else read_limits(path)
+        planned = {} if self.planned_bytes is None else {"resident_bytes": float(self.planned_bytes)}
+        return planned if path is None else read_limits(path) | planned
 
 
 class Watching:
@@ -79,6 +84,8 @@ class Watching:
 
     def picture(self) -> Picture:
         """Everything as it is now."""
+        if self._watched.site is not None:
+            self._watch.resident_bytes = resident_bytes(self._watched.site.mosquitto.pid)
         return self._watch.picture(now=time.monotonic(), wall=time.time())
 
     async def settled(self, timeout_s: float) -> None:
@@ -158,12 +165,14 @@ def watched_by(
         },
     )
     own = configuration.gives("mosquitto") and not configuration.gives("broker", "url")
+    mosquitto = configuration.table("mosquitto", MosquittoTable)
     return Watched(
         federation=configuration.table("federation", FederationTable).name,
         broker=broker_settings(configuration, MONITOR),
         state_dir=configuration.table("coordinator", CoordinatorTable).state_dir,
         site=site_of(configuration) if own else None,
         mosquitto_conf=mosquitto_conf,
+        planned_bytes=plan(mosquitto.devices, mosquitto.parameters).resident_bytes if own else None,
     )
 
 

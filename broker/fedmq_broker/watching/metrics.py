@@ -43,6 +43,10 @@ _LIMITS: Final = {
         "Messages that may wait for one client before it drops.",
     ),
     "memory_limit": ("fedmq_broker_limit_memory_bytes", "Memory that the broker may take for itself."),
+    "resident_bytes": (
+        "fedmq_broker_limit_resident_bytes",
+        "Memory that the broker's process was planned to take at most.",
+    ),
 }
 
 
@@ -107,6 +111,9 @@ def _broker(broker: BrokerPicture) -> Iterator[Family]:
     yield Family("fedmq_broker_queued_bytes", "About how many bytes wait for clients.").add(
         broker.queued_bytes
     )
+    yield Family(
+        "fedmq_broker_resident_bytes", "Memory of the broker's process, where it is on this machine."
+    ).add(broker.resident_bytes)
     for option, (name, text) in _LIMITS.items():
         yield Family(name, text).add(broker.limits.get(option))
     events = Family(

@@ -27,8 +27,10 @@ class BrokerPicture(BaseModel):
     queued_messages: float | None = None
     """No client's queue is longer. None: the broker does not tell."""
     queued_bytes: float | None = None
+    resident_bytes: int | None = None
+    """Memory of its process, where that is on this machine."""
     limits: dict[str, float] = {}
-    """Options of its configuration that bound something."""
+    """Options of its configuration that bound something, and `resident_bytes` that it was planned for."""
     probe_s: float | None = None
     """How long the newest probe took from publishing to receiving."""
     probes: int = 0

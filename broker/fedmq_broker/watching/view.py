@@ -132,7 +132,10 @@ def _figures(broker: BrokerPicture) -> list[RenderableType]:
         waiting.append(", ").append(_of("", broker.queued_bytes, broker.limits.get("max_queued_bytes")))
     waiting.append(" · ").append(f"dropped {dropped:.0f}", style="bold red" if recently else "")
     memory = Text(" " * 12)
-    memory.append(_of("memory", figures.get("broker_heap_current"), broker.limits.get("memory_limit")))
+    if broker.resident_bytes is not None:
+        memory.append(_of("memory", broker.resident_bytes, broker.limits.get("resident_bytes")))
+    else:
+        memory.append(_of("memory", figures.get("broker_heap_current"), broker.limits.get("memory_limit")))
     memory.append(f" · retained {figures.get('broker_retained_messages_count', 0):.0f}")
     return [_more(traffic), waiting, memory]
 

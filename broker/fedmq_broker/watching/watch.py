@@ -51,6 +51,7 @@ class Watch:
         self.topics = topics
         self.limits = dict(limits or {})
         self.certificates: dict[str, float] = {}
+        self.resident_bytes: int | None = None
         self._address = address
         self._figures = Figures()
         self._presences = Presences(topics)
@@ -183,6 +184,7 @@ class Watch:
             figures_age_s=None if figures.heard_at is None else now - figures.heard_at,
             queued_messages=figures.queued_messages(now) if self._up else None,
             queued_bytes=figures.queued_bytes(now) if self._up else None,
+            resident_bytes=self.resident_bytes,
             limits=self.limits,
             probe_s=self._probe_s,
             probes=self._num_probes,
