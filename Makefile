@@ -15,7 +15,7 @@ ARGS ?=
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint format types layers bench fuzz chaos mosquitto postgres node clean distclean
+.PHONY: help venv demo test check lint format types layers bench fuzz chaos mosquitto postgres prometheus node clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +25,7 @@ venv: $(VENV)/dev.stamp ## an environment in .venv with everything for running a
 demo: $(VENV)/demo.stamp ## train on ten devices over a real broker: make demo ARGS="--rounds 5"
 	@$(BIN)/fedmq demo $(ARGS)
 
-test: $(VENV)/dev.stamp mosquitto postgres node ## the tests: make test ARGS="tests/protocol -k chunk"
+test: $(VENV)/dev.stamp mosquitto postgres prometheus node ## the tests: make test ARGS="tests/protocol -k chunk"
 	$(BIN)/pytest $(ARGS)
 
 check: lint types layers ## ruff, mypy and import-linter, as CI runs them
@@ -99,6 +99,10 @@ mosquitto:
 postgres:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null && exit 0; $(call install,postgresql); \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || echo "no PostgreSQL here: what needs it is skipped (apt-get install postgresql, or brew install postgresql)"
+
+prometheus:
+	@command -v promtool >/dev/null && exit 0; $(call install,prometheus); \
+	command -v promtool >/dev/null || echo "no Prometheus here: what needs it is skipped (apt-get install prometheus, or brew install prometheus)"
 
 # With apt-get where that may be used, else with brew where there is one. Debian is asked not to start a PostgreSQL server.
 define install
