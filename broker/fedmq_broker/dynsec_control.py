@@ -25,7 +25,7 @@ from typing import IO, Any, Final, Self
 from fedmq_broker.authority_register import Member
 from fedmq_broker.dynsec import own_acls, render, roles_of
 from fedmq_protocol.access import CONTROL_TOPIC, OPERATOR
-from fedmq_protocol.aio import BrokerSettings, Connection, Message
+from fedmq_protocol.aio import BrokerSettings, Connected, Connection, Message
 from fedmq_protocol.errors import ConnectionFailedError, FedmqError
 from fedmq_protocol.topics import Topics
 
@@ -75,6 +75,9 @@ class Control:
         self._reader: asyncio.Task[None] | None = None
         self._numbers = itertools.count(1)
         self._awaited: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._kept: dict[str, asyncio.Future[bytes]] = {}
+        self.max_packet_bytes: int | None = None
+        """The largest packet that the broker says it takes; None: it does not say."""
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -180,6 +183,21 @@ class Control:
         assert self._connection is not None
         for topic in topics:
             await self._connection.publish(topic, b"", retain=True)
+
+    async def retained(self, topics: Iterable[str], *, within_s: float = 2.0) -> dict[str, bytes]:
+        """What the broker keeps on each of some topics; those on which it keeps nothing are not in it."""
+        assert self._connection is not None
+        loop = asyncio.get_running_loop()
+        asked = {topic: loop.create_future() for topic in topics}
+        self._kept |= asked
+        try:
+            await self._connection.subscribe(list(asked))
+            await asyncio.wait(asked.values(), timeout=within_s)
+            await self._connection.unsubscribe(list(asked))
+            return {topic: future.result() for topic, future in asked.items() if future.done()}
+        finally:
+            for topic in asked:
+                self._kept.pop(topic, None)
 
     # ------------------------------------------------------------------------------ all of them
 
@@ -293,7 +311,13 @@ class Control:
 
     async def _read(self, connection: Connection) -> None:
         async for event in connection.events():
-            if isinstance(event, Message) and event.topic == RESPONSE_TOPIC:
+            if isinstance(event, Connected):
+                self.max_packet_bytes = event.max_packet_bytes
+            if isinstance(event, Message) and event.topic in self._kept:
+                kept = self._kept[event.topic]
+                if event.payload and not kept.done():
+                    kept.set_result(event.payload)
+            elif isinstance(event, Message) and event.topic == RESPONSE_TOPIC:
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                     for answer in json.loads(event.payload)["responses"]:
                         waiting = self._awaited.get(str(answer.get("correlationData")))

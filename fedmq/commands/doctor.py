@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fedmq_edge_agent.shell.settings import AgentSettings
 
 _COLUMNS: Final = 80
-_INDENT: Final = 25
 _COLOURS: Final[dict[Level, str]] = {
     "ok": "green",
     "skipped": "bright_black",
@@ -56,8 +55,10 @@ async def _examine(config_path: Path | None, *, as_json: bool, without_torch: bo
     from fedmq_edge_agent.examining.findings import exit_code, failed, fine, plain, skipped
 
     findings: list[Finding] = []
-    show = findings.append if as_json else Printed(findings).show
+    printed = Printed(findings, quiet=as_json)
+    show = printed.show
     device = federation = ""
+    left_out = TRAINING if without_torch else frozenset[str]()
     try:
         settings = _settings(config_path)
     except UsageError as error:
@@ -70,7 +71,7 @@ async def _examine(config_path: Path | None, *, as_json: bool, without_torch: bo
         if not as_json:
             click.echo(f"{device}, in the federation {federation}, at {settings.broker.shown_url}\n")
         show(fine(f"{where} can be read{_as_owner(settings.state_dir)}").named(CONFIGURATION, 0.0))
-        async for finding in examined(settings, without=TRAINING if without_torch else frozenset()):
+        async for finding in examined(settings, without=left_out, begun=printed.begin):
             show(finding)
     if as_json:
         click.echo(json.dumps(plain(findings, device=device, federation=federation), indent=1))
@@ -118,26 +119,45 @@ def _as_owner(state_dir: Path) -> str:
 
 
 class Printed:
-    """Findings, printed as they come: the level, the name, and within 80 columns what was found and the mend."""
+    """Findings, printed as they come: the level, the name, and within 80 columns what was found and the mend.
 
-    def __init__(self, findings: list[Finding]) -> None:
+    Args:
+        findings: where they are kept, too.
+        name_chars: of the longest name.
+        quiet: print nothing.
+    """
+
+    def __init__(self, findings: list[Finding], *, name_chars: int = 14, quiet: bool = False) -> None:
         self._findings = findings
+        self._quiet = quiet
+        self._name_chars = name_chars
+        self._indent = 11 + name_chars
+
+    def begin(self, name: str) -> None:
+        """On a terminal, say what is being looked at, until it is found."""
+        if not self._quiet and sys.stdout.isatty():
+            click.echo(click.style(f"{'…':<8} {name}", dim=True), nl=False)
 
     def show(self, finding: Finding) -> None:
         """Print one, and keep it."""
         self._findings.append(finding)
-        head = f"{click.style(f'{finding.level:<8}', fg=_COLOURS[finding.level])} {finding.name:<14}"
-        lines = _wrapped(finding.found)
+        if self._quiet:
+            return
+        if sys.stdout.isatty():
+            click.echo("\r\x1b[K", nl=False)
+        head = f"{click.style(f'{finding.level:<8}', fg=_COLOURS[finding.level])} {finding.name:<{self._name_chars}}"
+        lines = self._wrapped(finding.found)
         click.echo(f"{head}  {lines[0]}")
         for line in lines[1:]:
-            click.echo(" " * _INDENT + line)
-        for number, line in enumerate(_wrapped(finding.mend) if finding.mend else ()):
-            click.echo(f"{'mend:' if number == 0 else '':>{_INDENT - 2}}  {line}")
+            click.echo(" " * self._indent + line)
+        for number, line in enumerate(self._wrapped(finding.mend) if finding.mend else ()):
+            click.echo(f"{'mend:' if number == 0 else '':>{self._indent - 2}}  {line}")
 
-
-def _wrapped(text: str) -> list[str]:
-    width = _COLUMNS - _INDENT
-    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False) or [""]
+    def _wrapped(self, text: str) -> list[str]:
+        """Lines; whatever a device or a broker says must not move a terminal's cursor."""
+        plain = "".join(char if char.isprintable() else " " for char in text)
+        width = _COLUMNS - self._indent
+        return textwrap.wrap(plain, width, break_on_hyphens=False, break_long_words=False) or [""]
 
 
 def summary(findings: Iterable[Finding]) -> str:

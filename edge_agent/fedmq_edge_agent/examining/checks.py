@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from fedmq_edge_agent.examining import (
@@ -51,18 +51,22 @@ TRAINING: Final = frozenset({"torch", "task", "data"})
 
 
 async def examined(
-    settings: AgentSettings, *, without: frozenset[str] = frozenset()
+    settings: AgentSettings,
+    *,
+    without: frozenset[str] = frozenset(),
+    begun: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Finding]:
     """Examine this device; each finding comes as soon as it is there.
 
     Args:
         settings: as the agent would read them.
         without: names of checks that are left out.
+        begun: told the name of each check that is begun.
     """
     device = Device(settings)
     checks = [check for check in CHECKS if check.name not in without]
     try:
-        async for finding in examine(checks, device):
+        async for finding in examine(checks, device, begun=begun):
             yield finding
     finally:
         await device.let_go()

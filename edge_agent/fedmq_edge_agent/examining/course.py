@@ -34,19 +34,28 @@ class Check(Generic[Patient]):
     limit_s: float = 5.0
 
 
-async def examine(checks: Sequence[Check[Patient]], patient: Patient) -> AsyncIterator[Finding]:
-    """Take the looks one after the other, and say what each found as soon as it has."""
+async def examine(
+    checks: Sequence[Check[Patient]], patient: Patient, *, begun: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[Finding]:
+    """Take the looks one after the other, and say what each found as soon as it has.
+
+    Args:
+        checks: in an order in which none comes before what it needs.
+        patient: what they look at.
+        begun: told the name of each check that is begun.
+    """
     usable: set[str] = set()
     for check in checks:
-        begun = time.monotonic()
+        since = time.monotonic()
         hindrance = next((name for name in check.needs if name not in usable), None)
         if hindrance is not None:
             finding = skipped(f"needs {hindrance}")
         else:
+            begun(check.name)
             finding = await _within(check, patient)
             if finding.level in {"ok", "warning"}:
                 usable.add(check.name)
-        yield finding.named(check.name, time.monotonic() - begun)
+        yield finding.named(check.name, time.monotonic() - since)
 
 
 async def _within(check: Check[Patient], patient: Patient) -> Finding:

@@ -16,6 +16,7 @@ from fedmq_edge_agent.disk_faults import fault_of, sentence
 from fedmq_edge_agent.examining.course import in_thread
 from fedmq_edge_agent.examining.device import Device
 from fedmq_edge_agent.examining.findings import Finding, failed, fine, warning
+from fedmq_edge_agent.examining.unit import described, service_of
 from fedmq_edge_agent.shell.status import find
 from fedmq_protocol.errors import StoreError
 from fedmq_protocol.signing import PUBLIC_KEY_BYTES, SigningKey
@@ -27,6 +28,12 @@ async def look_at_agent(device: Device) -> Finding:
     """Does an agent use the state folder now? Then nobody may connect in this device's name."""
     device.agent_runs = is_held(device.state_dir / "lock")
     if not device.agent_runs:
+        service = await in_thread(service_of, device.state_dir)
+        if service:
+            return warning(
+                f"it does not run: {described(service)}",
+                "`systemctl start fedmq-agent`, once the rest is well; `journalctl -u fedmq-agent` tells why it ended",
+            )
         return fine("it does not run now, so that this examination may connect as this device")
     found = find(device.state_dir)
     if found.status is None or not found.running:
@@ -135,10 +142,9 @@ def _try_folder(folder: Path) -> Finding:
                 )
     if there != folder:
         return fine(f"{folder} will be made by the agent: {there} takes files, and flushes them")
-    if stat.S_IMODE(folder.stat().st_mode) & stat.S_IRWXO:
-        return warning(
-            f"{folder} takes files, and others than its owner may look into it", f"chmod o-rwx {folder}"
-        )
+    key = folder / "key"
+    if key.exists() and stat.S_IMODE(key.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
+        return warning(f"{folder} takes files; but others than its owner may read {key}", f"chmod 600 {key}")
     return fine(f"{folder} takes files, and flushes them")
 
 

@@ -52,7 +52,7 @@ async def shake_hands(device: Device) -> Finding:
     except ConfigError as error:
         return failed(str(error), "correct the setting, or put the file there again")
     except ssl.SSLCertVerificationError as error:
-        server = await in_thread(_server_certificate, broker)
+        server = await in_thread(shown_certificate, broker)
         return _distrusted(device, error, server)
     except ssl.SSLError as error:
         return _refused(device, error)
@@ -130,7 +130,7 @@ def _feed(incoming: ssl.MemoryBIO, sock: socket.socket) -> None:
         incoming.write_eof()
 
 
-def _server_certificate(broker: BrokerSettings) -> x509.Certificate | None:
+def shown_certificate(broker: BrokerSettings) -> x509.Certificate | None:
     """What the broker shows, believed or not; None where that cannot be seen."""
     careless = broker.model_copy(update={"tls_insecure": True})
     try:
@@ -176,6 +176,12 @@ def _distrusted(
     )
 
 
+def _holds(device: Device) -> bool:
+    """Whether this device's certificate is still good, if the clock is right."""
+    now = datetime.fromtimestamp(device.clock(), UTC)
+    return bool(device.certificates) and now < device.certificates[0].not_valid_after_utc
+
+
 def _refused(device: Device, error: ssl.SSLError) -> Finding:
     """What the broker's alert, or its silence, says of us."""
     broker = device.settings.broker
@@ -185,6 +191,12 @@ def _refused(device: Device, error: ssl.SSLError) -> Finding:
         return failed(
             "the broker refuses this device's certificate: it is revoked",
             f"if that was not meant, {enroll} makes a new one; copy it here",
+        )
+    if "certificate expired" in word and _holds(device):
+        return failed(
+            "the broker says that this device's certificate has expired, and by the clock here it has not",
+            "is one of the two clocks wrong? Or has the broker's list of revoked certificates run out, by which nobody "
+            "gets in: at the operator's, `fedmq broker reload` makes it anew",
         )
     if "certificate expired" in word:
         return failed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import socket
@@ -13,6 +14,7 @@ from fedmq_edge_agent.examining.findings import Finding, failed, fine, warning
 
 CONNECT_S = 4.0
 """For one address; a broker of the same federation is not further away than that."""
+RESOLVE_S = 4.0
 _SLOW_S = 1.5
 
 
@@ -22,7 +24,10 @@ async def look_up(device: Device) -> Finding:
     host = broker.host
     begun = time.monotonic()
     try:
-        addresses = await in_thread(resolve, host, broker.port)
+        async with asyncio.timeout(RESOLVE_S):
+            addresses = await in_thread(resolve, host, broker.port)
+    except TimeoutError:
+        return _nobody_answers(host)
     except (OSError, UnicodeError) as error:
         return _unknown(host, error)
     took_s = time.monotonic() - begun
@@ -59,13 +64,17 @@ def _unknown(host: str, error: OSError | UnicodeError) -> Finding:
     if isinstance(error, UnicodeError):
         return failed(f"{host[:80]!r} cannot be a host's name", "correct `url` in [broker]")
     if error.errno == socket.EAI_AGAIN:
-        return failed(
-            f"no DNS server answers for {host}",
-            "is the network up, and the server in /etc/resolv.conf right? Or use an address in the broker's url",
-        )
+        return _nobody_answers(host)
     return failed(
         f"nobody knows a host called {host}",
         "correct `url` in [broker]; or give the name an address in your DNS, or in /etc/hosts of this device",
+    )
+
+
+def _nobody_answers(host: str) -> Finding:
+    return failed(
+        f"no DNS server answers for {host}",
+        "is the network up, and the server in /etc/resolv.conf right? Or use an address in the broker's url",
     )
 
 

@@ -51,7 +51,7 @@ class Authority:
         self.ca = folder / "ca.pem"
         self.ca.write_bytes(made.public_bytes(Encoding.PEM))
         self.crl = folder / "crl.pem"
-        self._write_list()
+        self.write_list()
 
     def _begin(
         self, subject: x509.Name, key: ec.EllipticCurvePublicKey, first: float, last: float
@@ -88,15 +88,16 @@ class Authority:
         key_file.chmod(0o600)
         if revoked:
             self._revoked.append(made.serial_number)
-            self._write_list()
+            self.write_list()
         return certificate, key_file
 
-    def _write_list(self) -> None:
+    def write_list(self, *, ends: float = 30) -> None:
+        """Write the list of revoked certificates, which ends so many days from today."""
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._name)
-            .last_update(self.now - DAY)
-            .next_update(self.now + 30 * DAY)
+            .last_update(self.now - 9 * DAY)
+            .next_update(self.now + ends * DAY)
         )
         for number in self._revoked:
             one = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(self.now - DAY)
@@ -191,9 +192,10 @@ class Clinic:
 def be_known(settings: AgentSettings, *, session: int = 7, private: bytes = PRIVATE) -> None:
     """Leave the state of an agent that ran before."""
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    settings.state_dir.chmod(0o700)
     identity = SigningKey(private).public_key
-    (settings.state_dir / "key").write_text(private.hex() + "\n")
+    key = settings.state_dir / "key"
+    key.write_text(private.hex() + "\n")
+    key.chmod(0o600)
     (settings.state_dir / "state").write_bytes(dump_state(AgentState(session=session, identity=identity)))
 
 

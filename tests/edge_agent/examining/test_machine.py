@@ -98,13 +98,13 @@ async def test_a_folder_of_another_user(tmp_path: Path) -> None:
     assert "belongs to the user nobody" in found["state"].found
 
 
-async def test_a_folder_that_others_may_look_into(tmp_path: Path) -> None:
+async def test_a_key_that_others_may_read(tmp_path: Path) -> None:
     one = settings(tmp_path / "state")
     be_known(one)
-    one.state_dir.chmod(0o755)
+    (one.state_dir / "key").chmod(0o640)
     found = await findings_of(one, "state")
     assert found["state"].level == "warning"
-    assert f"chmod o-rwx {one.state_dir}" in found["state"].mend
+    assert f"chmod 600 {one.state_dir}/key" in found["state"].mend
 
 
 @pytest.mark.parametrize("file", ["state", "key", "coordinator.pub"])
@@ -149,3 +149,27 @@ async def test_a_board_without_memory_for_the_model(tmp_path: Path, monkeypatch:
         finding = await look_at_memory(one)
         assert finding.level == level
         assert "wants 330 MB" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("folder", "level", "words"),
+    [
+        ("state", "warning", "activating (auto-restart), its last end: exit-code, restarted 7 times"),
+        ("elsewhere", "ok", "does not run now"),
+    ],
+)
+async def test_a_service_that_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, level: str, words: str
+) -> None:
+    """As `systemctl show` tells of it, for the agent of this state folder."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "systemctl").write_text(
+        "#!/bin/sh\necho LoadState=loaded; echo ActiveState=activating; echo SubState=auto-restart\n"
+        f"echo Result=exit-code; echo NRestarts=7; echo WorkingDirectory={tmp_path / folder}\n"
+    )
+    (programs / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    found = await findings_of(settings(tmp_path / "state"), "agent")
+    assert found["agent"].level == level
+    assert words in found["agent"].found

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
+
+import pytest
 
 from fedmq_broker.probe import find_free_port
 from tests.edge_agent.examining.clinic import Clinic, findings_of
@@ -17,6 +20,16 @@ async def test_a_name_that_nobody_knows(clinic: Clinic) -> None:
     assert "DNS" in found["name"].mend or "/etc/resolv.conf" in found["name"].mend
     assert found["route"].level == "skipped"
     assert found["route"].found == "needs name"
+
+
+async def test_a_name_server_that_says_nothing(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    silence = threading.Event()
+    monkeypatch.setattr("fedmq_edge_agent.examining.network.resolve", lambda *_: silence.wait())
+    monkeypatch.setattr("fedmq_edge_agent.examining.network.RESOLVE_S", 0.05)
+    found = await findings_of(clinic.settings(1, {"url": "mqtts://broker.home:8883"}), "name")
+    silence.set()
+    assert found["name"].level == "failed"
+    assert "no DNS server answers" in found["name"].found
 
 
 async def test_a_name_that_cannot_be_one(clinic: Clinic) -> None:

@@ -117,7 +117,16 @@ async def test_the_broker_refuses_what_this_devices_clock_still_takes(clinic: Cl
     found = await findings_of(device, *NAMES)
     assert found["certificate"].level == "warning"
     assert found["tls"].level == "failed"
-    assert "it has expired" in found["tls"].found
+    assert "by the clock here it has not" in found["tls"].found
+
+
+async def test_a_list_of_revoked_certificates_that_has_run_out(clinic: Clinic) -> None:
+    """Then the broker lets nobody in, and calls it the certificate's fault."""
+    clinic.authority.write_list(ends=-1)
+    found = await examined(clinic, clinic.open())
+    assert found["certificate"].level == "ok"
+    assert found["tls"].level == "failed"
+    assert "list of revoked certificates run out" in found["tls"].mend
 
 
 async def test_an_own_certificate_that_expires_soon(clinic: Clinic) -> None:
