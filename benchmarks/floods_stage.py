@@ -23,6 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq_broker import membership
+from fedmq_broker.guarding.patrol import Patrol
+from fedmq_broker.guarding.quarantine import Quarantine
+from fedmq_broker.guarding.watching import allowance
 from fedmq_broker.mosquitto import find_mosquitto
 from fedmq_broker.probe import find_free_port
 from fedmq_broker.render import Wanted, find_plugin, render
@@ -34,9 +37,11 @@ from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_edge_agent.shell.service import AgentService
 from fedmq_edge_agent.shell.settings import AgentSettings
+from fedmq_protocol.access import GUARD
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.codecs import CodecSpec, encode_update
 from fedmq_protocol.schema import TensorEntry, TensorSchema
+from fedmq_protocol.topics import Topics
 
 FEDERATION: Final = "bench"
 HOST: Final = "127.0.0.1"
@@ -122,6 +127,19 @@ def mosquitto(place: Place) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+async def be_guard(place: Place) -> None:
+    """What the guard's process does, until it is killed."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    patrol = Patrol(
+        place.settings(GUARD),
+        Topics(FEDERATION),
+        frozenset({place.port}),
+        Quarantine(place.site.quarantine),
+        allowance(PARAMETERS),
+    )
+    await patrol.run(asyncio.Event())
 
 
 # ------------------------------------------------------------------------------------------- the coordinator

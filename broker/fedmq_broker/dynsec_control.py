@@ -16,7 +16,7 @@ import fcntl
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from typing import IO, Any, Final, Self
 from fedmq_broker.authority_register import Member
 from fedmq_broker.dynsec import own_acls, render, roles_of
 from fedmq_protocol.access import CONTROL_TOPIC, OPERATOR
-from fedmq_protocol.aio import BrokerSettings, Connected, Connection, Message
+from fedmq_protocol.aio import BrokerSettings, Connected, Connection, Event, Message
 from fedmq_protocol.errors import ConnectionFailedError, FedmqError
 from fedmq_protocol.topics import Topics
 
@@ -62,14 +62,24 @@ class Control:
         settings: how `@operator` reaches the broker.
         lock: a file that keeps others out who would come in as `@operator`; its folder must be there.
         timeout_s: for the connection; a refusal is told at once.
+        hears: what else to listen to meanwhile.
+        heard: takes what comes of that, and whether the connection stands; it must not wait.
     """
 
     def __init__(
-        self, settings: BrokerSettings, *, lock: Path | None = None, timeout_s: float = 10.0
+        self,
+        settings: BrokerSettings,
+        *,
+        lock: Path | None = None,
+        timeout_s: float = 10.0,
+        hears: Sequence[str] = (),
+        heard: Callable[[Event], None] = lambda _event: None,
     ) -> None:
         self._settings = settings
         self._lock = lock
         self._timeout_s = timeout_s
+        self._filters = [RESPONSE_TOPIC, *hears]
+        self._heard = heard
         self._locked: IO[bytes] | None = None
         self._connection: Connection | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -92,7 +102,7 @@ class Control:
             await connection.start(wait=True, timeout_s=self._timeout_s)
             self._connection = connection
             self._reader = asyncio.create_task(self._read(connection))
-            await connection.subscribe([RESPONSE_TOPIC])
+            await connection.subscribe(self._filters)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -174,6 +184,32 @@ class Control:
         """
         commands = [
             {"command": "disableClient", "username": name},
+            {"command": "enableClient", "username": name},
+        ]
+        self._raise(commands, await self.command(commands))
+
+    async def cut_off(self, name: str) -> None:
+        """End a member's session and leave it nothing that it may do, until `let_in`; it stays a member.
+
+        A certificate still opens the door for it, a password does not.
+
+        Raises:
+            ControlError: the plugin refuses, or does not know it.
+        """
+        commands: list[dict[str, Any]] = [
+            {"command": "modifyClient", "username": name, "roles": []},
+            {"command": "disableClient", "username": name},
+        ]
+        self._raise(commands, await self.command(commands))
+
+    async def let_in(self, name: str) -> None:
+        """Let a member do again what it may.
+
+        Raises:
+            ControlError: the plugin refuses, or does not know it.
+        """
+        commands: list[dict[str, Any]] = [
+            {"command": "modifyClient", "username": name, "roles": roles_of(name)},
             {"command": "enableClient", "username": name},
         ]
         self._raise(commands, await self.command(commands))
@@ -317,7 +353,9 @@ class Control:
                 kept = self._kept[event.topic]
                 if event.payload and not kept.done():
                     kept.set_result(event.payload)
-            elif isinstance(event, Message) and event.topic == RESPONSE_TOPIC:
+            elif not isinstance(event, Message) or event.topic != RESPONSE_TOPIC:
+                self._heard(event)
+            else:
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                     for answer in json.loads(event.payload)["responses"]:
                         waiting = self._awaited.get(str(answer.get("correlationData")))

@@ -138,6 +138,11 @@ class Site:
         return MosquittoFiles(self.folder / "mosquitto")
 
     @property
+    def quarantine(self) -> Path:
+        """Who is cut off, until when and why: `fedmq broker guard` writes it."""
+        return self.folder / "quarantine.json"
+
+    @property
     def members(self) -> Path:
         """One folder for each member."""
         return self.folder / "members"

@@ -15,6 +15,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "show": ("fedmq.commands.device_look:show", "Tell all that is known of one device."),
     "renew": ("fedmq.commands.device_change:renew", "Issue a device a new certificate."),
     "rename": ("fedmq.commands.device_change:rename", "Give a device another name."),
+    "release": ("fedmq.commands.guard:release", "Let a device in again that was cut off because it flooded."),
     "revoke": ("fedmq.commands.device_change:revoke", "Throw a device out, at once and for good."),
 }
 """Each verb: where it is, and its line in `fedmq device --help`."""

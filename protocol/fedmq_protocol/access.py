@@ -5,7 +5,9 @@ device's id may, so that nobody can be enrolled as one of them:
 
 - `@coordinator` runs the federation;
 - `@monitor` watches: the broker's own figures, presence, status and announcements, but neither updates nor models;
-- `@operator` lets members in and throws them out, and may read everything.
+- `@operator` lets members in and throws them out, and may read everything;
+- `@guard` cuts off who floods: it hears the broker's log and what the coordinator tells flooders, no more, but whoever
+  may command the security plugin at all may command it everything.
 
 A broker grants what is listed and nothing else. Each kind of message of a device has a rule of its own: it could
 otherwise leave retained messages on as many topics as it can think of.
@@ -23,10 +25,17 @@ Action: TypeAlias = Literal["publish", "receive", "subscribe"]
 COORDINATOR: Final = "@coordinator"
 MONITOR: Final = "@monitor"
 OPERATOR: Final = "@operator"
-ROLES: Final = (COORDINATOR, MONITOR, OPERATOR)
+GUARD: Final = "@guard"
+ROLES: Final = (COORDINATOR, MONITOR, OPERATOR, GUARD)
 
 CONTROL_TOPIC: Final = "$CONTROL/dynamic-security/v1"
 """Where Mosquitto's dynamic-security plugin takes commands; it answers below it."""
+
+BROKER_LOG: Final = "$SYS/broker/log/#"
+"""Where Mosquitto writes its log, line by line."""
+
+SUBSCRIPTIONS: Final = "$SYS/broker/subscriptions/count"
+"""How many there are, of all clients together."""
 
 
 @dataclass(frozen=True, order=True)
@@ -64,6 +73,8 @@ def rules(topics: Topics, member: str) -> tuple[Rule, ...]:
             return _monitor(topics)
         case "@operator":
             return _operator(topics)
+        case "@guard":
+            return _guard(topics)
         case device:
             return every_device(topics) + device_alone(topics, device)
 
@@ -107,6 +118,12 @@ def _operator(topics: Topics) -> tuple[Rule, ...]:
     # The presence of a device that was thrown out stays retained until somebody clears it.
     return _publish(CONTROL_TOPIC, f"{topics.root}/dev/+/presence") + _read(
         "$SYS/#", f"{CONTROL_TOPIC}/#", f"{topics.root}/#"
+    )
+
+
+def _guard(topics: Topics) -> tuple[Rule, ...]:
+    return _publish(CONTROL_TOPIC) + _read(
+        BROKER_LOG, SUBSCRIPTIONS, f"{CONTROL_TOPIC}/#", f"{topics.root}/dev/+/down/notice"
     )
 
 

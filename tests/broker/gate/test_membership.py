@@ -211,7 +211,7 @@ async def test_new_certificates_of_the_broker_and_the_roles(world: World, come_i
     assert (await come_in(world.settings(MONITOR))).is_connected
     assert coordinator.is_connected
     assert world.site.mosquitto.certificate.read_bytes() != before
-    assert len(membership.prepare(world.site, "home", ["localhost", "broker.home.arpa"], renew=True)) == 4
+    assert len(membership.prepare(world.site, "home", ["localhost", "broker.home.arpa"], renew=True)) == 5
     assert membership.prepare(world.site, "home", ["localhost", "broker.home.arpa"]) == []
 
 
