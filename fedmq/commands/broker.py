@@ -25,6 +25,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "stop": ("fedmq.commands.broker_site:stop", "End it."),
     "check": ("fedmq.commands.broker_check:check", "Say what is wrong with a mosquitto.conf, line by line."),
     "monitor": ("fedmq.commands.monitor:monitor", "Broker and federation on one screen, live."),
+    "firewall": ("fedmq.commands.guard:firewall", "Rules for the kernel: what one address may do."),
     "guard": ("fedmq.commands.guard:guard", "Cut off who floods, for a stated time."),
     "exporter": ("fedmq.commands.exporter:exporter", "Broker and federation as Prometheus metrics."),
 }

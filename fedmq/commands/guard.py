@@ -1,4 +1,4 @@
-"""`fedmq broker guard` cuts off who floods, `fedmq device release` lets it in again before its time."""
+"""`fedmq broker guard` cuts off who floods, `fedmq device release` lets it in again; `firewall` is for the kernel."""
 
 from __future__ import annotations
 
@@ -55,6 +55,24 @@ async def _run(patrol: Patrol) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await patrol.run(stop)
+
+
+@click.command()
+@config_option
+@click.option(
+    "--behind-one-address",
+    "devices",
+    type=click.IntRange(1, 1_000_000),
+    help="So many devices may come from one address, such as a router's; default: all of them.",
+)
+def firewall(config_path: Path | None, devices: int | None) -> None:
+    """Print rules for nftables that bound what one address may do to the broker; load them with nft -f."""
+    with needs("broker"):
+        from fedmq_broker.guarding.firewall import render
+
+    table = read(config_path).table("mosquitto", MosquittoTable)
+    ports = {table.port, table.websockets_port, table.password_port} - {0}
+    click.echo(render(sorted(ports), devices or table.devices), nl=False)
 
 
 @click.command()
