@@ -10,7 +10,9 @@ On the operator's machine:
     settings       device.toml, the certificate and the key, as they lie on the device
     bundle         all of it in one file that installs itself
     remote         onto a board that answers to ssh
-    image, disk    onto an SD card's image
+    sdcard         onto the image of an SD card: partitions and filesystems look into it, network is what it is told
+
+On the device, with all that the bundle brought: `identity` makes a key that never leaves it.
 
 On the device, inside the bundle, and with nothing but the board's own shell and Python: `install.sh` and `unpack.py`.
 """

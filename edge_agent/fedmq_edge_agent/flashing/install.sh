@@ -240,7 +240,7 @@ start_agent() {
 
 uninstall() {
     if systemd_runs; then systemctl disable --now fedmq-agent.service 2>/dev/null || true; fi
-    rm -f "$wanted" "$unit"
+    rm -f "$wanted" "$unit" "${wanted%/*}/fedmq-firstboot.service" "${unit%/*}/fedmq-firstboot.service"
     rm -rf "$opt" "$etc"
     if systemd_runs; then systemctl daemon-reload; fi
     say "removed $opt, $etc and $unit"
