@@ -20,7 +20,10 @@ from fedmq_edge_agent.flashing.partitions import Partition
 
 _PATH: Final = re.compile(r"^/[A-Za-z0-9@._/+-]*$")
 _FSCK_FAILED: Final = 4
-_LISTED: Final = re.compile(r"^/\d+/(?P<mode>\d+)/(?P<uid>\d+)/(?P<gid>\d+)/(?P<name>[^/]*)/(?P<size>\d*)/")
+# Inode 0 is a name that was removed.
+_LISTED: Final = re.compile(
+    r"^/[1-9]\d*/(?P<mode>\d+)/(?P<uid>\d+)/(?P<gid>\d+)/(?P<name>[^/]*)/(?P<size>\d*)/"
+)
 
 
 @dataclass(frozen=True)

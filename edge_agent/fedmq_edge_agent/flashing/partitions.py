@@ -1,4 +1,4 @@
-"""The partitions of a disk's image, read from its first sectors: MBR (Raspberry Pi OS) and GPT (Debian's own images)."""
+"""The partitions of a disk's image, read from its first sectors: MBR (Raspberry Pi OS) and GPT (Debian)."""
 
 from __future__ import annotations
 

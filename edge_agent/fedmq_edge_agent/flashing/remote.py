@@ -30,7 +30,7 @@ _REASONS: Final = (
     ("REMOTE HOST IDENTIFICATION HAS CHANGED", None),
     (
         "Permission denied",
-        "it does not let us in: `ssh-copy-id` puts your key there, and passwords are not asked for",
+        "it does not let us in: ssh-copy-id puts your key there; no password is asked for",
     ),
     ("Could not resolve", "there is no host of that name"),
     ("timed out", "it does not answer: is the board on, and in this network?"),
@@ -46,8 +46,8 @@ echo "uid=$(id -u)"
 if sudo -n true 2>/dev/null; then echo sudo=yes; fi
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 for python in python3 python3.13 python3.12 python3.11; do
-    $python -c 'import struct as s, sys; print("python=%d.%d %d" % (*sys.version_info[:2], 8 * s.calcsize("P")))' 2>/dev/null
-done
+    $python -c 'import struct as s, sys; print("python=%d.%d %d" % (*sys.version_info[:2], 8 * s.calcsize("P")))'
+done 2>/dev/null
 free() { df -Pk "$1" 2>/dev/null | awk 'NR == 2 { print $4 }'; }
 echo "incoming_kb=$(free /var/tmp)"
 place=/opt/fedmq; while [ ! -d $place ]; do place=$(dirname $place); done

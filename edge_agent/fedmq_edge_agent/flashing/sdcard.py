@@ -141,7 +141,8 @@ def customise(
         FlashError: there is no room, or the system is told of its network in a way that we do not know.
     """
     size = bundle.stat().st_size
-    if size + _SPARE_BYTES > card.free_bytes:
+    before = card.root.entry(FIRST_BOOT)
+    if size + _SPARE_BYTES > card.free_bytes + (before.size if before else 0):
         raise FlashError(
             f"{card.path} has {card.free_bytes // 1_000_000} MB free in its root file system, and the bundle takes "
             f"{size // 1_000_000}: make the image larger (truncate, then growpart and resize2fs)"
@@ -196,8 +197,8 @@ def _join(card: Card, wifi: Wifi, wanted: list[Put | Link], boot: dict[str, byte
         wanted.append(Put(path, network.netplan(wifi), 0o600))
         return "Wi-Fi", f"{wifi.ssid}, in {path}, mode 0600"
     raise FlashError(
-        f"{card.path}: {card.system} has neither NetworkManager nor cloud-init nor netplan: how it joins a Wi-Fi is not "
-        "known here; leave --wifi out"
+        f"{card.path}: {card.system} has neither NetworkManager nor cloud-init nor netplan, so that nobody knows how "
+        "to tell it of a Wi-Fi: leave --wifi out"
     )
 
 
