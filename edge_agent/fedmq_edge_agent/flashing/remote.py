@@ -21,6 +21,7 @@ _TARGET: Final = re.compile(
     r"(?::(?P<port>\d{1,5}))?$"
 )
 _CONNECT_S: Final = 10
+_FLUSH_S: Final = 300
 _SSH_FAILED: Final = 255
 _BLOCK: Final = 1 << 18
 
@@ -195,7 +196,14 @@ class Remote:
             process.wait()
             raise
         process.stdin = None
-        out, err = process.communicate()
+        try:
+            out, err = process.communicate(timeout=_FLUSH_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise FlashError(
+                f"{self._target}: what was copied is not on its disk after {_FLUSH_S} s"
+            ) from None
         if process.returncode != 0:
             raise self._failed("copying the bundle", process.returncode, err)
         return out.decode().strip()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedmq_edge_agent.flashing.errors import FlashError
+from fedmq_protocol.topics import check_id
 
 IDENTITY: Final = "/etc/fedmq/identity"
 STATE: Final = "/var/lib/fedmq"
@@ -56,23 +57,34 @@ def read_member(folder: Path, name: str) -> Member:
         raise FlashError(f"there is no {path}: `fedmq device enroll {name}` makes it") from None
     except (OSError, ValueError) as error:
         raise FlashError(f"{path} cannot be read: {error}") from None
+    member = describe(name, settings, folder)
+    for setting, file in _SECRETS.items():
+        if setting in member.settings["broker"] and file not in member.identity and setting != "key_file":
+            raise FlashError(f"{path} tells of {file}, which is not there")
+    return member
+
+
+def describe(name: str, settings: dict[str, Any], folder: Path) -> Member:
+    """The member that `settings` tells of, with whatever of its identity is there; paths in them are as from `folder`.
+
+    Raises:
+        FlashError: they are about another device, or its name cannot be one.
+    """
+    check_id(name, what="device")
     device, broker = settings.setdefault("device", {}), settings.setdefault("broker", {})
     if device.get("id", name) != name:
-        raise FlashError(f"{path} is about {device['id']!r}, not about {name!r}")
+        raise FlashError(f"{folder / 'device.toml'} is about {device['id']!r}, not about {name!r}")
     device["id"], device["state_dir"] = name, STATE
     task = device.pop("task", None)
     if task is not None and (task.partition(":")[0].endswith(".py") or "/" in task):
         task = str(folder / task)
     identity: dict[str, bytes] = {}
     for setting, file in _SECRETS.items():
-        if setting not in broker:
-            continue
-        source = folder / broker[setting]
-        broker[setting] = f"{IDENTITY}/{file}"
-        if source.is_file():
-            identity[file] = source.read_bytes()
-        elif setting != "key_file":  # the device may have made that itself
-            raise FlashError(f"{path} names {source}, which is not there")
+        if setting in broker:
+            source = folder / broker[setting]
+            broker[setting] = f"{IDENTITY}/{file}"
+            if source.is_file():
+                identity[file] = source.read_bytes()
     return Member(name, settings, task, identity)
 
 

@@ -85,7 +85,7 @@ def test_a_key_that_only_the_device_has_is_no_mistake(tmp_path: Path) -> None:
     (folder / "key.pem").unlink()
     assert not settings.read_member(folder, "dev-1").has_key
     (folder / "cert.pem").unlink()
-    with pytest.raises(FlashError, match=r"cert\.pem, which is not there"):
+    with pytest.raises(FlashError, match=r"tells of cert\.pem, which is not there"):
         settings.read_member(folder, "dev-1")
 
 

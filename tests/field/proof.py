@@ -1,0 +1,350 @@
+"""The whole way of one device, with the commands that an operator types: enrolled, flashed, training, thrown out.
+
+The broker is a Mosquitto over mutual TLS, the coordinator a process, the device a clean system of its own, in which the
+agent runs as the installed unit says: its command line, its user, its folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.edge_agent.flashing.roots import Root
+
+ROOT: Final = Path(__file__).parents[2]
+UNIT: Final = "/etc/systemd/system/fedmq-agent.service"
+SETTINGS: Final = """
+[federation]
+name = "field"
+
+[mosquitto]
+hosts = ["127.0.0.1"]
+port = {port}
+websockets_port = 0
+password_port = 0
+devices = 10
+parameters = 400_000
+
+[coordinator]
+state_dir = "coordinator"
+listen = "127.0.0.1:0"
+
+[run]
+rounds = {rounds}
+
+[run.selection]
+min_available_devices = 1
+
+[run.compression]
+density = {density}
+"""
+
+
+class ProofError(AssertionError):
+    """The device did not do what it should."""
+
+
+@dataclass
+class Outcome:
+    """What was seen, and how long it took, in seconds.
+
+    Attributes:
+        facts: in the order in which they were found.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, name: str, value: Any, *, unit: str = "") -> None:
+        """Keep a fact, and tell it."""
+        self.facts[name] = value
+        shown = f"{value:.1f}" if isinstance(value, float) else value
+        print(f"{name:<44} {shown} {unit}".rstrip(), flush=True)  # noqa: T201 - the long run is watched
+
+
+@dataclass
+class Operator:
+    """A machine with the authority, the broker and the coordinator."""
+
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def fedmq(self, *arguments: str, timeout_s: float = 600) -> str:
+        """A command, to its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fedmq", *arguments],
+            cwd=self.folder,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ProofError(
+                f"fedmq {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}"
+            )
+        return done.stdout
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """A command that stays, with its log in a file."""
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fedmq", *arguments],
+                cwd=self.folder,
+                env=self._environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.processes.append(process)
+        return process
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> None:
+        """End all of it, the last first."""
+        for process in reversed(self.processes):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _environment(self) -> dict[str, str]:
+        parts = (".", "protocol", "broker", "coordinator", "edge_agent")
+        return {**os.environ, "PYTHONPATH": ":".join(str(ROOT / part) for part in parts)}
+
+
+@contextlib.contextmanager
+def federation(folder: Path, *, rounds: int, density: float) -> Iterator[Operator]:
+    """A Mosquitto and a coordinator, as `fed.toml` in `folder` says."""
+    operator = Operator(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    text = SETTINGS.format(port=port, rounds=rounds, density=density)
+    (folder / "fed.toml").write_text(text)
+    try:
+        operator.fedmq("broker", "init", "--config", "fed.toml")
+        operator.start("broker", "broker", "start", "--config", "fed.toml")
+        until("Mosquitto listens", lambda: _listens(port), 20)
+        operator.start("coordinator", "coordinator", "start", "--config", "fed.toml")
+        until("the coordinator has a key", (folder / "coordinator" / "key").exists, 30)
+        yield operator
+    finally:
+        operator.stop()
+
+
+def until(
+    what: str, holds: Callable[[], object], timeout_s: float, *, tell: Callable[[], str] = str
+) -> float:
+    """Wait for something; how long it took, in seconds.
+
+    Raises:
+        ProofError: it did not come.
+    """
+    began = time.monotonic()
+    while not holds():
+        if time.monotonic() - began > timeout_s:
+            raise ProofError(f"{what}: not after {timeout_s:.0f} s\n{tell()}")
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+class Device:
+    """The agent in its system, started as its unit would start it."""
+
+    def __init__(self, root: Root, folder: Path) -> None:
+        self._root = root
+        self._log = folder / "agent.log"
+        self._unit = dict(
+            line.split("=", 1)
+            for line in root.run("cat", UNIT).stdout.splitlines()
+            if re.match(r"[A-Z]\w+=", line)
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self._notices = folder / "notices"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def start(self) -> float:
+        """Run the unit's command line as its user; returns when that was."""
+        environment = [word for word in self._unit.get("Environment", "").split() if "=" in word]
+        command = [
+            "env",
+            "-C",
+            self._unit["WorkingDirectory"],
+            *environment,
+            *self._unit["ExecStart"].split(),
+        ]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._root.inside(*command, user=f"{self._unit['User']}:{self._unit['Group']}"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return time.monotonic()
+
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def resident(self) -> tuple[int, int]:
+        """Bytes resident of the agent, and of the largest process that it started."""
+        assert self._process is not None
+        children = subprocess.run(
+            ["ps", "-o", "rss=", "--ppid", str(self._process.pid)],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.split()
+        own = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{self._process.pid}/status").read_text())
+        assert own is not None
+        return 1024 * int(own[1]), 1024 * max((int(child) for child in children), default=0)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+
+def prove(
+    folder: Path,
+    root: Root,
+    *,
+    arch: str,
+    torch: bool,
+    task: str = str(ROOT / "tests" / "field" / "sums.py"),
+    rounds: int = 3,
+    density: float = 0.2,
+    patience: float = 1.0,
+) -> Outcome:
+    """Go the whole way, and raise where it does not lead on.
+
+    Args:
+        folder: an empty one.
+        root: a clean system.
+        arch: its architecture.
+        torch: whether PyTorch goes along; otherwise the system has it.
+        task: what is trained.
+        rounds: how many.
+        density: of updates.
+        patience: all time limits times this.
+    """
+    outcome = Outcome()
+    with federation(folder, rounds=rounds, density=density) as operator:
+        operator.fedmq(
+            *("device", "enroll", "dev-1", "--config", "fed.toml", "--task", task),
+            *("--data", "partition_id=0", "--data", "num_partitions=2"),
+        )
+        began = time.monotonic()
+        flash = ["device", "flash", "dev-1", "--config", "fed.toml", "--target", "bundle", "--arch", arch]
+        operator.fedmq(*flash, *(() if torch else ("--without-torch",)))
+        outcome.note("bundle made in", time.monotonic() - began, unit="s")
+        (bundle,) = folder.glob("fedmq-dev-1-*.run")
+        outcome.note("bundle", bundle.stat().st_size / 1e6, unit="MB")
+        _install(root, bundle, outcome)
+        device = Device(root, folder)
+        operator.start("run", "run", "start", task, "--config", "fed.toml", "--watch")
+        try:
+            _train(operator, device, outcome, rounds=rounds, patience=patience)
+            _throw_out(operator, device, outcome, patience=patience)
+        except ProofError as error:
+            logs = "".join(
+                f"\n--- {name}\n{operator.log(name)[-3000:]}" for name in ("broker", "coordinator", "run")
+            )
+            raise ProofError(f"{error}\n--- agent\n{device.log()[-4000:]}{logs}") from None
+        finally:
+            device.stop()
+    root.run("env", "SYSTEMD_OFFLINE=1", "sh", "/srv/bundle.run", "--uninstall", "--purge")
+    left = root.tree("/opt", "/etc/fedmq", "/var/lib/fedmq", UNIT)
+    if "fedmq" in left:
+        raise ProofError(f"after --uninstall --purge there is still {left}")
+    outcome.note("uninstalled", "nothing left")
+    return outcome
+
+
+def _install(root: Root, bundle: Path, outcome: Outcome) -> None:
+    root.write("/srv/bundle.run", bundle.read_bytes(), mode=0o600)
+    began = time.monotonic()
+    told = root.run("env", "SYSTEMD_OFFLINE=1", "sh", "/srv/bundle.run").stdout
+    outcome.note("installed in", time.monotonic() - began, unit="s")
+    assert told.endswith("done\n"), told
+    size = root.run("du", "-s", "-B1", "/opt/fedmq").stdout.split()[0]
+    outcome.note("installed", int(size) / 1e6, unit="MB")
+    version = root.run("/opt/fedmq/bin/fedmq", "--version", user="fedmq").stdout.strip()
+    outcome.note("the device says", f"{version}, {root.run('uname', '-m').stdout.strip()}")
+
+
+def _train(operator: Operator, device: Device, outcome: Outcome, *, rounds: int, patience: float) -> None:
+    started = device.start()
+
+    def first_update() -> bool:
+        assert device.runs, device.log()
+        return _round_closed(operator.log("run"))
+
+    until("a first round", first_update, 90 * patience)
+    outcome.note("first round, from the command's start", time.monotonic() - started, unit="s")
+    agent, trainer = device.resident()
+    outcome.note("supervisor resident", agent / 1e6, unit="MB")
+    outcome.note("trainer resident", trainer / 1e6, unit="MB")
+    watch = operator.processes[-1]
+    until("the end of the run", lambda: watch.poll() is not None, 60 * rounds * patience)
+    (run,) = json.loads(operator.fedmq("run", "ls", "--config", "fed.toml", "--json"))
+    outcome.note("run", run.get("status") or run.get("state"))
+    outcome.note("rounds completed", rounds)
+
+
+def _round_closed(text: str) -> bool:
+    return bool(re.search(r"^\s*(round\s+)?1\b", text, re.MULTILINE))
+
+
+def _throw_out(operator: Operator, device: Device, outcome: Outcome, *, patience: float) -> None:
+    before = len(device.log())
+    began = time.monotonic()
+    operator.fedmq("device", "revoke", "dev-1", "--config", "fed.toml")
+    outcome.note("revoked in", time.monotonic() - began, unit="s")
+    until("the agent is refused", lambda: "revoked" in device.log()[before:], 60 * patience)
+    outcome.note("kicked and refused, from the command on", time.monotonic() - began, unit="s")
+    if not device.runs:
+        raise ProofError("the agent ended when it was refused")
+    device.stop()
+    before = len(device.log())
+    device.start()
+    until("the agent is refused at its next start", lambda: "revoked" in device.log()[before:], 60 * patience)
+    outcome.note("started again", "refused")
+
+
+def programs_missing() -> list[str]:
+    """What the proof needs besides debootstrap."""
+    return [
+        name
+        for name in ("mosquitto", "ps")
+        if shutil.which(name, path="/usr/sbin:/usr/bin:/bin:/sbin") is None
+    ]
