@@ -39,7 +39,7 @@ from fedmq_protocol.errors import UsageError
 @click.option("--wifi-country", metavar="XX", help="On a card: where the board is, for its radio.")
 @click.option("--hostname", help="On a card: what the board calls itself.")
 @click.option("--yes", is_flag=True, help="On a card: the target is a disk, and it is the right one.")
-def flash(name: str, target: str, **options: object) -> None:  # noqa: D301 - click's mark
+def flash(name: str, target: str, **options: object) -> None:
     """Turn a board into device NAME: agent, task, settings and identity, all that it needs, without internet there.
 
     \b
@@ -48,7 +48,7 @@ def flash(name: str, target: str, **options: object) -> None:  # noqa: D301 - cl
     sdcard:IMAGE           Debian or Raspberry Pi OS: the card's first start installs
 
     `fedmq device enroll NAME` comes first; over ssh a device that is not enrolled yet is enrolled on the way.
-    """
+    """  # noqa: D301 - click's mark
     from fedmq.flashing import Job, bundle, card, ssh
 
     ways: Final[dict[str, Callable[[Job, str], None]]] = {"bundle": bundle, "ssh": ssh, "sdcard": card}
