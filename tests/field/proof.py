@@ -7,7 +7,6 @@ agent runs as the installed unit says: its command line, its user, its folders.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -305,24 +304,30 @@ def _install(root: Root, bundle: Path, outcome: Outcome) -> None:
 def _train(operator: Operator, device: Device, outcome: Outcome, *, rounds: int, patience: float) -> None:
     started = device.start()
 
-    def first_update() -> bool:
-        assert device.runs, device.log()
-        return _round_closed(operator.log("run"))
+    def said(text: str) -> Callable[[], bool]:
+        def look() -> bool:
+            if not device.runs:
+                raise ProofError("the agent ended")
+            return text in device.log()
 
-    until("a first round", first_update, 90 * patience)
-    outcome.note("first round, from the command's start", time.monotonic() - started, unit="s")
+        return look
+
+    for what, line in (
+        ("connected", "connected to the broker"),
+        ("task open", " is open, with "),
+        ("first update made", "trained on version 0"),
+    ):
+        until(what, said(line), 120 * patience)
+        outcome.note(f"{what}, from the command's start on", time.monotonic() - started, unit="s")
+    watch = operator.processes[-1]
+    until("the end of the run", lambda: watch.poll() is not None, 60 * rounds * patience)
     agent, trainer = device.resident()
     outcome.note("supervisor resident", agent / 1e6, unit="MB")
     outcome.note("trainer resident", trainer / 1e6, unit="MB")
-    watch = operator.processes[-1]
-    until("the end of the run", lambda: watch.poll() is not None, 60 * rounds * patience)
-    (run,) = json.loads(operator.fedmq("run", "ls", "--config", "fed.toml", "--json"))
-    outcome.note("run", run.get("status") or run.get("state"))
+    told = operator.log("run").splitlines()
+    if f"finished: all {rounds} rounds are done" not in told:
+        raise ProofError(f"the run did not end well: {told[-1:]}")
     outcome.note("rounds completed", rounds)
-
-
-def _round_closed(text: str) -> bool:
-    return bool(re.search(r"^\s*(round\s+)?1\b", text, re.MULTILINE))
 
 
 def _throw_out(operator: Operator, device: Device, outcome: Outcome, *, patience: float) -> None:
