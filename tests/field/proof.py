@@ -181,12 +181,16 @@ class Device:
             if re.match(r"[A-Z]\w+=", line)
         )
         self._process: subprocess.Popen[bytes] | None = None
-        self._notices = folder / "notices"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        # Abstract: it is found from within another root, too.
+        self._name = f"fedmq-field-{os.getpid()}-{id(self)}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(f"\0{self._name}")
+        self._notices: list[str] = []
 
     def start(self) -> float:
         """Run the unit's command line as its user; returns when that was."""
         environment = [word for word in self._unit.get("Environment", "").split() if "=" in word]
+        environment.append(f"NOTIFY_SOCKET=@{self._name}")
         command = [
             "env",
             "-C",
@@ -205,6 +209,13 @@ class Device:
 
     def log(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+
+    def notices(self) -> list[str]:
+        """What it has told systemd so far."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._notices += self._socket.recv(4096).decode().splitlines()
+        return self._notices
 
     @property
     def runs(self) -> bool:
@@ -231,6 +242,11 @@ class Device:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+    def close(self) -> None:
+        """End it, if it still runs, and what it was heard by."""
+        self.stop()
+        self._socket.close()
 
 
 def prove(
@@ -280,7 +296,7 @@ def prove(
             )
             raise ProofError(f"{error}\n--- agent\n{device.log()[-4000:]}{logs}") from None
         finally:
-            device.stop()
+            device.close()
     root.run("env", "SYSTEMD_OFFLINE=1", "sh", "/srv/bundle.run", "--uninstall", "--purge")
     left = root.tree("/opt", "/etc/fedmq", "/var/lib/fedmq", UNIT)
     if "fedmq" in left:
@@ -312,6 +328,8 @@ def _train(operator: Operator, device: Device, outcome: Outcome, *, rounds: int,
 
         return look
 
+    until("READY=1 to systemd", lambda: "READY=1" in device.notices(), 60 * patience)
+    outcome.note("ready, from the command's start on", time.monotonic() - started, unit="s")
     for what, line in (
         ("connected", "connected to the broker"),
         ("task open", " is open, with "),
