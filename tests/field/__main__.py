@@ -1,7 +1,7 @@
 """The long way, PyTorch included: `python -m tests.field --arch arm64`; run by root, with debootstrap and Mosquitto.
 
-The first time it makes a clean system of that architecture, and fetches wheels. Another architecture than this machine's
-runs by qemu-user, whose times say nothing of a board's.
+The first time it makes a clean system of that architecture, and fetches wheels. Another architecture than this
+machine's runs by qemu-user, whose times say nothing of a board's.
 """
 
 from __future__ import annotations

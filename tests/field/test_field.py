@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.edge_agent.flashing.roots import Root, overlaid
-from tests.field.proof import programs_missing, prove
+from tests.edge_agent.flashing.sshd import Sshd, sshd_into
+from tests.field.proof import ROOT, Device, Operator, ProofError, federation, programs_missing, prove, until
 from tests.field.systems import clean_system
 
 OF_TORCH = (
@@ -32,13 +34,8 @@ OF_TORCH = (
 """Seen read-only in the system, where Debian's Python looks for what others installed."""
 
 
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[Root]:
-    if os.uname().machine != "x86_64":
-        pytest.skip("the quick way is for x86-64")
-    if missing := programs_missing():
-        pytest.skip(f"there is no {', '.join(missing)} here")
-    lower = clean_system()
+def systems_torch() -> dict[Path, str]:
+    """What of this machine a system sees, so that it has a PyTorch."""
     binds: dict[Path, str] = {}
     for name in OF_TORCH:
         spec = importlib.util.find_spec(name)
@@ -46,18 +43,104 @@ def board(tmp_path: Path) -> Iterator[Root]:
             binds[Path(spec.submodule_search_locations[0])] = (
                 f"/usr/local/lib/python3.11/dist-packages/{name}"
             )
-    (tmp_path / "system").mkdir()
-    with overlaid(lower, tmp_path / "system", binds=binds) as root:
-        yield root
+    return binds
+
+
+@pytest.fixture
+def board() -> Iterator[Root]:
+    if os.uname().machine != "x86_64":
+        pytest.skip("the quick way is for x86-64")
+    if missing := programs_missing():
+        pytest.skip(f"there is no {', '.join(missing)} here")
+    lower = clean_system()
+    # Where no other user may write: sshd locks nobody in elsewhere.
+    with tempfile.TemporaryDirectory(prefix="fedmq-field-", dir="/run") as scratch:
+        Path(scratch).chmod(0o755)
+        with overlaid(lower, Path(scratch), binds=systems_torch()) as root:
+            yield root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "operator").mkdir()
+    return tmp_path / "operator"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.mosquitto
-def test_a_clean_system_becomes_a_device_trains_and_is_thrown_out(board: Root, tmp_path: Path) -> None:
-    folder = tmp_path / "operator"
-    folder.mkdir()
+def test_a_clean_system_becomes_a_device_trains_and_is_thrown_out(board: Root, folder: Path) -> None:
     outcome = prove(folder, board, arch="x86-64", torch=False)
     assert outcome.facts["rounds completed"] == 3
     assert outcome.facts["started again"] == "refused"
     assert outcome.facts["bundle"] < 60
+
+
+def flash(operator: Operator, sshd: Sshd, name: str) -> str:
+    return operator.fedmq(
+        *("device", "flash", name, "--config", "fed.toml", "--target", f"ssh:root@127.0.0.1:{sshd.port}"),
+        *(
+            "--ssh-config",
+            str(sshd.config),
+            "--without-torch",
+            "--task",
+            str(ROOT / "tests" / "field" / "sums.py"),
+        ),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.mosquitto
+def test_over_ssh_the_key_is_made_on_the_board_and_stays_there(
+    board: Root, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "ssh").mkdir()
+    with (
+        federation(folder, rounds=1, density=0.2) as operator,
+        sshd_into(board, tmp_path / "ssh", chroot=True) as sshd,
+    ):
+        told = flash(operator, sshd, "dev-1")
+        assert "it never left it" in told
+        member = folder / "site" / "members" / "dev-1"
+        assert {path.name for path in member.iterdir()} >= {"cert.pem", "device.toml"}
+        key = board.run("cat", "/etc/fedmq/identity/key.pem").stdout
+        assert key.startswith("-----BEGIN PRIVATE KEY-----")
+        secret = key.splitlines()[1]
+        for path in (*folder.rglob("*"), *(tmp_path / "ssh").rglob("*")):
+            assert not path.is_file() or secret not in path.read_text(errors="replace"), path
+        assert comes_in(board, folder, "connected to the broker")
+        # Once more: the same key, and another certificate for it.
+        before = (member / "cert.pem").read_bytes()
+        flash(operator, sshd, "dev-1")
+        assert board.run("cat", "/etc/fedmq/identity/key.pem").stdout == key
+        assert (member / "cert.pem").read_bytes() != before
+        assert comes_in(board, folder, "connected to the broker")
+        # A board that was flashed with another identity gets what it is told now; a key that lay here opens no more.
+        operator.fedmq("device", "enroll", "dev-2", "--config", "fed.toml")
+        old = folder / "site" / "members" / "dev-2" / "key.pem"
+        assert old.exists()
+        board.run("rm", "/etc/fedmq/identity/key.pem")
+        flash(operator, sshd, "dev-2")
+        assert not old.exists()
+        assert comes_in(board, folder, "device=dev-2 connected to the broker")
+        operator.fedmq("device", "revoke", "dev-2", "--config", "fed.toml")
+        with pytest.raises(ProofError, match="does not come in"):
+            comes_in(board, folder, "connected to the broker", timeout_s=2)
+
+
+def comes_in(board: Root, folder: Path, line: str, *, timeout_s: float = 30) -> bool:
+    """Whether the device's agent says so when it is started as its unit says."""
+    device = Device(board, folder)
+    before = len(device.log())
+    device.start()
+    try:
+        until(
+            "it does not come in",
+            lambda: line in device.log()[before:],
+            timeout_s,
+            tell=lambda: device.log()[before:],
+        )
+    finally:
+        device.close()
+    return True

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,88 +15,20 @@ from hypothesis import strategies as st
 from fedmq_edge_agent.flashing import bundle, own
 from fedmq_edge_agent.flashing.errors import FlashError
 from fedmq_edge_agent.flashing.remote import Remote, Target
-from tests.edge_agent.flashing.roots import Root, overlaid, require_root
+from tests.edge_agent.flashing.roots import overlaid, require_root
+from tests.edge_agent.flashing.sshd import Sshd, free_port, sshd_into
 from tests.edge_agent.flashing.test_install import INSTALLED, make_bundle, system_python
-
-SSHD = "/usr/sbin/sshd"
-SSHD_CONFIG = """
-Port {port}
-ListenAddress 127.0.0.1
-HostKey /srv/host
-AuthorizedKeysFile /srv/keys
-PermitRootLogin prohibit-password
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-UsePAM no
-StrictModes no
-PidFile none
-"""
-CLIENT_CONFIG = """
-Host *
-    IdentityFile {key}
-    IdentitiesOnly yes
-    UserKnownHostsFile {known}
-    GlobalKnownHostsFile /dev/null
-    StrictHostKeyChecking yes
-"""
-
-
-@dataclass(frozen=True)
-class Sshd:
-    """A board on loopback, and what the client needs to know."""
-
-    root: Root
-    port: int
-    folder: Path
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "config"
-
-    def remote(self, user: str = "root", *, port: int | None = None) -> Remote:
-        return Remote(Target("127.0.0.1", user, port or self.port), config=self.config)
-
-    def know(self, line: str) -> None:
-        (self.folder / "known").write_text(f"[127.0.0.1]:{self.port} {line}\n")
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 @pytest.fixture
 def sshd(tmp_path: Path) -> Iterator[Sshd]:
-    require_root("ssh", "ssh-keygen")
-    if not Path(SSHD).exists():
-        pytest.skip("there is no sshd here (apt-get install openssh-server)")
-    folder, port = tmp_path / "ssh", free_port()
-    folder.mkdir()
-    (tmp_path / "overlay").mkdir()
-    for name in ("client", "host", "stranger"):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
-        subprocess.run(command, check=True)
-    (folder / "config").write_text(CLIENT_CONFIG.format(key=folder / "client", known=folder / "known"))
+    require_root()
+    for name in ("ssh", "overlay"):
+        (tmp_path / name).mkdir()
     with overlaid(Path("/"), tmp_path / "overlay") as root:
-        root.run("sh", "-c", "rm -rf /var/tmp; mkdir -m 1777 /var/tmp; mkdir -m 755 /run/sshd")
-        root.write("/srv/host", (folder / "host").read_bytes(), 0o600)
-        root.write("/srv/keys", (folder / "client.pub").read_bytes())
-        root.write("/srv/config", SSHD_CONFIG.format(port=port).encode())
-        process = subprocess.Popen(root.inside(SSHD, "-D", "-e", "-f", "/srv/config"), stderr=subprocess.PIPE)
-        try:
-            deadline = time.monotonic() + 10
-            while process.poll() is None and time.monotonic() < deadline:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                    break
-                time.sleep(0.02)
-            board = Sshd(root, port, folder)
-            board.know((folder / "host.pub").read_text())
+        root.run("sh", "-c", "rm -rf /var/tmp; mkdir -m 1777 /var/tmp")
+        with sshd_into(root, tmp_path / "ssh") as board:
             yield board
-        finally:
-            process.terminate()
-            process.communicate()
 
 
 def test_a_board_says_what_it_is(sshd: Sshd) -> None:
