@@ -377,6 +377,7 @@ def _write_aside(site: Site, every: Sequence[Credentials], *, settings: Settings
     """Write what members need beside their folders, durably."""
     make_folder(site.members)
     ca = site.authority.ca.read_bytes()
+    texts = {each.member.name: settings(each.member.name) for each in every} if settings else {}
     written: list[Path] = []
     for credentials in every:
         name = credentials.member.name
@@ -389,7 +390,7 @@ def _write_aside(site: Site, every: Sequence[Credentials], *, settings: Settings
             (files.certificate, credentials.certificate, 0o644),
             (files.key, credentials.key, 0o600),
             (files.password, password, 0o600),
-            (files.settings, settings(name).encode() if settings else None, 0o644),
+            (files.settings, texts[name].encode() if name in texts else None, 0o644),
             (files.folder / _STAMP, _stamp(credentials.member).encode(), 0o644),
         ]
         for path, data, mode in parts:
