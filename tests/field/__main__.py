@@ -12,8 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.edge_agent.flashing.roots import overlaid
-from tests.field.proof import ProofError, prove
+from tests.field.proof import SUMS, Board, ProofError, prove
 from tests.field.systems import clean_system
 
 
@@ -21,7 +20,8 @@ def main() -> int:
     """Run the proof, and print what was seen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", choices=["arm64", "x86-64"], default="x86-64")
-    parser.add_argument("--task", default=str(Path(__file__).with_name("sums.py")), help="what is trained")
+    parser.add_argument("--way", choices=["bundle", "sdcard"], default="bundle", help="how it is flashed")
+    parser.add_argument("--task", default=SUMS, help="what is trained")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--density", type=float, default=0.2)
     parser.add_argument("--patience", type=float, default=1.0, help="all time limits times this")
@@ -33,21 +33,20 @@ def main() -> int:
         folders = [Path(scratch) / name for name in ("operator", "system", "kept")]
         for folder in folders:
             folder.mkdir()
-        with overlaid(system, folders[1], keep=folders[2]) as root:
-            try:
-                prove(
-                    folders[0],
-                    root,
-                    arch=arguments.arch,
-                    torch=True,
-                    task=arguments.task,
-                    rounds=arguments.rounds,
-                    density=arguments.density,
-                    patience=patience,
-                )
-            except ProofError as error:
-                print(error, file=sys.stderr)  # noqa: T201 - a program
-                return 1
+        board = Board(system, arguments.arch, arguments.way, keep=folders[2])
+        try:
+            prove(
+                folders[0],
+                board,
+                folders[1],
+                task=arguments.task,
+                rounds=arguments.rounds,
+                density=arguments.density,
+                patience=patience,
+            )
+        except ProofError as error:
+            print(error, file=sys.stderr)  # noqa: T201 - a program
+            return 1
     print(f"the whole way took {time.monotonic() - began:.0f} s")  # noqa: T201 - a program
     return 0
 

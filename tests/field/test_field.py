@@ -16,7 +16,17 @@ import pytest
 
 from tests.edge_agent.flashing.roots import Root, overlaid
 from tests.edge_agent.flashing.sshd import Sshd, sshd_into
-from tests.field.proof import ROOT, Device, Operator, ProofError, federation, programs_missing, prove, until
+from tests.field.proof import (
+    SUMS,
+    Board,
+    Device,
+    Operator,
+    ProofError,
+    federation,
+    programs_missing,
+    prove,
+    until,
+)
 from tests.field.systems import clean_system
 
 OF_TORCH = (
@@ -47,17 +57,27 @@ def systems_torch() -> dict[Path, str]:
 
 
 @pytest.fixture
-def board() -> Iterator[Root]:
+def system() -> Path:
     if os.uname().machine != "x86_64":
         pytest.skip("the quick way is for x86-64")
     if missing := programs_missing():
         pytest.skip(f"there is no {', '.join(missing)} here")
-    lower = clean_system()
-    # Where no other user may write: sshd locks nobody in elsewhere.
-    with tempfile.TemporaryDirectory(prefix="fedmq-field-", dir="/run") as scratch:
-        Path(scratch).chmod(0o755)
-        with overlaid(lower, Path(scratch), binds=systems_torch()) as root:
-            yield root
+    return clean_system()
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Where no other user may write: sshd locks nobody in elsewhere."""
+    with tempfile.TemporaryDirectory(prefix="fedmq-field-", dir="/run") as folder:
+        Path(folder, "system").mkdir(mode=0o755)
+        Path(folder).chmod(0o755)
+        yield Path(folder, "system")
+
+
+@pytest.fixture
+def board(system: Path, scratch: Path) -> Iterator[Root]:
+    with overlaid(system, scratch, binds=systems_torch()) as root:
+        yield root
 
 
 @pytest.fixture
@@ -69,11 +89,23 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.mosquitto
-def test_a_clean_system_becomes_a_device_trains_and_is_thrown_out(board: Root, folder: Path) -> None:
-    outcome = prove(folder, board, arch="x86-64", torch=False)
+def test_a_clean_system_becomes_a_device_trains_and_is_thrown_out(
+    system: Path, scratch: Path, folder: Path
+) -> None:
+    board = Board(system, "x86-64", torch=False, binds=systems_torch())
+    outcome = prove(folder, board, scratch)
     assert outcome.facts["rounds completed"] == 3
     assert outcome.facts["started again"] == "refused"
     assert outcome.facts["bundle"] < 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.mosquitto
+def test_a_card_installs_itself_at_its_first_start(system: Path, scratch: Path, folder: Path) -> None:
+    board = Board(system, "x86-64", way="sdcard", torch=False, binds=systems_torch())
+    outcome = prove(folder, board, scratch, rounds=1)
+    assert outcome.facts["rounds completed"] == 1
 
 
 def flash(operator: Operator, sshd: Sshd, name: str) -> str:
@@ -84,7 +116,7 @@ def flash(operator: Operator, sshd: Sshd, name: str) -> str:
             str(sshd.config),
             "--without-torch",
             "--task",
-            str(ROOT / "tests" / "field" / "sums.py"),
+            SUMS,
         ),
     )
 
