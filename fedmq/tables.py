@@ -66,6 +66,11 @@ class MosquittoTable(BaseModel):
         default=8885, description="TLS, by password, for boards without certificates; 0: no such listener."
     )
 
+    version: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$")] | None = Field(
+        default=None,
+        description='The Mosquitto that will run, where that is not the one installed here: "2.0".',
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         ports = [port for port in (self.port, self.websockets_port, self.password_port) if port]

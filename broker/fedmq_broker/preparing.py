@@ -17,7 +17,7 @@ from fedmq_broker import membership
 from fedmq_broker.checking.options import option_of
 from fedmq_broker.mosquitto import find_mosquitto, mosquitto_version
 from fedmq_broker.probe import port_is_free
-from fedmq_broker.render import Wanted, find_plugin, render
+from fedmq_broker.render import PLUGIN, Wanted, find_plugin, render
 from fedmq_broker.site import Site
 from fedmq_broker.sizing import Limits
 from fedmq_broker.unit import Unit, render_unit, tells_systemd
@@ -46,6 +46,7 @@ class Plan:
         hosts: names and addresses of the broker, for its certificate.
         limits: from `fedmq_broker.sizing.plan`.
         port: see `fedmq_broker.render.Wanted`, as for the following.
+        version: the Mosquitto that will run, where that is not the one installed here; empty: that one.
         user: who Mosquitto is to run as; by default whoever prepares or, for root, the user `mosquitto`.
     """
 
@@ -56,6 +57,7 @@ class Plan:
     websockets_port: int = 8884
     password_port: int = 8885
     listen: str = ""
+    version: tuple[int, ...] = ()
     user: str = field(default_factory=_usual_user)
 
     @property
@@ -74,8 +76,8 @@ class Plan:
                 password_port=self.password_port,
                 listen=self.listen,
                 user=self.user,
-                plugin=find_plugin(),
-                version=mosquitto_version(program) if (program := find_mosquitto()) else (),
+                plugin=PLUGIN if self.version else find_plugin(),
+                version=self.version or (mosquitto_version(program) if (program := find_mosquitto()) else ()),
             )
         )
 

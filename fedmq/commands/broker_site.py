@@ -65,6 +65,7 @@ def plan_of(configuration: Configuration) -> Plan:
         websockets_port=table.websockets_port,
         password_port=table.password_port,
         listen=table.listen,
+        version=tuple(int(part) for part in table.version.split(".")) if table.version else (),
     )
 
 
