@@ -126,7 +126,8 @@ def test_above_the_limits_mosquitto_drops_what_it_has_acknowledged(
         with RawClient(broker.port, "witness") as witness:
             witness.subscribe("fedmq/v1/home/dev/+/up/+")  # by now all that was published is queued or gone
         coordinator_has = len(coordinator_drained(coordinator, devices))
-    assert coordinator_has == allowed
+    # Mosquitto 2.0.11 holds exactly as many; 2.1.2 does not count those under way a second time.
+    assert allowed <= coordinator_has <= allowed + limits.max_inflight_messages
 
 
 def coordinator_drained(coordinator: RawClient, devices: RawClient) -> list[bytes]:

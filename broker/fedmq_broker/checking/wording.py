@@ -46,6 +46,8 @@ _LOG_TYPES: Final = frozenset(
     }
 )
 _LAST_PORT: Final = 65_535
+_STRICTER: Final = (2, 1)
+"""Reads numbers to their end."""
 
 
 def unread(context: Context) -> Iterator[Finding]:
@@ -120,7 +122,9 @@ def malformed(context: Context) -> Iterator[Finding]:
                 "error",
                 "not-a-number",
                 line,
-                f"Mosquitto reads {_short(line.value)} as {line.integer}",
+                f"Mosquitto reads {_short(line.value)} as {line.integer}"
+                if context.version < _STRICTER
+                else f"{_short(line.value)} is no number: Mosquitto does not start",
                 "write the number alone, without unit or comment",
             )
         elif option.kind == "text" and " #" in line.value and line.name not in {"topic", "include_dir"}:
@@ -150,7 +154,7 @@ def unknown_words(context: Context) -> Iterator[Finding]:
 
 
 def repeated(context: Context) -> Iterator[Finding]:
-    """Of a text Mosquitto takes one alone; of numbers and flags, the last."""
+    """Of a text Mosquitto takes one alone; of numbers and flags, and of users from 2.1 on, the last."""
     for section in (context.reading.common, *context.reading.listeners, *context.reading.bridges):
         seen: dict[str, Line] = {}
         for line in section.lines:
@@ -161,7 +165,7 @@ def repeated(context: Context) -> Iterator[Finding]:
             seen[line.name] = line
             if before is None:
                 continue
-            if option.kind == "text":
+            if option.kind == "text" and (line.name != "user" or context.version < _STRICTER):
                 yield Finding(
                     "error",
                     "twice",

@@ -182,6 +182,8 @@ NEW_CASES = [
     ("max-connections", "global_max_clients 100"),
     ("anonymous", "listener 1884\nlistener_allow_anonymous true"),
     ("http-api", "listener 9883\nprotocol http_api"),
+    ("twice", "user a\nuser b"),
+    ("not-a-number", "sys_interval 10s"),
     ("deprecated", "acl_file rules"),
     ("deprecated", "password_file words"),
     ("deprecated", "per_listener_settings false"),
