@@ -15,7 +15,7 @@ ARGS ?=
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint format types layers bench fuzz chaos mosquitto postgres prometheus node clean distclean
+.PHONY: help venv demo test check lint format types layers bench fuzz chaos mosquitto postgres prometheus field node clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +25,7 @@ venv: $(VENV)/dev.stamp ## an environment in .venv with everything for running a
 demo: $(VENV)/demo.stamp ## train on ten devices over a real broker: make demo ARGS="--rounds 5"
 	@$(BIN)/fedmq demo $(ARGS)
 
-test: $(VENV)/dev.stamp mosquitto postgres prometheus node ## the tests: make test ARGS="tests/protocol -k chunk"
+test: $(VENV)/dev.stamp mosquitto postgres prometheus field node ## the tests: make test ARGS="tests/protocol -k chunk"
 	$(BIN)/pytest $(ARGS)
 
 check: lint types layers ## ruff, mypy and import-linter, as CI runs them
@@ -104,7 +104,14 @@ prometheus:
 	@command -v promtool >/dev/null && exit 0; $(call install,prometheus); \
 	command -v promtool >/dev/null || echo "no Prometheus here: what needs it is skipped (apt-get install prometheus, or brew install prometheus)"
 
-# With apt-get where that may be used, else with brew where there is one. Debian is asked not to start a PostgreSQL server.
+# Systems that tests flash. Only root may enter them, so that nothing is installed for anybody else; an ssh server is for CI alone.
+field:
+	@[ "$$(uname)" = Linux ] && [ "$$(id -u)" = 0 ] || exit 0; \
+	command -v debootstrap >/dev/null && command -v mcopy >/dev/null && command -v mkfs.vfat >/dev/null && command -v sfdisk >/dev/null && \
+		{ [ -z "$(CI)" ] || command -v sshd >/dev/null; } && exit 0; \
+	$(call install,debootstrap dosfstools e2fsprogs fdisk mtools $(if $(CI),openssh-client openssh-server)); true
+
+# With apt-get where that may be used, else with brew where there is one. Debian is asked not to start a server of any.
 define install
 if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sudo=; \
 	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then sudo="sudo -n"; \
@@ -115,7 +122,7 @@ if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then sudo=; \
 		quiet=/etc/postgresql-common/createcluster.d/fedmq-tests.conf; \
 		$$sudo mkdir -p $${quiet%/*}; echo "create_main_cluster = false" | $$sudo tee $$quiet >/dev/null; \
 		$$sudo apt-get -qq update </dev/null >/dev/null 2>&1; \
-		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $(1) </dev/null >/dev/null 2>&1; \
+		$$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install --yes --no-install-recommends $(1) </dev/null >/dev/null 2>&1; \
 		$$sudo rm -f $$quiet; \
 	fi
 endef

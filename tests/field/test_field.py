@@ -10,10 +10,15 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 
+from fedmq_edge_agent.flashing.errors import FlashError
+from fedmq_edge_agent.flashing.platforms import PLATFORMS
+from fedmq_edge_agent.flashing.requirements import parse
+from fedmq_edge_agent.flashing.wheels import Gathering
 from tests.edge_agent.flashing.roots import Root, overlaid
 from tests.edge_agent.flashing.sshd import Sshd, sshd_into
 from tests.field.proof import (
@@ -54,6 +59,16 @@ def systems_torch() -> dict[Path, str]:
                 f"/usr/local/lib/python3.11/dist-packages/{name}"
             )
     return binds
+
+
+@pytest.fixture(autouse=True)
+def wheels() -> None:
+    """Skip where neither the cache nor the network has the wheels that travel."""
+    try:
+        needs = [parse(line) for line in requires("fedmq") or [] if "extra" not in line]
+        Gathering(PLATFORMS["x86-64"], "3.11").gather(needs)
+    except FlashError as error:
+        pytest.skip(f"wheels cannot be fetched: {error}")
 
 
 @pytest.fixture

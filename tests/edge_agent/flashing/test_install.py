@@ -117,6 +117,22 @@ def test_what_lies_where_and_who_may_read_it(root: Root, make: bundle.Bundle) ->
     root.run("test", "-f", shown[1])
 
 
+def test_where_systemd_runs_it_is_asked_to_start_the_agent(root: Root, make: bundle.Bundle) -> None:
+    """There is no systemd to run here; what stands in for it writes down what it is asked."""
+    root.run("mkdir", "-p", "/run/systemd/system")
+    root.write("/usr/local/bin/systemctl", b'#!/bin/sh\necho "$*" >>/srv/asked\n', mode=0o755)
+    root.write("/srv/bundle.run", make.path.read_bytes(), mode=0o600)
+    assert "agent:    started" in root.run("sh", "/srv/bundle.run").stdout
+    assert "not started, as asked" in root.run("sh", "/srv/bundle.run", "--no-start").stdout
+    root.run("sh", "/srv/bundle.run", "--uninstall")
+    assert root.run("cat", "/srv/asked").stdout.splitlines() == [
+        "daemon-reload",
+        "restart --no-block fedmq-agent.service",
+        "disable --now fedmq-agent.service",
+        "daemon-reload",
+    ]
+
+
 def test_twice_is_as_once(root: Root, make: bundle.Bundle) -> None:
     install(root, make)
     once = root.tree(*INSTALLED)
