@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from fedmq_broker.watching.picture import CoordinatorPicture, DevicePicture, RunPicture
+from fedmq_coordinator.core.devices import LAST_WILL
 from fedmq_coordinator.core.views import DeviceView, RunView
 from fedmq_coordinator.shell.client import Client
 from fedmq_coordinator.shell.tally import WatchView
@@ -76,7 +77,7 @@ def _run(view: RunView) -> RunPicture:
 
 
 def _device(view: DeviceView) -> DevicePicture:
-    by_will = view.state == "offline" and view.gone_by == "its last will"
+    by_will = view.state == "offline" and view.gone_by == LAST_WILL
     silent_s = 0.0
     if by_will:
         silent_s = view.since_s
@@ -89,6 +90,7 @@ def _device(view: DeviceView) -> DevicePicture:
             "silent_s": silent_s,
             "since_s": view.since_s,
             "by_will": by_will,
+            "floods": view.floods,
             "problem": view.problem,
             "updates": view.updates,
             "lease_age_s": view.lease_age_s,

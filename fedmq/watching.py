@@ -12,7 +12,7 @@ from typing import Final
 from fedmq.tables import CoordinatorTable, FederationTable, MosquittoTable, broker_settings, read, site_of
 from fedmq_broker.site import Site
 from fedmq_broker.sizing import plan
-from fedmq_broker.watching.certificates import expiries
+from fedmq_broker.watching.certificates import expiries, revoked
 from fedmq_broker.watching.limits import read_limits
 from fedmq_broker.watching.picture import CoordinatorPicture, DevicePicture, Picture
 from fedmq_broker.watching.process import resident_bytes
@@ -129,8 +129,23 @@ class Watching:
         while True:
             if self._watched.site is not None:
                 self._watch.certificates = await asyncio.to_thread(expiries, self._watched.site)
+                self._watch.revoked = await asyncio.to_thread(revoked, self._watched.site)
             self._watch.limits = self._watched.limits
-            await asyncio.sleep(_FILES_EVERY_S)
+            await self._files_changed()
+
+    async def _files_changed(self) -> None:
+        """Return once a member came or went, or after a while."""
+        register = None if self._watched.site is None else self._watched.site.authority.register
+        before, until = _stamp(register), time.monotonic() + _FILES_EVERY_S
+        while _stamp(register) == before and time.monotonic() < until:  # noqa: ASYNC110 - a file is looked at
+            await asyncio.sleep(self._ask_every_s)
+
+
+def _stamp(path: Path | None) -> int | None:
+    try:
+        return None if path is None else path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _ask(state_dir: Path) -> tuple[CoordinatorPicture, list[DevicePicture]]:

@@ -14,7 +14,7 @@ In the world:
 
     reader       one connection to the broker that feeds a picture, and the latency probe
     process      how much memory the broker takes
-    certificates how long the site's certificates last
+    certificates how long the site's certificates last, and who was revoked
     view         a picture on a terminal
     http         a picture and its metrics over HTTP
 """

@@ -1,4 +1,7 @@
-"""When the certificates of a site run out, the list of revoked ones included: it is as fatal when that is old."""
+"""What a site's files tell of its members: when their certificates run out, and who may not come in any more.
+
+The list of revoked certificates runs out, too, and it is as fatal when that is old.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from typing import Final
 
 from cryptography import x509
 
+from fedmq_broker.authority_register import Member, read_register
 from fedmq_broker.site import Site
 from fedmq_protocol.access import ROLES
+from fedmq_protocol.errors import FedmqError
 
 DEVICES: Final = "devices"
 
@@ -17,19 +22,29 @@ DEVICES: Final = "devices"
 def expiries(site: Site) -> dict[str, float]:
     """Name -> seconds since the epoch: authority, server, list of revoked, roles, and the first of all devices'.
 
-    What is not there, or cannot be read, is left out. Members whose certificates are on the list of revoked ones do
-    not count.
+    What is not there, or cannot be read, is left out.
     """
     found = dict(_found(site))
-    revoked = _revoked(site.mosquitto.crl)
-    devices = [
-        end
-        for folder in _folders(site.members)
-        if folder.name not in ROLES and (end := _end(folder / "cert.pem", revoked)) is not None
+    ends = [
+        member.current.not_after.timestamp()
+        for member in _members(site)
+        if member.role == "device" and member.active and member.current is not None
     ]
-    if devices:
-        found[DEVICES] = min(devices)
+    if ends:
+        found[DEVICES] = min(ends)
     return found
+
+
+def revoked(site: Site) -> frozenset[str]:
+    """Devices that were members once and may not come in any more."""
+    return frozenset(member.name for member in _members(site) if not member.active)
+
+
+def _members(site: Site) -> list[Member]:
+    try:
+        return list(read_register(site.authority.register).members.values())
+    except FedmqError:
+        return []
 
 
 def _found(site: Site) -> Iterator[tuple[str, float]]:
@@ -46,23 +61,8 @@ def _found(site: Site) -> Iterator[tuple[str, float]]:
         yield "crl", crl.next_update_utc.timestamp()
 
 
-def _end(path: Path, revoked: frozenset[int] = frozenset()) -> float | None:
+def _end(path: Path) -> float | None:
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
     except (OSError, ValueError):
         return None
-    return None if certificate.serial_number in revoked else certificate.not_valid_after_utc.timestamp()
-
-
-def _revoked(path: Path) -> frozenset[int]:
-    try:
-        return frozenset(each.serial_number for each in x509.load_pem_x509_crl(path.read_bytes()))
-    except (OSError, ValueError):
-        return frozenset()
-
-
-def _folders(path: Path) -> list[Path]:
-    try:
-        return [each for each in path.iterdir() if each.is_dir()]
-    except OSError:
-        return []

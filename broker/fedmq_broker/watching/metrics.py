@@ -225,11 +225,17 @@ def _devices(picture: Picture, cap: int) -> Iterator[Family]:
         "fedmq_device_silent_seconds",
         "For how long nothing came of a device that should have: since its last will, or beyond its usual time.",
     )
+    floods = Family(
+        "fedmq_device_floods", "1 for a device of which the coordinator reads nothing, since it floods."
+    )
     state = Family("fedmq_device_state", "1 for the state that a device is in.")
     for each in named:
         silent.add(each.silent_s, device=each.device)
         state.add(1, device=each.device, state=each.state)
+        if each.floods:
+            floods.add(1, device=each.device)
     yield silent
+    yield floods
     yield state
     yield Family("fedmq_devices_unnamed", "Devices that no metric of a single one is told for.").add(
         len(picture.devices) - len(named)

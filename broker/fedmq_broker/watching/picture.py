@@ -72,6 +72,8 @@ class DevicePicture(BaseModel):
     """For how long it has been connected, or gone."""
     by_will: bool = False
     """It went without a goodbye."""
+    floods: bool = False
+    """It sends so much that the coordinator reads nothing of it."""
     problem: str = ""
     updates: int = 0
     lease_age_s: float | None = None
@@ -145,6 +147,6 @@ class Picture(BaseModel):
 
 
 def by_trouble(devices: list[DevicePicture]) -> list[DevicePicture]:
-    """The silent first, the longest of them before the others; then the troubled; then by name."""
+    """Who floods first; then the silent, the longest of them before the others; then the troubled; then by name."""
     rank = {"unable": 0, "paused": 1, "offline": 2, "training": 3, "idle": 3}
-    return sorted(devices, key=lambda each: (-each.silent_s, rank[each.state], each.device))
+    return sorted(devices, key=lambda each: (not each.floods, -each.silent_s, rank[each.state], each.device))

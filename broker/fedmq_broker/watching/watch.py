@@ -52,6 +52,8 @@ class Watch:
         self.limits = dict(limits or {})
         self.certificates: dict[str, float] = {}
         self.resident_bytes: int | None = None
+        self.revoked: frozenset[str] = frozenset()
+        """Devices that are members no more: nobody waits for them."""
         self._address = address
         self._figures = Figures()
         self._presences = Presences(topics)
@@ -163,7 +165,7 @@ class Watch:
             at=wall,
             broker=self._broker(now=now),
             coordinator=coordinator.model_copy(update=since),
-            devices=by_trouble(devices),
+            devices=by_trouble([each for each in devices if each.device not in self.revoked]),
             clients=self._troubled(now=now),
             happenings=[
                 Happening(ago_s=now - at, kind=event.kind, client=event.client, text=event.text)

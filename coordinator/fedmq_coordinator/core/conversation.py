@@ -10,7 +10,7 @@ from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.dedupe import Outcome
 from fedmq_coordinator.core.desk import Desk
-from fedmq_coordinator.core.devices import Device
+from fedmq_coordinator.core.devices import FLOOD, Device
 from fedmq_coordinator.core.floods import Flood, Floodgate
 from fedmq_coordinator.core.inbox import Heard, UnknownSenderError, hear
 from fedmq_coordinator.core.intake import judge, largest_update, refused
@@ -126,7 +126,7 @@ class Conversation:
 
     def _ask_anew(self, device: Device) -> None:
         """It may be there or long gone: who put it out did so without its last will. If it is there, it comes again."""
-        device.online, device.since, device.gone_by = False, self._desk.now, "its flood"
+        device.online, device.since, device.gone_by = False, self._desk.now, FLOOD
         self._desk.roster.touch(device.id)
         least = min(max(device.session, device.replays.epoch) + 1, MAX_COUNTER)
         detail = f"this device flooded the coordinator, and is believed from session {least} on"

@@ -14,6 +14,11 @@ from fedmq_protocol.messages import DIGEST, Presence, TaskRef
 from fedmq_protocol.packing import NAME as PACKED
 from fedmq_protocol.replays import FROM_DEVICE, ReplayGuard
 
+GOODBYE: Final = "its goodbye"
+LAST_WILL: Final = "its last will"
+FLOOD: Final = "its flood"
+"""How a device went."""
+
 _TELL_EVERY_S: Final = 10.0
 """A device that goes on in a session of the past is told so no more often."""
 
@@ -136,7 +141,7 @@ class Device:
     def left(self, presence: Presence, *, now: float) -> None:
         self.session = self._ended = presence.session
         self.online, self.heard, self.since = False, True, now
-        self.gone_by = "its last will" if presence.traffic is None else "its goodbye"
+        self.gone_by = LAST_WILL if presence.traffic is None else GOODBYE
 
     def offers(self, task: TaskRef) -> bool:
         return self.presence is not None and task in self.presence.tasks

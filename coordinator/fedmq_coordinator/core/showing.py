@@ -50,6 +50,7 @@ def device(each: Device, run: Run | None, *, paused: Mapping[str, float], now: f
         since_s=now - each.since,
         gone_by="" if each.online else each.gone_by,
         problem=each.trouble,
+        floods=bool(each.flood),
         task="" if task is None else f"{task.name} {task.version}",
         num_examples=None if presence is None else presence.num_examples,
         agent_version="" if presence is None else presence.agent_version,

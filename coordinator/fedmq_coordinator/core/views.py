@@ -17,8 +17,10 @@ class DeviceView(BaseModel):
     since_s: float
     """For how long it has been connected, or gone."""
     gone_by: str = ""
-    """How it went: `its goodbye` or `its last will`."""
+    """How it went: see `devices.GOODBYE` and those beside it."""
     problem: str = ""
+    floods: bool = False
+    """Nothing of it is read, since it sends far too much."""
     task: str = ""
     num_examples: int | None = None
     agent_version: str = ""

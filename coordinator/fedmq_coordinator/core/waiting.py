@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedmq_coordinator.core.devices import Device
+from fedmq_coordinator.core.devices import LAST_WILL, Device
 from fedmq_coordinator.core.roster import Roster
 from fedmq_coordinator.core.run import Run
 from fedmq_coordinator.core.selection import aim
@@ -92,7 +92,7 @@ def _async(run: Run, devices: Mapping[str, Device], roster: Roster, *, now: floa
 def _gone(device: Device, *, now: float) -> str:
     if device.behind is not None:
         return f"{device.id} {device.trouble}"
-    return f"{device.id} offline {span(now - device.since)} by {device.gone_by or 'its last will'}"
+    return f"{device.id} offline {span(now - device.since)} by {device.gone_by or LAST_WILL}"
 
 
 def _names(names: list[str]) -> str:
