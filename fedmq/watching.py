@@ -26,6 +26,7 @@ from fedmq_protocol.topics import Topics
 _log = logging.getLogger(__name__)
 
 _ASK_EVERY_S: Final = 2.0
+_REST: Final = 20.0
 _FILES_EVERY_S: Final = 300.0
 
 
@@ -106,6 +107,7 @@ class Watching:
 
     async def _ask_coordinator(self) -> None:
         while True:
+            began = time.monotonic()
             try:
                 told = await asyncio.to_thread(_ask, self._watched.state_dir)
             except FedmqError as error:
@@ -116,7 +118,8 @@ class Watching:
                 self._watch.coordinator_told(*told, now=now)
                 self._say(logging.INFO, "the coordinator answers")
             self._asked.set()
-            await asyncio.sleep(self._ask_every_s)
+            # A fleet of many thousands takes the coordinator a while to tell of: it has other things to do.
+            await asyncio.sleep(max(self._ask_every_s, _REST * (time.monotonic() - began)))
 
     def _say(self, level: int, text: str) -> None:
         """Once, however often it is found."""

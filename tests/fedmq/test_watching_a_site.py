@@ -17,7 +17,7 @@ from fedmq.watching import Watched, Watching, exporter_file
 from fedmq_broker import membership
 from fedmq_broker.watching.http import Pages
 from fedmq_broker.watching.picture import Picture
-from fedmq_protocol.access import MONITOR, OPERATOR
+from fedmq_protocol.access import MONITOR, OPERATOR, ROLES
 from fedmq_protocol.envelope import Sealer
 from fedmq_protocol.messages import Presence
 from fedmq_protocol.signing import SigningKey
@@ -73,9 +73,7 @@ async def test_what_it_bears_and_whom_it_throws_out(
         assert seen.broker.limits["max_connections"] == broker.plan.limits.max_connections
         assert seen.broker.resident_bytes is not None
         assert 1_000_000 < seen.broker.resident_bytes < 100_000_000
-        assert seen.certificates.keys() == {
-            "authority", "server", "crl", "devices", "@coordinator", "@monitor", "@operator",
-        }  # fmt: skip
+        assert seen.certificates.keys() == {"authority", "server", "crl", "devices", *ROLES}
         assert all(end > time.time() + 20 * 86_400 for end in seen.certificates.values())
         assert [(each.device, each.state) for each in seen.devices] == [("dev-1", "idle"), ("dev-2", "idle")]
 

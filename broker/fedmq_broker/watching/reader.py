@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable
 
+from fedmq_broker.watching.log_lines import LogEvent
 from fedmq_broker.watching.watch import Watch
 from fedmq_protocol.aio import BrokerSettings, Connected, Connection, Disconnected, Message
 from fedmq_protocol.errors import ConnectionFailedError
@@ -18,6 +19,8 @@ from fedmq_protocol.errors import ConnectionFailedError
 _log = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 5.0
+_MINUTE_S = 60.0
+_TOLD_A_MINUTE = 30
 
 
 class Reader:
@@ -43,6 +46,7 @@ class Reader:
         self._probe_every_s = probe_every_s
         # On a site the broker gives us our name; elsewhere this one is unlike any other's.
         self._connection = Connection(settings, client_id=f"fedmq-watch-{secrets.token_hex(4)}")
+        self._minute, self._told = -_MINUTE_S, 0
         self._inside = asyncio.Event()
         self.settled = asyncio.Event()
         """The broker has told of itself and of the federation, or cannot be reached."""
@@ -75,9 +79,22 @@ class Reader:
                         self.settled.set()
                         _log.warning("broker: %s; trying again", reason)
                     case Message(topic=topic, payload=payload, retained=retained):
-                        self._watch.heard(topic, payload, now=now, retained=retained)
+                        trouble = self._watch.heard(topic, payload, now=now, retained=retained)
+                        if trouble is not None:
+                            self._tell(trouble, now=now)
                         if topic == topics.monitor_probe:  # what was retained came before it
                             self.settled.set()
+
+    def _tell(self, event: LogEvent, *, now: float) -> None:
+        """For the log; a flood of them is told once a minute."""
+        if now - self._minute >= _MINUTE_S:
+            if self._told > _TOLD_A_MINUTE:
+                _log.warning("the broker had %d more like these", self._told - _TOLD_A_MINUTE)
+            self._minute, self._told = now, 0
+        self._told += 1
+        if self._told <= _TOLD_A_MINUTE:
+            about = {"device": event.client, "fields": {"kind": event.kind}}
+            _log.warning("the broker: %s", event.text, extra=about)
 
     async def _probe(self) -> None:
         topic = self._watch.topics.monitor_probe

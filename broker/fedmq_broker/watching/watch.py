@@ -85,17 +85,17 @@ class Watch:
         self._probes.clear()
         self._presences.disconnected()
 
-    def heard(self, topic: str, payload: bytes, *, now: float, retained: bool = False) -> None:
-        """A message of the broker's, of the federation's, or our own probe."""
+    def heard(self, topic: str, payload: bytes, *, now: float, retained: bool = False) -> LogEvent | None:
+        """A message of the broker, of the federation, or our own probe; returns trouble, where it tells of any."""
         if topic.startswith(LOG_PREFIX):
-            if not retained:
-                self._log(payload, now=now)
-        elif topic.startswith("$SYS/"):
+            return None if retained else self._log(payload, now=now)
+        if topic.startswith("$SYS/"):
             self._figures.heard(topic, payload, now=now)
         elif topic == self.topics.monitor_probe:
             self._probe_back(payload, now=now)
         else:
             self._presences.heard(topic, payload, now=now)
+        return None
 
     def probe_sent(self, payload: bytes, *, now: float) -> None:
         """A probe goes out; those that did not come back in time are lost."""
@@ -117,10 +117,10 @@ class Watch:
             if self._probe_s <= bound:
                 self._probe_times[bound] += 1
 
-    def _log(self, payload: bytes, *, now: float) -> None:
+    def _log(self, payload: bytes, *, now: float) -> LogEvent | None:
         event = parse(payload[:4096].decode("utf-8", errors="replace"))
         if event is None:
-            return
+            return None
         self._events[event.kind] += 1
         if event.client and (event.kind == "connected" or event.kind in TROUBLE):
             client = self._clients.setdefault(event.client, _Client())
@@ -132,8 +132,10 @@ class Watch:
                 client.last_trouble = now
             while len(self._clients) > _MAX_CLIENTS:
                 self._clients.popitem(last=False)
-        if event.kind in TROUBLE:
-            self._happenings.appendleft((now, event))
+        if event.kind not in TROUBLE:
+            return None
+        self._happenings.appendleft((now, event))
+        return event
 
     # ------------------------------------------------------------------------------ the federation
 

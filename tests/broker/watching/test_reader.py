@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from fedmq_broker.runner import RunningBroker
+from fedmq_broker.watching.log_lines import LogEvent
 from fedmq_broker.watching.picture import Picture
 from fedmq_broker.watching.reader import Reader
 from fedmq_broker.watching.watch import Watch
@@ -65,7 +66,7 @@ async def watching(url: str) -> AsyncIterator[Watched]:
 
 
 async def test_a_queue_is_seen_to_fill_before_it_drops_and_then_whose_it_is(
-    custom_mosquitto: Callable[[str], CustomBroker], connect: Connect
+    custom_mosquitto: Callable[[str], CustomBroker], connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = custom_mosquitto(TIGHT)
     url = f"mqtt://127.0.0.1:{broker.port}"
@@ -87,6 +88,17 @@ async def test_a_queue_is_seen_to_fill_before_it_drops_and_then_whose_it_is(
         assert full.broker.figures["broker_publish_messages_dropped"] == 15  # 60, of which 5 + 40 are borne
         assert [(each.client, each.troubles) for each in full.clients] == [("dev-7", {"dropped": 1})]
         assert full.happenings[0].text == "Outgoing messages are being dropped for client dev-7."
+    [record] = [each for each in caplog.records if "dropped" in each.message]
+    assert (record.device, record.fields) == ("dev-7", {"kind": "dropped"})  # type: ignore[attr-defined]
+
+
+async def test_a_flood_of_trouble_is_told_in_a_sum(caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader(BrokerSettings(), Watch(Topics("home")), clock=time.monotonic)
+    for number in range(100):
+        reader._tell(LogEvent("refused", "", f"refused {number}"), now=10.0)
+    assert len(caplog.records) == 30
+    reader._tell(LogEvent("refused", "", "refused again"), now=80.0)
+    assert caplog.messages[-2:] == ["the broker had 70 more like these", "the broker: refused again"]
 
 
 async def test_a_probe_comes_back_and_a_broker_that_goes_is_missed(
