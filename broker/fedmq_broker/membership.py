@@ -15,6 +15,7 @@ by two things, each enough by itself: its certificate is on the list, and the pl
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -42,6 +43,9 @@ from fedmq_protocol.topics import Topics
 _STAMP: Final = ".stamp"
 _MANY: Final = 8
 """For more members than this, one sync of everything is cheaper than one of each file."""
+
+_REREAD_S: Final = 0.25
+"""Mosquitto takes a signal when it comes round to it. Who was cut off before that could be back at once, if mute."""
 
 _SECRETS: Final = ("cert.pem", "key.pem", "password")
 
@@ -308,6 +312,8 @@ async def _apply(site: Site, change: Change, live: BrokerSettings | None) -> App
         )
     if not pending:
         return Applied("live", note)
+    if gone and not note:
+        await asyncio.sleep(_REREAD_S)
     topics = Topics(register.federation)
     try:
         async with Control(live, lock=site.member(OPERATOR).folder / "lock") as control:
