@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import socket
 
 # CONNECT of MQTT 3.1.1 (section 3.1): clean session, keepalive 5 s, client id "fedmq-probe".
@@ -18,6 +19,14 @@ _ANY = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104  # r
 def reachable_host(host: str) -> str:
     """The address by which to reach, on this machine, what listens on `host`."""
     return _ANY.get(host, host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def answers_mqtt(host: str, port: int, *, timeout_s: float = 1.0) -> bool:

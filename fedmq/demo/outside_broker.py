@@ -27,14 +27,14 @@ async def check_broker(url: str) -> None:
         ConfigError: `url` is no broker's.
         ConnectionFailedError: the broker cannot be reached or refuses us; the text names the fix.
     """
-    connection = Connection(_settings(url), client_id=f"fedmq-check-{secrets.token_hex(4)}")
+    connection = Connection(_settings(url), client_id=f"check-{secrets.token_hex(4)}")
     await connection.start(wait=True)
     await connection.stop()
 
 
 async def tidy_up(url: str, federation: str) -> None:
     """Remove what a federation has left retained, as far as the broker lets us: it would stay for ever."""
-    connection = Connection(_settings(url), client_id=f"fedmq-tidy-{secrets.token_hex(4)}")
+    connection = Connection(_settings(url), client_id=f"{federation}-operator-{secrets.token_hex(4)}")
     with contextlib.suppress(FedmqError, TimeoutError):
         async with asyncio.timeout(_TIDY_WITHIN_S):
             await connection.start(wait=True)

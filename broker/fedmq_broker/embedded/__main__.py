@@ -10,7 +10,9 @@ import signal
 import sys
 
 from fedmq_broker.embedded.server import Server
+from fedmq_broker.probe import is_loopback
 
+_log = logging.getLogger(__name__)
 _PARENT_CHECK_S = 1.0
 
 
@@ -18,6 +20,10 @@ async def serve(host: str, port: int, parent_pid: int | None) -> None:
     """Serve until told to stop."""
     server = Server()
     await server.start(host, port)
+    if not is_loopback(host):
+        _log.warning(
+            "%s is reachable from other machines, and there is no password: this is for trying out", host
+        )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,6 +6,8 @@ Rules, beside those of MQTT 3.1.1:
   disconnected: it notices, comes back and asks for what it misses; its last will tells the others.
 - One client's pace never holds up another's: a message is acknowledged once it stands in every subscriber's queue.
 - Every session is clean, whatever the client asks for; CONNACK says that there was none before.
+- Each client is held to the protocol's access rules by its client id (`access`). What it may not publish is
+  acknowledged, as MQTT 3.1.1 wants, and passed on to nobody; what it may not read, it cannot subscribe to.
 - The one who connects again under a client id in use replaces the other, whose will is published.
 """
 
@@ -15,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, assert_never
 
+from fedmq_broker.embedded.access import Rights, rights_of
 from fedmq_broker.embedded.packets import (
     PROTOCOL_LEVEL,
     Connack,
@@ -35,7 +38,7 @@ from fedmq_broker.embedded.topics import Subscriptions, is_filter, is_topic, mat
 
 ConnectionId: TypeAlias = int
 
-ACCEPTED, WRONG_LEVEL, BAD_CLIENT_ID = 0, 1, 2  # section 3.2.2.3
+ACCEPTED, WRONG_LEVEL, BAD_CLIENT_ID, NOT_AUTHORIZED = 0, 1, 2, 5  # section 3.2.2.3
 REFUSED_FILTER = 0x80  # section 3.9.3
 
 
@@ -109,9 +112,20 @@ class CloseConnection:
     reason: str
 
 
-Effect: TypeAlias = SendPacket | CloseConnection
+@dataclass(frozen=True, slots=True)
+class TellOperator:
+    """Somebody tried what it may not do; said once of each client."""
+
+    connection: ConnectionId
+    text: str
+
+
+Effect: TypeAlias = SendPacket | CloseConnection | TellOperator
 
 # ---------------------------------------------------------------------------------------------- state
+
+
+_NOBODY = Rights(())
 
 
 @dataclass(eq=False, slots=True)
@@ -119,6 +133,8 @@ class _Client:
     connection: ConnectionId
     deadline: float | None
     client_id: str | None = None  # None until CONNECT
+    rights: Rights = _NOBODY
+    told: bool = False
     silence_s: float | None = None
     will: Publish | None = None
     filters: dict[str, int] = field(default_factory=dict)
@@ -217,10 +233,15 @@ class BrokerModel:
             self._drop(client, "a last will on a topic with wildcards", effects)
             return
         client_id = packet.client_id or f"anonymous-{client.connection}"
+        rights = rights_of(client_id)
+        if packet.will is not None and not rights.may_publish(packet.will.topic):
+            effects.append(SendPacket(client.connection, Connack(NOT_AUTHORIZED)))
+            self._drop(client, f"{client_id} may not leave a last will on {packet.will.topic}", effects)
+            return
         if client_id in self._by_id:
             self._drop(self._by_id[client_id], "its client id connected again", effects)
         self._by_id[client_id] = client
-        client.client_id, client.will = client_id, packet.will
+        client.client_id, client.will, client.rights = client_id, packet.will, rights
         client.silence_s = packet.keepalive_s * 1.5 if packet.keepalive_s else None  # section 3.1.2.10
         client.deadline = None if client.silence_s is None else now + client.silence_s
         effects.append(SendPacket(client.connection, Connack(ACCEPTED)))
@@ -228,6 +249,11 @@ class BrokerModel:
     def _publish(self, client: _Client, packet: Publish, effects: list[Effect]) -> None:
         if not is_topic(packet.topic):
             self._drop(client, "a message on a topic with wildcards", effects)
+            return
+        if not client.rights.may_publish(packet.topic):
+            self._tell(client, f"may not publish on {packet.topic}", effects)
+            if packet.qos:
+                effects.append(SendPacket(client.connection, Puback(packet.packet_id)))
             return
         if packet.retain and not self._retain(packet):
             self._drop(client, "more retained messages than fit", effects)
@@ -244,6 +270,10 @@ class BrokerModel:
             if not is_filter(topic_filter) or (not known and len(client.filters) >= self.limits.filters):
                 granted.append(REFUSED_FILTER)
                 continue
+            if not client.rights.may_subscribe(topic_filter):
+                self._tell(client, f"may not subscribe to {topic_filter}", effects)
+                granted.append(REFUSED_FILTER)
+                continue
             qos = min(wanted, 1)
             client.filters[topic_filter] = qos
             self._subscriptions.add(topic_filter, client.connection, qos)
@@ -253,6 +283,11 @@ class BrokerModel:
             if qos != REFUSED_FILTER:
                 for message in self._retained_for(topic_filter):
                     self._deliver(client, message, min(qos, message.qos), retain=True, effects=effects)
+
+    def _tell(self, client: _Client, what: str, effects: list[Effect]) -> None:
+        if not client.told:
+            client.told = True
+            effects.append(TellOperator(client.connection, f"{client.client_id} {what}"))
 
     # ------------------------------------------------------------------------------ messages
 

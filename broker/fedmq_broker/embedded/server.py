@@ -19,6 +19,7 @@ from fedmq_broker.embedded.model import (
     Limits,
     PacketArrived,
     SendPacket,
+    TellOperator,
 )
 from fedmq_broker.embedded.packets import Connect, Framer, MalformedPacketError, Publish, decode, encode
 
@@ -98,6 +99,8 @@ class Server:
                 _log.info("connection %d is closed: %s", effect.connection, effect.reason)
                 del self._streams[effect.connection]
                 stream.close()
+            case TellOperator():
+                _log.warning("%s; what else it tries is not told", effect.text)
             case _:
                 assert_never(effect)
 

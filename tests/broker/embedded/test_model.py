@@ -267,6 +267,7 @@ class Fleet(RuleBasedStateMachine):
                 self.open.discard(effect.connection)
                 continue
             assert effect.connection in self.open
+            assert isinstance(effect, SendPacket)
             if isinstance(effect.packet, Publish):
                 number = int(effect.packet.payload)
                 if not effect.packet.retain:

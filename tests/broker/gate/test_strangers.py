@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from fedmq_broker import authority_certificates as certificates
 from fedmq_broker import membership
@@ -244,7 +245,7 @@ async def test_an_expired_list_locks_everybody_out_and_the_next_command_mends_it
         .next_update(long_ago + dt.timedelta(days=30))
         .add_extension(x509.CRLNumber(authority.register().crl_number), critical=False)
     )
-    expired = certificates.pem(builder.sign(authority.signer.key, certificates.hashes.SHA256()))
+    expired = certificates.pem(builder.sign(authority.signer.key, hashes.SHA256()))
     for path in (authority.files.crl, world.site.mosquitto.crl):
         replace_file(path, expired, mode=0o644)
     assert membership.signal_reload(world.site)
