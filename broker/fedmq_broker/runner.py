@@ -10,7 +10,6 @@ this process ends in an orderly way.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Literal, Self, TypeAlias
 from fedmq_broker.child import Child, signals_set, tail
 from fedmq_broker.errors import BrokerStartError
 from fedmq_broker.mosquitto import LocalConfig, find_mosquitto, mosquitto_version, render_local_config
-from fedmq_broker.probe import answers_mqtt, find_free_port, port_is_free, reachable_host
+from fedmq_broker.probe import answers_mqtt, find_free_port, is_loopback, port_is_free, reachable_host
 from fedmq_protocol.errors import UsageError
 
 BrokerKind: TypeAlias = Literal["auto", "mosquitto", "embedded"]
@@ -161,7 +160,7 @@ def run_foreground(
     stop = threading.Event()
     with signals_set(stop), start_broker(kind, host=host, port=port, state_dir=state_dir) as broker:
         echo(f"{broker.description} listens at {broker.url}; its log is {broker.log_path}")
-        if not _is_loopback(host):
+        if not is_loopback(host):
             echo(
                 f"warning: {host} is reachable from other machines, and there is no password: use it in a network "
                 "that you trust, and Mosquitto with TLS and passwords elsewhere"
@@ -247,10 +246,3 @@ def _require_port(host: str, port: int) -> None:
             "or choose another port (0 finds a free one)"
         )
     raise UsageError(f"{where} is taken by another program: choose another port (0 finds a free one)")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

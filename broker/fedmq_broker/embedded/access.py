@@ -54,10 +54,10 @@ def rights_of(client_id: str) -> Rights:
     given: list[Rule] = []
     if client_id.startswith(_DEVICE):
         words = client_id.removeprefix(_DEVICE).split("-")
-        # Federations and devices may have dashes in their names: it is whichever of them it could be.
+        # Federations and devices may have dashes in their names, and one be called `fedmq`: it is all that it could be.
         for cut in range(1, len(words)):
             given += _rules("-".join(words[:cut]), "-".join(words[cut:]))
-    elif found := _ROLE.fullmatch(client_id):
+    if found := _ROLE.fullmatch(client_id):
         role = _ROLES[found["role"].partition("-")[0]]
         given += _rules(found["federation"], role)
         if given and role == OPERATOR:

@@ -120,6 +120,7 @@ async def _run_once(
             sources=await asyncio.to_thread(journal.sources),
             num_folded=found.num_folded,
             retention=settings.retention,
+            max_packet_bytes=settings.broker.max_packet_bytes,
         )
         # A fence that was damaged is no reason to go back.
         epoch = max(journal.epoch, core.state.epoch + 1, least_epoch)

@@ -61,6 +61,7 @@ from fedmq_coordinator.shell.tally import Tally
 from fedmq_protocol import aio
 from fedmq_protocol.envelope import Sealer, open_envelope
 from fedmq_protocol.errors import FedmqError, RemoteError
+from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Status
 from fedmq_protocol.signing import key_id
 from fedmq_protocol.topics import Topics
@@ -129,9 +130,10 @@ class Service:
         sources: run -> where its task lies.
         num_folded: how many facts were folded at the start, since there is no newer checkpoint.
         retention: for how long what nothing needs is kept.
+        max_packet_bytes: the largest packet that we send, whatever more the broker takes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of, each by name
         self,
         core: Coordinator,
         journal: Journal,
@@ -142,6 +144,7 @@ class Service:
         sources: dict[str, str],
         num_folded: int = 0,
         retention: RetentionSettings = RetentionSettings(),  # noqa: B008  # frozen
+        max_packet_bytes: int = MAX_PACKET_BYTES,
     ) -> None:
         self.core = core
         self.journal = journal
@@ -150,6 +153,7 @@ class Service:
         self.model_host = model_host
         self.sources = sources
         self.retention = retention
+        self._max_packet_bytes = max_packet_bytes
         self._inbox: asyncio.Queue[_Queued] = asyncio.Queue(INBOX_EVENTS)
         self._evaluator = Evaluator(model_host, sources, self._tell)
         self.tally = Tally()
@@ -270,14 +274,15 @@ class Service:
                     packet = PacketArrived(topic, payload, retained)
                     if not self.core.ignores(packet, now=self.clock()):
                         await self._tell(packet)
-                case aio.Connected(max_packet_bytes=limit, refused=refused):
+                case aio.Connected(max_packet_bytes=theirs, refused=refused):
                     for topic_filter in refused:
                         _log.error("the broker refuses the coordinator's subscription to %s", topic_filter)
                     _log.info("connected to the broker")
                     await asyncio.to_thread(self.journal.check_fence)  # who was stopped meanwhile is silent
                     self._outbox.put(Send(topics.coordinator_status, here, retain=True))
                     self._call_witness(link, self._outbox)
-                    await self._tell(BrokerConnected(limit))
+                    ours = self._max_packet_bytes
+                    await self._tell(BrokerConnected(min(ours, theirs or ours)))
                 case aio.Disconnected(reason=reason, retry_in_s=retry_in_s):
                     _log.warning("broker: %s; trying again in %.1f s, and from then on", reason, retry_in_s)
                     self._hearing.cancel()
