@@ -222,7 +222,7 @@ def prepare(site: Site, federation: str, hosts: Sequence[str], *, renew: bool = 
     made: list[str] = []
     make_folder(site.members)
     with contextlib.suppress(FileExistsError):
-        site.mosquitto.folder.mkdir(parents=True)
+        site.mosquitto.folder.mkdir(mode=0o700, parents=True)
     if not site.authority.register.exists():
         Authority.create(site.authority.folder, federation)
         made.append(
