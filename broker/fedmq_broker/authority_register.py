@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 from fedmq_protocol.access import ROLES
 from fedmq_protocol.errors import StoreError, UsageError
@@ -207,6 +207,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def open_lock(path: Path) -> IO[bytes]:
+    """A file to lock, which nobody else may: who holds the lock keeps everybody waiting."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+
 @contextlib.contextmanager
 def locked(folder: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
     """Keep other operators out while a change is made.
@@ -214,7 +219,7 @@ def locked(folder: Path, *, timeout_s: float = 60.0) -> Iterator[None]:
     Raises:
         UsageError: somebody else has been at it for so long.
     """
-    with (folder / "lock").open("ab") as file:
+    with open_lock(folder / "lock") as file:
         give_up_at = time.monotonic() + timeout_s
         while True:
             try:

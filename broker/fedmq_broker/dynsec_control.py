@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from fedmq_broker.authority_register import Member
+from fedmq_broker.authority_register import Member, open_lock
 from fedmq_broker.dynsec import own_acls, render, roles_of
 from fedmq_protocol.access import CONTROL_TOPIC, OPERATOR
 from fedmq_protocol.aio import BrokerSettings, Connected, Connection, Event, Message
@@ -376,7 +376,7 @@ class Control:
     async def _take_lock(self) -> None:
         if self._lock is None:
             return
-        file = self._lock.open("ab")
+        file = open_lock(self._lock)
         give_up_at = time.monotonic() + _LOCK_S
         while True:
             try:
