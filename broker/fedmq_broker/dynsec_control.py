@@ -30,7 +30,7 @@ from fedmq_protocol.errors import ConnectionFailedError, FedmqError
 from fedmq_protocol.topics import Topics
 
 RESPONSE_TOPIC: Final = f"{CONTROL_TOPIC}/response"
-_BATCH: Final = 20
+_BATCH: Final = 4
 """Commands a message. The plugin writes its file after each, and the broker does nothing else meanwhile."""
 
 _PAGE: Final = 100

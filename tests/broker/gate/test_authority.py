@@ -25,6 +25,7 @@ from fedmq_broker.authority import Authority, Credentials
 from fedmq_broker.authority_certificates import read_request
 from fedmq_broker.authority_register import Issued, Member, Register, Verifier, read_register, write_register
 from fedmq_broker.site import Site
+from fedmq_protocol.access import ROLES
 from fedmq_protocol.errors import StoreError, UsageError
 
 OPENSSL = shutil.which("openssl")
@@ -347,7 +348,7 @@ def test_an_authority_whose_making_was_killed_is_made_anew(
             membership.prepare(site, "home", ["localhost"])
     made = membership.prepare(site, "home", ["localhost"])
     assert len(made) >= 4
-    assert set(Authority.open(site.authority.folder).members()) == {"@coordinator", "@monitor", "@operator"}
+    assert set(Authority.open(site.authority.folder).members()) == set(ROLES)
     assert membership.prepare(site, "home", ["localhost"]) == []
 
 
