@@ -19,6 +19,7 @@ DOWN = ("announcement", "lease", "receipt", "credit", "chunk", "notice")
 TO_ALL = (
     f"{ROOT}/coordinator/status",
     f"{ROOT}/coordinator/run",
+    f"{ROOT}/coordinator/turn",
     f"{ROOT}/model/r-1/0/s0",
     f"{ROOT}/model/r-1/1/d0",
 )
@@ -90,6 +91,7 @@ WIDE = (
     f"{ROOT}/dev/+/up/update",
     f"{ROOT}/dev/+/down/+",
     f"{ROOT}/dev/+/down/lease",
+    f"{ROOT}/dev/+/down/notice",
     f"{ROOT}/dev/dev-1/#",
     f"{ROOT}/dev/dev-1/+/+",
     f"{ROOT}/dev/dev-1/down/#",
@@ -120,6 +122,8 @@ def may_publish(who: str) -> set[str]:
             return {*TO_ALL, *(topic for device in DEVICES for topic in down(device))}
         case "@monitor":
             return {PROBE}
+        case "@guard":
+            return set()
         case _:
             return {f"{ROOT}/dev/{who}/presence", *up(who)}
 
@@ -131,9 +135,11 @@ def may_read(who: str) -> set[str]:
         case "@coordinator":
             heard = {topic for device in DEVICES for topic in up(device)} | {f"{ROOT}/dev/nobody/up/hello"}
             asked = {f"{ROOT}/dev/dev-1/up/other"}  # of a device that may not; it would be refused there
-            return heard | asked | others | set(PRESENCE) | set(TO_ALL) - {f"{ROOT}/coordinator/run"}
+            return heard | asked | others | set(PRESENCE) | set(TO_ALL) - set(TO_ALL[1:3])
         case "@monitor":
-            return {f"{ROOT}/coordinator/status", f"{ROOT}/coordinator/run", PROBE, *PRESENCE} | others
+            return {*TO_ALL[:3], PROBE, *PRESENCE} | others
+        case "@guard":  # what it may read of the broker's own is told apart
+            return {f"{ROOT}/dev/{device}/down/notice" for device in DEVICES}
         case _:
             return {*TO_ALL, *down(who)}
 
@@ -142,9 +148,11 @@ def needs(who: str) -> tuple[str, ...]:
     """The filters that it cannot do without."""
     match who:
         case "@coordinator":
-            return (f"{ROOT}/dev/+/presence", f"{ROOT}/dev/+/up/+", TO_ALL[0], TO_ALL[2])
+            return (f"{ROOT}/dev/+/presence", f"{ROOT}/dev/+/up/+", TO_ALL[0], *TO_ALL[3:])
         case "@monitor":
-            return (TO_ALL[0], TO_ALL[1], f"{ROOT}/dev/+/presence", PROBE)
+            return (*TO_ALL[:3], f"{ROOT}/dev/+/presence", PROBE)
+        case "@guard":
+            return (f"{ROOT}/dev/+/down/notice",)
         case _:
             return (*TO_ALL, f"{ROOT}/dev/{who}/down/+")
 
