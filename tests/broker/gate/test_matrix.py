@@ -43,7 +43,7 @@ ASKS = {
     GUARD: f"{ROOT}/dev/+/down/notice",
 }
 """By which roles hear the mark that ends a turn; devices hear it as a notice."""
-OF_THE_BROKER = {
+OF_THE_BROKER: dict[str, str | tuple[str, ...]] = {
     MONITOR: "$SYS/",
     GUARD: ("$SYS/broker/log/", "$SYS/broker/subscriptions", f"{CONTROL_TOPIC}/"),
 }
