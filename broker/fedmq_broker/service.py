@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -38,6 +39,7 @@ NOT_INSTALLED: Final = "mosquitto is not installed: apt-get install mosquitto, o
 _POLL_S: Final = 0.02
 _START_S: Final = 20.0
 _GRACE_S: Final = 10.0
+_OWN_FILES: Final = 64
 _PROC: Final = Path("/proc")
 """Linux tells of processes there; elsewhere we know their numbers alone."""
 
@@ -204,6 +206,7 @@ class _Start:
         self.command = [str(program), "-c", files.configuration.name]
         self.host = reading.listeners[0].host
         self.port = reading.listeners[0].port or 0
+        _allow_files(reading)
         membership.render_files(self.site)
         hand_over(self.site)
 
@@ -231,6 +234,18 @@ class _Start:
             if time.monotonic() > deadline:
                 raise BrokerStartError(f"Mosquitto does not answer after {timeout_s:g} s:\n{tail(files.log)}")
             time.sleep(_POLL_S)
+
+
+def _allow_files(reading: Reading) -> None:
+    """Let this process, and so the one that it starts, open as many files as all listeners may take connections.
+
+    Mosquitto raises no limit by itself; many systems begin with 1,024 and allow more to who asks.
+    """
+    needed = _OWN_FILES + sum(max(0, one.integer("max_connections", 0)) for one in reading.listeners)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _require_port(host: str, port: int) -> None:

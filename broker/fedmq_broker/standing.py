@@ -39,6 +39,7 @@ _ANSWER_S: Final = 3.0
 _MORE_S: Final = 0.3
 _LOCK_S: Final = 10.0
 _POLL_S: Final = 0.05
+_AUTHORITY: Final = "the authority"
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _resident(pid: int | None) -> int | None:
 
 def _ends(site: Site) -> Iterator[tuple[str, dt.datetime]]:
     files = site.mosquitto
-    for name, path in (("the server's certificate", files.certificate), ("the authority", files.ca)):
+    for name, path in (("the server's certificate", files.certificate), (_AUTHORITY, files.ca)):
         with contextlib.suppress(OSError, ValueError):
             yield name, x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
     with contextlib.suppress(OSError, ValueError):
@@ -166,10 +167,19 @@ def _ends(site: Site) -> Iterator[tuple[str, dt.datetime]]:
 
 def _near_ends(expires: Mapping[str, dt.datetime], now: dt.datetime) -> Iterator[str]:
     for name, end in expires.items():
+        mend = "fedmq broker renew makes a new one"
+        if name == _AUTHORITY:
+            mend = "a new site, and every member enrolled anew, is what helps"
         if end < now:
-            yield f"{name} expired on {end:%Y-%m-%d}: nobody comes in; fedmq broker renew mends it"
+            yield f"{name} expired on {end:%Y-%m-%d}, and nobody comes in: {mend}"
         elif end - now < SOON:
-            yield f"{name} expires on {end:%Y-%m-%d}: fedmq broker renew makes a new one"
+            yield f"{name} expires on {end:%Y-%m-%d}: {mend}"
+
+
+def _waiting(standing: Standing) -> int | None:
+    """Messages that wait for clients, all together: no single queue is longer."""
+    stored, retained = standing.number("messages/stored"), standing.number("retained messages/count")
+    return None if stored is None or retained is None else max(0, stored - retained)
 
 
 def _near_limits(site: Site, standing: Standing, resident_limit: int) -> Iterator[str]:
@@ -182,7 +192,7 @@ def _near_limits(site: Site, standing: Standing, resident_limit: int) -> Iterato
     for what, used, limit in (
         ("connections", standing.number("clients/connected"), room),
         ("bytes of memory", standing.resident_bytes, resident_limit),
-        ("bytes of messages", standing.number("store/messages/bytes"), common.integer("max_queued_bytes", 0)),
+        ("messages of one client's queue", _waiting(standing), common.integer("max_queued_messages", 0)),
     ):
         if used is not None and limit > 0 and used > NEAR * limit:
             yield f"{used:,} of {limit:,} {what}"

@@ -22,6 +22,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "fedmq.commands.broker_site:reload",
         "Bring a running one what has changed; nobody is cut off.",
     ),
+    "renew": ("fedmq.commands.broker_site:renew", "New certificates of the broker and of the roles."),
     "stop": ("fedmq.commands.broker_site:stop", "End it."),
     "check": ("fedmq.commands.broker_check:check", "Say what is wrong with a mosquitto.conf, line by line."),
     "monitor": ("fedmq.commands.monitor:monitor", "Broker and federation on one screen, live."),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from fedmq.commands.options import json_option
+from fedmq.commands.site_options import operator_settings
 from fedmq.extras import needs
 from fedmq.tables import (
     FederationTable,
@@ -69,24 +70,14 @@ def plan_of(configuration: Configuration) -> Plan:
     )
 
 
-def operator_settings(configuration: Configuration) -> BrokerSettings:
-    """How `@operator` reaches the broker: on this machine where it runs here, whatever the network calls it."""
-    from fedmq_broker.service import running_pid
-
-    settings = broker_settings(configuration, OPERATOR)
-    table = configuration.table("mosquitto", MosquittoTable)
-    here = table.listen in {"", "0.0.0.0", "127.0.0.1", "localhost"}  # noqa: S104 - compared
-    if here and not configuration.gives("broker", "url") and running_pid(site_of(configuration)) is not None:
-        return settings.model_copy(update={"url": f"mqtts://localhost:{table.port}"})
-    return settings
+def as_operator(configuration: Configuration) -> BrokerSettings:
+    """How `@operator` reaches the broker, or would where it does not run."""
+    return operator_settings(configuration) or broker_settings(configuration, OPERATOR)
 
 
 @click.command()
 @site_option
-@click.option(
-    "--renew", is_flag=True, help="Make new certificates of the broker and of the roles, due or not."
-)
-def init(config_path: Path, renew: bool) -> None:  # noqa: FBT001 - click's signature
+def init(config_path: Path) -> None:
     """Set up the federation's own Mosquitto; do it again after each change of the file.
 
     Authority, certificates, rights, configuration and a systemd unit are made in the site's folder. Keys that are there
@@ -94,7 +85,7 @@ def init(config_path: Path, renew: bool) -> None:  # noqa: FBT001 - click's sign
     """
     configuration = read(config_path)
     site = site_of(configuration)
-    prepared, notes = _prepare(configuration, renew=renew)
+    prepared, notes = _prepare(configuration, renew=False)
     for line in prepared.made or ("nothing to do: all is there, and as the file says",):
         click.echo(line)
     _tell(notes)
@@ -102,6 +93,19 @@ def init(config_path: Path, renew: bool) -> None:  # noqa: FBT001 - click's sign
         click.echo(f"\nrun it with        fedmq broker start --config {config_path}")
         click.echo(f"or by systemd:     systemctl enable --now {site.mosquitto.unit.absolute()}")
         click.echo(f"let devices in:    fedmq device enroll NAME --config {config_path}")
+
+
+@click.command()
+@site_option
+def renew(config_path: Path) -> None:
+    """Make new certificates and keys of the broker and of the roles, due or not; nobody is cut off.
+
+    `init` does so for what is due. A coordinator or an exporter takes its own at its next connection.
+    """
+    prepared, notes = _prepare(read(config_path), renew=True)
+    for line in prepared.made:
+        click.echo(line)
+    _tell(notes)
 
 
 @click.command()
@@ -148,9 +152,7 @@ def status(config_path: Path, as_json: bool) -> int:  # noqa: FBT001 - click's s
 
     plan = plan_of(configuration)
     site = site_of(configuration)
-    standing = asyncio.run(
-        look(site, operator_settings(configuration), resident_limit=plan.limits.resident_bytes)
-    )
+    standing = asyncio.run(look(site, as_operator(configuration), resident_limit=plan.limits.resident_bytes))
     if as_json:
         click.echo(json.dumps(_plain(standing), indent=2))
     else:
@@ -174,7 +176,7 @@ def _prepare(configuration: Configuration, *, renew: bool) -> tuple[Prepared, li
     prepared = prepare(site, plan, running=running, renew=renew)
     notes = []
     if running:
-        applied = asyncio.run(membership.settle(site, live=operator_settings(configuration)))
+        applied = asyncio.run(membership.settle(site, live=as_operator(configuration)))
         if applied.note:
             notes.append(applied.note)
         if here:

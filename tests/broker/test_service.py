@@ -7,6 +7,7 @@ import datetime as dt
 import getpass
 import os
 import pwd
+import resource
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,19 @@ def test_started_by_root_it_becomes_its_own_user_and_reads_what_it_needs(site: S
     assert {path.owner() for path in site.mosquitto.folder.rglob("*")} <= {"mosquitto", "root"}
     assert site.mosquitto.key.owner() == site.mosquitto.dynamic_security.owner() == "mosquitto"
     assert site.authority.key.owner() == "root"
+
+
+def test_it_may_open_as_many_files_as_it_takes_connections(site: Site) -> None:
+    plan = own_plan(limits=limits_for(2_000, 1_000))
+    prepare(site, plan, running=False)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1_024, before[1]), before[1]))
+    try:
+        with start_site(site) as broker:
+            soft, hard = psutil.Process(broker.pid).rlimit(psutil.RLIMIT_NOFILE)
+        assert soft == min(plan.limits.open_files, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 DETACHED = """

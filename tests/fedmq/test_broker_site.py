@@ -62,6 +62,10 @@ def test_a_site_from_nothing_to_its_end(toml: Path, capsys: pytest.CaptureFixtur
     assert "changed settings" in reloaded
     assert "from its next start only: max_connections" in reloaded
     assert "it has read its files again" in reloaded
+    key = site.mosquitto.key.read_bytes()
+    assert "a certificate of the broker, for localhost" in said("renew")
+    assert site.mosquitto.key.read_bytes() != key
+    assert json.loads(said("status", "--json"))["answers"]
     assert running_pid(site) == pid
 
     assert said("stop") == "stopped\n"

@@ -282,6 +282,67 @@ def test_per_listener_settings_are_each_listeners_own(tmp_path: Path) -> None:
     assert all("port 1883" in one.what for one in found)
 
 
+# ------------------------------------------------------------------------------------- what people run
+
+DEBIAN = """
+pid_file /run/mosquitto/mosquitto.pid
+persistence true
+persistence_location /var/lib/mosquitto/
+log_dest file /var/log/mosquitto/mosquitto.log
+"""
+OPEN_IMAGE = "listener 1883\nallow_anonymous true\n"
+HOME_AUTOMATION = """
+persistence true
+persistence_location /mosquitto/data/
+log_dest stdout
+listener 1883
+listener 9001
+protocol websockets
+password_file file.pem
+allow_anonymous false
+"""
+TUTORIAL_WITH_TLS = """
+port 8883
+cafile file.pem
+certfile file.pem
+keyfile file.key
+require_certificate true
+tls_version tlsv1.1
+"""
+OLD_HANDS = """
+per_listener_settings true
+message_size_limit 65536
+max_inflight_messages 0
+retry_interval 20
+max_connections 100
+listener 1883 0.0.0.0
+acl_file rules
+password_file file.pem
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "errors"),
+    [
+        (DEBIAN, {"no-listener", "max-queued-messages"}),
+        (OPEN_IMAGE, {"anonymous", "no-tls", "no-access-rules", "max-queued-messages"}),
+        (HOME_AUTOMATION, {"no-tls", "no-access-rules", "max-queued-messages"}),
+        (
+            TUTORIAL_WITH_TLS,
+            {"no-revocation", "tls-version", "no-access-rules", "max-queued-messages"},
+        ),
+        (
+            OLD_HANDS,
+            {"message-size-limit", "before-any-listener", "no-tls", "max-queued-messages", "no-such-file"}
+            | {"nobody-comes-in", "no-access-rules"},
+        ),
+    ],
+    ids=["debian", "open image", "home automation", "tutorial with TLS", "old hands"],
+)
+def test_what_it_says_of_files_that_people_run(tmp_path: Path, text: str, errors: set[str]) -> None:
+    assert {one.rule for one in look(tmp_path, text) if one.severity == "error"} == errors
+
+
 # ------------------------------------------------------------------------------------- nonsense
 
 WORDS = st.sampled_from([*OPTIONS, "plugin_opt_x", "#", "listener", "", "{", "include_dir"])
