@@ -21,6 +21,11 @@ def card(job: Job, where: str) -> None:
     found = sdcard.open_card(path)
     click.echo(f"{found.path}: {found.system}, {found.platform.arch}, Python {found.python}")
     member = job.member()
+    if not member.can_come_in:
+        raise UsageError(
+            f"the key of {job.name} is on the board that made it, and a card needs one: enroll another device for "
+            f"it, or fedmq device revoke {job.name} and enroll it anew"
+        )
     for said, is_, what in (
         (job.arch, found.platform.arch, "--arch"),
         (job.python, found.python, "--python"),

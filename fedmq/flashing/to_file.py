@@ -15,4 +15,6 @@ def bundle(job: Job, _where: str) -> None:
     tell("bundle", f"{made.path}; yours alone to read")
     if member.has_key:
         tell("secret", "it holds the device's private key: delete it once the device has it")
+    if not member.can_come_in:
+        tell("key", "not in it: it is on the board that made it, and this is for that board alone")
     tell("next", f"copy it to the board, and run there: sudo sh {made.path.name}")

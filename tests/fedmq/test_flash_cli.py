@@ -84,6 +84,16 @@ def test_a_card(command: CommandLine, tmp_path: Path) -> None:
     assert not list(command.temporary.iterdir())
 
 
+def test_a_device_that_keeps_its_key_to_itself(command: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "site" / "members" / "dev-1" / "key.pem").unlink()
+    make_image(tmp_path / "card.img", make_root(tmp_path / "tree"))
+    assert (
+        "the key of dev-1 is on the board that made it"
+        in flash(command, "--target", "sdcard:card.img").stderr
+    )
+    assert "for that board alone" in flash(command, "--target", "bundle").stdout
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -39,7 +39,7 @@ from fedmq_edge_agent.flashing.wheels import Fetch, Gathering, Wheel, default_ca
 
 _OFFSET_DIGITS: Final = 9
 _BLOCK: Final = 1 << 20
-_COMPILED: Final = 1.6
+_COMPILED: Final = 1.3
 """What is installed, compiled files and blocks of the file system included, over the sum of the files' sizes."""
 
 _RELEASED: Final = ("wheels/", "lib/", "task/")

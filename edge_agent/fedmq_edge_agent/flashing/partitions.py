@@ -45,6 +45,8 @@ def read_partitions(path: Path) -> list[Partition]:
             ]
     except OSError as error:
         raise FlashError(f"cannot read {path}: {error.strerror}") from None
+    except (OverflowError, ValueError):
+        raise FlashError(f"{path} is no image of a disk: its table of partitions leads nowhere") from None
     if not found:
         raise FlashError(f"{path} is no image of a disk: it has no table of partitions")
     return found

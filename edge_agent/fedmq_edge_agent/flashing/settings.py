@@ -43,6 +43,11 @@ class Member:
         """Whether its private key is known here; otherwise the device makes its own, or comes in by password."""
         return "key.pem" in self.identity
 
+    @property
+    def can_come_in(self) -> bool:
+        """Whether what is known here is enough to come in."""
+        return self.has_key or "password" in self.identity
+
 
 def read_member(folder: Path, name: str) -> Member:
     """Read `folder`/device.toml and the files that it names.

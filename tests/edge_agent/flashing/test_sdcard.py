@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedmq_edge_agent.flashing.errors import FlashError
 from fedmq_edge_agent.flashing.filesystems import Ext
@@ -70,6 +75,26 @@ def test_the_table_is_read_as_another_program_reads_it(tmp_path: Path) -> None:
         shown = json.loads(subprocess.run([program, "-J", image], capture_output=True, check=True).stdout)
         theirs = [(512 * one["start"], 512 * one["size"]) for one in shown["partitiontable"]["partitions"]]
         assert [(one.offset, one.size) for one in read_partitions(image)] == theirs
+
+
+@given(
+    noise=st.binary(max_size=200),
+    at=st.sampled_from([0, 446, 450, 454, 510, 512, 584, 592, 1024, 1056]),
+    count=st.integers(1, 4),
+)
+def test_nonsense_is_no_image(noise: bytes, at: int, count: int) -> None:
+    disk = bytearray(4096)
+    disk[446:462] = bytes([0, 0, 0, 0, 0xEE, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255])
+    disk[510:512] = b"\x55\xaa"
+    disk[512:520] = b"EFI PART"
+    disk[584:600] = struct.pack("<QII", 2, count, 128)
+    disk[at : at + len(noise)] = noise
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "disk.img"
+        path.write_bytes(disk)
+        with contextlib.suppress(FlashError):
+            assert all(one.offset >= 0 and one.size > 0 for one in read_partitions(path))
+            open_card(path)
 
 
 def test_what_goes_into_a_raspberry_pis_image(tmp_path: Path, bundle: Path) -> None:

@@ -83,7 +83,9 @@ def test_a_member_is_read_as_it_will_lie_on_the_device(tmp_path: Path) -> None:
 def test_a_key_that_only_the_device_has_is_no_mistake(tmp_path: Path) -> None:
     folder = write_member(tmp_path)
     (folder / "key.pem").unlink()
-    assert not settings.read_member(folder, "dev-1").has_key
+    member = settings.read_member(folder, "dev-1")
+    assert not member.has_key
+    assert not member.can_come_in
     (folder / "cert.pem").unlink()
     with pytest.raises(FlashError, match=r"tells of cert\.pem, which is not there"):
         settings.read_member(folder, "dev-1")
