@@ -296,7 +296,8 @@ class Conversation:
         if header.traffic is not None:
             traffic = device.newest_traffic(device.replays.epoch, header.traffic)
             device.count_traffic(traffic)
-            header = header.model_copy(update={"traffic": traffic})
+            if traffic != header.traffic:
+                header = header.model_copy(update={"traffic": traffic})
         if run is None:
             self._receipt(device, header, Outcome("rejected", "discard", "unknown-run", "no such run here"))
             return

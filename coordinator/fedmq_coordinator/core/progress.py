@@ -79,12 +79,14 @@ class Progress:
             pass
         self.take_turns()
 
+    def _update_bytes(self, run: Run) -> int:
+        return min(self._desk.publisher.max_packet_bytes, largest_update(run))
+
     def take_turns(self) -> None:
         """Say whose turn it is to send, where that has changed; before anything that makes devices send."""
         desk, run = self._desk, self._desk.state.active
         crew = None if run is None else desk.crew(run)
-        update_bytes = 0 if run is None else min(desk.publisher.max_packet_bytes, largest_update(run))
-        turn = desk.turns.settle(run, crew, update_bytes=update_bytes, now=desk.now)
+        turn = desk.turns.settle(run, crew, update_bytes=self._update_bytes, now=desk.now)
         if turn is not None:
             desk.send(desk.topics.turn, turn, retain=True)
 

@@ -17,6 +17,7 @@ receipt may be lost; devices that have heard of turns wait for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
@@ -50,6 +51,8 @@ class Turns:
     def __init__(self, *, max_under_way: int = MAX_UNDER_WAY, max_bytes: int = MAX_UNDER_WAY_BYTES) -> None:
         self._max_under_way = max_under_way
         self._max_bytes = max_bytes
+        self._limits: dict[str, int] = {}
+        """Of the active run: so many updates at once."""
         self._said: Turn | None = None
         """What devices were told last on this connection; None: nothing, so that they send as they like."""
         self._invited: set[str] = set()
@@ -66,6 +69,7 @@ class Turns:
 
     def connected(self, run: Run | None) -> None:
         """The broker has a new connection of ours: receipts that were on their way are lost."""
+        self._limits.clear()  # the broker may take other packets now
         self._said = self._quiet_at = None
         self._quiet_s = QUIET_S
         self._invited.clear()
@@ -91,20 +95,27 @@ class Turns:
             return ""
         return f"updates wait for credit: {len(self._invited)} of {self._num_waiting} devices may send now"
 
-    def settle(self, run: Run | None, roster: Roster | None, *, update_bytes: int, now: float) -> Turn | None:
+    def settle(
+        self, run: Run | None, roster: Roster | None, *, update_bytes: Callable[[Run], int], now: float
+    ) -> Turn | None:
         """Whose turn it is now.
 
         Args:
             run: the active one.
             roster: its devices, as they are now.
-            update_bytes: what an update may take on the wire, in one message.
+            update_bytes: what an update of a run may take on the wire, in one message.
             now: seconds since the epoch.
 
         Returns:
             What devices are to be told; None: nothing new.
         """
-        limit = max(1, min(self._max_under_way, self._max_bytes // max(1, update_bytes)))
-        if run is None or roster is None or roster.num_at_work + len(self._unsure) <= limit:
+        if run is None or roster is None:
+            return self._everybody(now=now)
+        if run.id not in self._limits:
+            by_bytes = self._max_bytes // max(1, update_bytes(run))
+            self._limits = {run.id: max(1, min(self._max_under_way, by_bytes))}
+        limit = self._limits[run.id]
+        if roster.num_at_work + len(self._unsure) <= limit:
             return self._everybody(now=now)
         if self._quiet_at is not None and 2 * len(self._invited) > limit and not self._lapses(limit, now=now):
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -144,6 +145,8 @@ async def _run_once(
         connection = Connection(settings.broker, client_id=client_id, will=will)
         await connection.subscribe(topics.coordinator_filters())
         _log.info("%s; the API listens at %s; broker %s", resumed, api.url, settings.broker.shown_url)
+        gc.collect()
+        gc.freeze()  # what was imported stays: looking through it again and again would cost rounds their time
         async with connection:
             try:
                 await service.run(connection, sealer, topics, stop)

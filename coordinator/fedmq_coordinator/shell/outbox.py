@@ -46,6 +46,8 @@ MAX_ASKED: Final = 1_000
 MAX_RETAINED: Final = 4 * MAX_CHUNKS
 """Chunks and clearings: names, since their bytes are not read yet."""
 _UNDER_WAY: Final = 32
+_TOGETHER: Final = 16
+"""Messages that are handed over in one turn of the event loop, and leave by one call of the system."""
 CHUNKS_UNDER_WAY: Final = 16
 """Of the twenty messages that a connection has under way; as many as Mosquitto sends on to a client at once."""
 CHUNK_BYTES_UNDER_WAY: Final = 260_096
@@ -208,6 +210,7 @@ class Outbox:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self) -> None:
+        begun = 0
         while True:
             message = self._next()
             if message is None:
@@ -227,7 +230,9 @@ class Outbox:
             task = asyncio.create_task(self._publish(message, payload))
             self._under_way[task] = len(payload) if isinstance(message, SendChunk) else 0
             task.add_done_callback(self._done)
-            await asyncio.sleep(0)
+            begun += 1
+            if begun % _TOGETHER == 0:
+                await asyncio.sleep(0)
 
     def _next(self) -> Message | None:
         """What goes now; None if that is nothing, or has to wait."""

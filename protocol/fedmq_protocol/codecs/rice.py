@@ -30,6 +30,7 @@ from fedmq_protocol.errors import CodecError
 
 BLOCK: Final = 64
 MAX_PARAMETER: Final = 31
+_FEW_BITS = 8
 _PARAMETERS: Final = 16  # what a nibble above the base can say
 
 _Bytes = NDArray[np.uint8]
@@ -210,6 +211,9 @@ def _pack(gaps: _Gaps, r: int) -> _Bytes:
 def _unpack(packed: _Bytes, width: int, r: int) -> _Ints:
     """uint8[blocks, r * width / 8] -> int64[blocks, width]."""
     bits = np.unpackbits(packed, axis=1).reshape(len(packed), width, r)
+    if r <= _FEW_BITS:  # by far the most usual, and three times as fast; float32 is exact up to 24 bits
+        weights = np.float32(2.0) ** np.arange(r - 1, -1, -1, dtype=np.float32)
+        return (bits.reshape(-1, r).astype(np.float32) @ weights).astype(np.int64).reshape(-1, width)
     numbers = np.zeros((len(packed), width), np.int64)
     for place in range(r):
         numbers = (numbers << 1) | bits[:, :, place]
