@@ -45,6 +45,7 @@ from fedmq_coordinator.core.events import (
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.core.progress import LARGE_MODEL
 from fedmq_coordinator.core.state import FederationState
+from fedmq_coordinator.core.turns import Turns
 from fedmq_protocol.envelope import COORDINATOR, Envelope, Sealer
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Body, Status
@@ -71,6 +72,7 @@ class CoordinatorOptions:
         aside_from: as for the core.
         ahead_s: by how much its wall clock is wrong.
         checkpoint_facts: a checkpoint is taken after so many facts; 0: never.
+        under_way: so many updates are admitted at once; by default all, since no queue here meets its bound by them.
     """
 
     commit_s: float = 0.004
@@ -80,6 +82,7 @@ class CoordinatorOptions:
     aside_from: int = LARGE_MODEL
     ahead_s: float = 0.0
     checkpoint_facts: int = 50
+    under_way: int = 1_000_000
 
 
 class VirtualCoordinator:
@@ -158,6 +161,7 @@ class VirtualCoordinator:
             aside_from=self.options.aside_from,
             reader=self._mail,
             state=state,
+            turns=Turns(max_under_way=self.options.under_way),
         )
 
     def start(self) -> None:

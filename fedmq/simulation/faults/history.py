@@ -37,6 +37,8 @@ _FULL_MAIL: Final = 8
 """One history in so many parses every packet from its bytes, another one packs them; the time buys more histories."""
 _CHECKPOINTS: Final = (0, 0, 5, 40)
 """So many facts lie between two checkpoints of a history's coordinator."""
+_UNDER_WAY: Final = (1_000, 1, 1_000, 2)
+"""So many updates are admitted at once; in every other four histories devices take turns."""
 _MOST_RUNS: Final = 10
 
 
@@ -104,6 +106,7 @@ class History:
             CoordinatorOptions(
                 max_packet_bytes=plan.packet_bytes,
                 checkpoint_facts=_CHECKPOINTS[plan.seed // 2 % len(_CHECKPOINTS)],
+                under_way=_UNDER_WAY[plan.seed // 4 % len(_UNDER_WAY)],
             ),
             Limits(plan.inflight, plan.queued),
             evaluate=_evaluate if plan.seed % 3 else None,
