@@ -37,12 +37,16 @@ class RawClient:
         self._send(0x82, b"\x00\x01" + _text(topic_filter) + b"\x01")
         assert self._packet()[1][-1] == 1
 
-    def publish(self, topic: str, payloads: list[bytes]) -> None:
+    def request(self, topic_filter: str) -> None:
+        """Subscribe, and read nothing, not even the answer."""
+        self._send(0x82, b"\x00\x01" + _text(topic_filter) + b"\x01")
+
+    def publish(self, topic: str, payloads: list[bytes], *, retain: bool = False) -> None:
         """Publish at QoS 1 and wait for each acknowledgement, in windows of a hundred."""
         for first in range(0, len(payloads), 100):
             window = payloads[first : first + 100]
             for mid, payload in enumerate(window, 1):
-                self._send(_PUBLISH | 0x02, _text(topic) + mid.to_bytes(2) + payload)
+                self._send(_PUBLISH | 0x02 | retain, _text(topic) + mid.to_bytes(2) + payload)
             for _ in window:
                 assert self._packet()[0] == _PUBACK
 

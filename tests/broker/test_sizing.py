@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import fields
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmq_broker.sizing import Limits, plan
+from fedmq_broker.sizing import PULL_WINDOW, Limits, plan
 from fedmq_protocol.errors import UsageError
 from fedmq_protocol.limits import MAX_PACKET_BYTES, MAX_PARAMETERS
 from tests.broker.raw_mqtt import RawClient
@@ -135,6 +137,28 @@ def coordinator_drained(coordinator: RawClient, devices: RawClient) -> list[byte
     seen = [coordinator.take() for _ in range(200)]
     devices.publish(TOPIC, [b"end"])
     return seen + coordinator.drain()
+
+
+@pytest.mark.mosquitto
+def test_devices_that_fetch_and_stall_cost_no_more_memory_than_is_reckoned_with(
+    custom_mosquitto: Callable[[str], CustomBroker],
+) -> None:
+    """Each asks for a window of chunks and reads nothing: copies for each, up to the kernel's buffers."""
+    devices, limits = 40, plan(40, 1_000_000)
+    broker = custom_mosquitto(configuration(limits))
+    process = psutil.Process(broker.pid)
+    with contextlib.ExitStack() as stack:
+        coordinator = stack.enter_context(RawClient(broker.port, "coordinator"))
+        for chunk in range(8):
+            coordinator.publish(f"model/s{chunk}", [bytes(limits.max_packet_size - 2_048)], retain=True)
+        before = process.memory_info().rss
+        for number in range(devices):
+            device = stack.enter_context(RawClient(broker.port, f"dev-{number}"))
+            for chunk in range(PULL_WINDOW):
+                device.request(f"model/s{chunk}")
+        coordinator.publish("model/end", [b"end"])  # by now all that was asked for is on its way
+        grown = process.memory_info().rss - before
+    assert grown < devices * PULL_WINDOW * limits.max_packet_size * 1.25
 
 
 @pytest.mark.mosquitto

@@ -192,7 +192,7 @@ def _lines(reading: Reading, path: Path, *, is_main: bool, included_by: Line | N
 
 
 def _included(reading: Reading, line: Line) -> Iterator[Line]:
-    folder = Path(line.value)
+    folder = reading.path.parent / line.value
     try:
         found = sorted(path for path in folder.iterdir() if path.name.endswith(".conf"))
     except (OSError, ValueError) as error:
