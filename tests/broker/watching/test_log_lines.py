@@ -1,4 +1,4 @@
-"""Lines of Mosquitto's log. All but those marked otherwise were recorded from Mosquitto 2.0.11."""
+"""Lines of Mosquitto's log, recorded from 2.0.11 and 2.1.2, but those that are marked otherwise."""
 
 from __future__ import annotations
 
@@ -38,18 +38,34 @@ RECORDED = [
     ("1: Client dev-1 been disconnected by administrative action.", "thrown-out", "dev-1"),
     ("Client dev-1 disconnected due to out of memory.", "out-of-memory", "dev-1"),
     ("Client connection from 127.0.0.1 denied: max_connections exceeded.", "full", ""),
-    # With an address, as newer versions write it.
-    ("1795420262: Client dev-1 [10.0.0.7:4711] has exceeded timeout, disconnecting.", "lost", "dev-1"),
+]
+RECORDED_2_1 = [
+    ("1795423449: New client connected from 127.0.0.1:60350 as dev-07 (p4, c1, k60).", "connected", "dev-07"),
+    ("1795423450: Outgoing messages are being dropped for client dev-07.", "dropped", "dev-07"),
+    ("1795423451: Client twin [127.0.0.1:56653] disconnected: session taken over.", "taken-over", "twin"),
+    ("1795423452: Client big [127.0.0.1:53511] disconnected: oversize packet.", "oversize", "big"),
+    ("1795423453: Client 127.0.0.1 [127.0.0.1:37826] disconnected: protocol error.", "protocol-error", ""),
+    (
+        "1795423453: Client dev-07 [127.0.0.1:60350] disconnected: connection closed by client.",
+        "lost",
+        "dev-07",
+    ),
+    ("1795423454: Client sleepy [127.0.0.1:37840] disconnected: exceeded timeout.", "lost", "sleepy"),
+    # From the program's own list of texts.
+    ("1: Client dev-1 [10.0.0.7:4711] disconnected: administrative action.", "thrown-out", "dev-1"),
+    ("1: Client dev-1 [::1:4711] disconnected: Connection reset by peer.", "lost", "dev-1"),
+    ("1: Client dev-1 [10.0.0.7:4711] disconnected.", "left", "dev-1"),
 ]
 
 
-@pytest.mark.parametrize(("line", "kind", "client"), RECORDED)
+@pytest.mark.parametrize(("line", "kind", "client"), RECORDED + RECORDED_2_1)
 def test_what_befell_whom(line: str, kind: str, client: str) -> None:
-    line = line.removeprefix("1: ") if line.startswith("1: ") else line
+    line = line.removeprefix("1: ")
     event = parse(line)
     assert event is not None
     assert (event.kind, event.client) == (kind, client)
-    assert event.text == line.split(": ", 1)[1] if line[0].isdigit() else line
+    assert line.endswith(event.text)
+    assert not event.text[0].isdigit()
 
 
 @pytest.mark.parametrize(
