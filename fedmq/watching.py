@@ -26,7 +26,7 @@ from fedmq_protocol.topics import Topics
 _log = logging.getLogger(__name__)
 
 _ASK_EVERY_S: Final = 2.0
-_REST: Final = 20.0
+_REST: Final = 10.0
 _FILES_EVERY_S: Final = 300.0
 
 

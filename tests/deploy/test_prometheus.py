@@ -280,7 +280,8 @@ async def stage(custom_mosquitto: Callable[[str], CustomBroker], tmp_path: Path)
 class TestWithPrometheus:
     async def test_all_that_is_asked_for_is_there(self, stage: Stage) -> None:
         """Every metric of rules and dashboard is in a real scrape, and the scrape keeps to the conventions."""
-        stage.devices[0].trains = False  # so that a round stays open
+        for device in stage.devices:
+            device.trains = False  # so that the round stays open
         run = await stage.coordinator.ask("start_run", "find.py")
         await stage.until("fedmq_round_age_seconds")
         with stalled_subscriber(stage.broker.port, "x", "y"), stalled_subscriber(stage.broker.port, "x", "y"):
