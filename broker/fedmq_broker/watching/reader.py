@@ -44,8 +44,9 @@ class Reader:
         self._watch = watch
         self._clock = clock
         self._probe_every_s = probe_every_s
-        # On a site the broker gives us our name; elsewhere this one is unlike any other's.
-        self._connection = Connection(settings, client_id=f"fedmq-watch-{secrets.token_hex(4)}")
+        # On a site the broker gives us our name; elsewhere this one is unlike any other monitor's.
+        client_id = f"{watch.topics.federation}-monitor-{secrets.token_hex(4)}"
+        self._connection = Connection(settings, client_id=client_id)
         self._minute, self._told = -_MINUTE_S, 0
         self._inside = asyncio.Event()
         self.settled = asyncio.Event()
