@@ -314,6 +314,7 @@ class Wire:
                 if self._tls_out.pending:  # the answer to a key update
                     self._out += self._tls_out.read()
                     self._flush()
+                self.ended = count == 0  # the peer took leave, as TLS wants it
                 self._head, self._tail = 0, count
                 return count > 0
 

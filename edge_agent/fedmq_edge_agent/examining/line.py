@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Sequence
 
 from fedmq_edge_agent.examining.device import Device
-from fedmq_protocol.aio import Connected, Connection, Message, RefusedError
+from fedmq_protocol.aio import Connected, Connection, Disconnected, Message, RefusedError
 from fedmq_protocol.envelope import Sealer
 from fedmq_protocol.limits import MAX_PACKET_BYTES
 from fedmq_protocol.messages import Body
@@ -30,6 +30,7 @@ class Line:
         self._connection = connection
         self.connections = 0
         """How many there were, this one included: it is made again where the broker hangs up."""
+        self._lost = ""
         self._came: dict[str, list[Message]] = {}
         self._news = asyncio.Event()
         self._pump = asyncio.create_task(self._listen(), name="examining-line")
@@ -107,6 +108,15 @@ class Line:
         """Publish what `seal` made; raises as `publish_nothing`, and `ValueError` where it is too large."""
         await self._connection.publish(topic, packet)
 
+    async def lost(self, within_s: float) -> str:
+        """Why the broker ended the connection, if it does within a time; empty: it did not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not self._lost:
+                    self._news.clear()
+                    await self._news.wait()
+        return self._lost
+
     async def connected_after(self, connections: int) -> bool:
         """The broker hung up: whether there soon is another connection than so many before."""
         with contextlib.suppress(TimeoutError):
@@ -146,6 +156,9 @@ class Line:
                     self._news.set()
                     if not self._connected.done():
                         self._connected.set_result(event)
+                case Disconnected(reason=reason):
+                    self._lost = self._lost or reason
+                    self._news.set()
                 case Message(topic=topic):
                     self._came.setdefault(topic, []).append(event)
                     self._news.set()

@@ -18,7 +18,8 @@ _NO_RUN: Final = "examination"
 """No upload has this run and this number: a chunk of it is ignored by whoever gets it."""
 _FRAME_BYTES: Final = 400
 """MQTT's header, the topic's and the envelope's: what a packet has besides the data in it."""
-_ACKNOWLEDGED_S: Final = 5.0
+ALONE_S: Final = 1.0
+"""An agent comes back within half of it."""
 
 
 async def connect(device: Device) -> Finding:
@@ -53,6 +54,19 @@ def _split(text: str, device: Device) -> tuple[str, str]:
         )
     found, _, mend = text.rpartition(": ")
     return (found, mend) if found else (text, "look at the broker's log")
+
+
+async def is_alone(device: Device) -> Finding:
+    """Does nobody else come in as this device? An agent that was thrown out comes back at once."""
+    assert device.line is not None
+    reason = await device.line.lost(ALONE_S)
+    if reason:
+        return failed(
+            f"the broker ended this connection at once, as where another client comes in as this device: {reason}",
+            "is there a second board with a copy of this identity, a cloned card perhaps? Enroll one of them under "
+            "another name. Or does an agent run here with another state folder than this?",
+        )
+    return fine("nobody else comes in as this device")
 
 
 async def may_speak(device: Device) -> Finding:

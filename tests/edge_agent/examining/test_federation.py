@@ -22,6 +22,7 @@ NAMES = (
     "route",
     "tls",
     "connection",
+    "identity",
     "rights",
     "coordinator",
     "run",

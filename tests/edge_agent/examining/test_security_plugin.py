@@ -17,7 +17,18 @@ from tests.broker.gate.world import World
 from tests.broker_fixtures import require_mosquitto
 from tests.edge_agent.examining.clinic import DEVICE, be_known, findings_of
 
-NAMES = ("agent", "state", "certificate", "name", "route", "tls", "connection", "rights", "packets")
+NAMES = (
+    "agent",
+    "state",
+    "certificate",
+    "name",
+    "route",
+    "tls",
+    "connection",
+    "identity",
+    "rights",
+    "packets",
+)
 
 
 @pytest.fixture

@@ -11,7 +11,18 @@ from fedmq_protocol.aio import Message
 from tests.broker_fixtures import Connect, silence
 from tests.edge_agent.examining.clinic import DEVICE, Clinic, be_known, findings_of
 
-NAMES = ("agent", "state", "certificate", "name", "route", "tls", "connection", "rights", "packets")
+NAMES = (
+    "agent",
+    "state",
+    "certificate",
+    "name",
+    "route",
+    "tls",
+    "connection",
+    "identity",
+    "rights",
+    "packets",
+)
 
 
 async def examined(clinic: Clinic, port: int, *, known: bool = True, **changes: Any) -> dict[str, Finding]:
@@ -75,6 +86,19 @@ async def test_mqtt_3_1_1_does_not_tell_who_may_speak(clinic: Clinic) -> None:
     found = await examined(clinic, clinic.open(access=clinic.access(without="up/hello")), protocol="3.1.1")
     assert found["rights"].level == "ok"
     assert "MQTT 3.1.1 does not say" in found["rights"].found
+
+
+async def test_a_second_board_with_the_same_identity(clinic: Clinic, connect: Connect) -> None:
+    """Its agent is thrown out, and comes back at once."""
+    port = clinic.open()
+    reach = clinic.reach(port, DEVICE, reconnect_min_s=0.1, reconnect_max_s=0.1)
+    await connect(reach.pop("url"), "the clone", **reach)
+    found = await examined(clinic, port)
+    assert found["connection"].level == "ok"
+    assert found["identity"].level == "failed"
+    assert "a second client named" in found["identity"].found
+    assert "cloned card" in found["identity"].mend
+    assert found["rights"].level == "skipped"
 
 
 async def test_a_broker_that_names_a_smaller_packet(clinic: Clinic) -> None:

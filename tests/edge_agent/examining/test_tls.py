@@ -13,7 +13,19 @@ from fedmq_edge_agent.examining.handshake import shake_hands
 from tests.edge_agent.examining.clinic import DEVICE, HOSTS, Authority, Clinic, be_known, findings_of
 
 DAY_S = 86_400.0
-NAMES = ("agent", "state", "certificate", "clock", "name", "route", "tls", "connection", "rights", "packets")
+NAMES = (
+    "agent",
+    "state",
+    "certificate",
+    "clock",
+    "name",
+    "route",
+    "tls",
+    "connection",
+    "identity",
+    "rights",
+    "packets",
+)
 
 
 async def examined(clinic: Clinic, port: int, **broker: Any) -> dict[str, Finding]:
@@ -24,7 +36,7 @@ async def examined(clinic: Clinic, port: int, **broker: Any) -> dict[str, Findin
 
 async def test_a_device_that_is_well(clinic: Clinic) -> None:
     found = await examined(clinic, clinic.open())
-    for name in ("certificate", "name", "route", "tls", "connection", "rights", "packets"):
+    for name in ("certificate", "name", "route", "tls", "connection", "identity", "rights", "packets"):
         assert found[name].level == "ok", found[name]
     assert "TLSv1.3" in found["tls"].found
 

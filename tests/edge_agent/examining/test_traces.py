@@ -23,6 +23,7 @@ NAMES = (
     "route",
     "tls",
     "connection",
+    "identity",
     "rights",
     "coordinator",
     "packets",
