@@ -13,6 +13,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "flash": ("fedmq.commands.flash:flash", "Turn a board into a device: a bundle, over ssh, an SD card."),
     "ls": ("fedmq.commands.device_look:ls", "List the devices, and whose certificate expires."),
     "show": ("fedmq.commands.device_look:show", "Tell all that is known of one device."),
+    "doctor": ("fedmq.commands.device_doctor:doctor", "Say what is wrong with a device, and how to mend it."),
     "renew": ("fedmq.commands.device_change:renew", "Issue a device a new certificate."),
     "rename": ("fedmq.commands.device_change:rename", "Give a device another name."),
     "release": ("fedmq.commands.guard:release", "Let a device in again that was cut off because it flooded."),

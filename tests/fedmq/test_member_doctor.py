@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from fedmq_protocol.messages import Presence, TaskRef
 from fedmq_protocol.signing import SigningKey
 from tests.broker.gate.world import HOST, World
 from tests.broker_fixtures import require_mosquitto
+from tests.fedmq.command_line import CommandLine, one_line
 
 NAME = "kitchen"
 KEY = SigningKey(b"k" * 32)
@@ -280,3 +283,37 @@ async def test_what_the_coordinator_makes_of_it(
     finding = _judged(patient, view)
     assert finding.level == level
     assert words in finding.found
+
+
+async def test_the_command(home: World, device: Connection, tmp_path: Path) -> None:
+    """From the operator's file to the exit code, with a device that is well, one that is not, and no such file."""
+    await speak(home, device)
+    file = tmp_path / "fed.toml"
+    file.write_text(
+        f"""
+[federation]
+name = "home"
+[mosquitto]
+hosts = ["{HOST}"]
+folder = "site"
+port = {home.port}
+password_port = {home.password_port}
+websockets_port = 0
+[coordinator]
+state_dir = "nowhere"
+"""
+    )
+    (tmp_path / "command").mkdir()
+    fedmq = CommandLine(tmp_path / "command")
+    well = await asyncio.to_thread(fedmq.run, "device", "doctor", NAME, "--config", str(file), "--json")
+    told = json.loads(well.stdout)
+    assert (well.returncode, told["verdict"], told["device"]) == (0, "ok", NAME), well
+    strange = await asyncio.to_thread(fedmq.run, "device", "doctor", "cellar", "--config", str(file))
+    assert strange.returncode == 1
+    assert "cellar, seen from here" in strange.stdout
+    assert "failed   member" in strange.stdout
+    assert max(map(len, strange.stdout.splitlines())) <= 80
+    assert device.is_connected
+    file.write_text('[federation]\nname = "home"\n')
+    lacking = await asyncio.to_thread(fedmq.run, "device", "doctor", NAME, "--config", str(file))
+    assert "there is no [mosquitto] table" in one_line(lacking)

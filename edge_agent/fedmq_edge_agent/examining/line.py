@@ -162,8 +162,6 @@ class Line:
                 case Message(topic=topic):
                     self._came.setdefault(topic, []).append(event)
                     self._news.set()
-                case _:
-                    pass
 
 
 __all__ = ["Line", "RefusedError"]
