@@ -16,8 +16,9 @@ from fedmq.tables import CoordinatorTable, DeviceTable, FederationTable, read
 from fedmq_broker import dynsec
 from fedmq_broker.authority import Authority, Member, Register
 from fedmq_broker.dynsec_control import Control
+from fedmq_broker.guarding.quarantine import Quarantine
 from fedmq_broker.site import Site
-from fedmq_edge_agent.examining.certificates import day, names_of, span
+from fedmq_edge_agent.examining.certificates import day, moment, names_of, span
 from fedmq_edge_agent.examining.course import Check, examine, in_thread
 from fedmq_edge_agent.examining.findings import Finding, failed, fine, skipped, warning
 from fedmq_edge_agent.examining.handshake import shown_certificate
@@ -93,6 +94,18 @@ async def look_for_member(patient: Patient) -> Finding:
             "the next `fedmq device` command that reaches the broker tells it, and its next start",
         )
     return fine(f"enrolled on {day(member.enrolled_at)}, comes in by {member.how}")
+
+
+async def look_at_quarantine(patient: Patient) -> Finding:
+    """Was it cut off because it flooded?"""
+    cut_off = Quarantine(patient.site.quarantine).active().get(patient.name)
+    if cut_off is None:
+        return fine("it is not in quarantine")
+    until = dt.datetime.fromtimestamp(cut_off.until, dt.UTC)
+    return failed(
+        f"it was cut off until {moment(until)}, for the {cut_off.times}. time: {cut_off.why}",
+        f"mend what makes it flood; then `fedmq device release {patient.name}` lets it in at once",
+    )
 
 
 async def look_at_certificate(patient: Patient) -> Finding:
@@ -340,11 +353,12 @@ def _judged(patient: Patient, view: Mapping[str, Any]) -> Finding:
 
 CHECKS: Final[tuple[Check[Patient], ...]] = (
     Check("member", look_for_member),
+    Check("quarantine", look_at_quarantine, needs=("member",)),
     Check("certificate", look_at_certificate, needs=("member",)),
     Check("settings", look_at_settings, needs=("member",)),
     Check("revocations", look_at_list),
     Check("broker", look_at_broker, limit_s=15.0),
-    Check("access", look_at_access, needs=("member", "broker"), limit_s=10.0),
+    Check("access", look_at_access, needs=("member", "quarantine", "broker"), limit_s=10.0),
     Check("packets", look_at_packets, needs=("broker",)),
     Check("presence", look_at_presence, needs=("member", "broker")),
     Check("coordinator", look_at_coordinator, needs=("member",), limit_s=10.0),

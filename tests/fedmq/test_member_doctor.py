@@ -16,6 +16,7 @@ from fedmq.tables import read
 from fedmq_broker import membership
 from fedmq_broker.authority import Authority
 from fedmq_broker.dynsec_control import Control
+from fedmq_broker.guarding.quarantine import Quarantine
 from fedmq_broker.site import Site
 from fedmq_coordinator.core.views import DeviceView
 from fedmq_edge_agent.examining.course import examine
@@ -108,6 +109,7 @@ async def test_a_device_that_is_well(home: World, device: Connection) -> None:
     found = await findings_of(home)
     assert {name: one.level for name, one in found.items()} == {
         "member": "ok",
+        "quarantine": "ok",
         "certificate": "ok",
         "settings": "ok",
         "revocations": "ok",
@@ -143,6 +145,20 @@ async def test_a_change_that_the_broker_was_not_told(home: World) -> None:
     found = await findings_of(home, "member", name="cellar", runs=False)
     assert found["member"].level == "warning"
     assert "not told yet" in found["member"].found
+
+
+async def test_a_device_that_was_cut_off(home: World) -> None:
+    quarantine = Quarantine(home.site.quarantine)
+    quarantine.begin(NAME, "100 messages a second", now=1_795_000_000.0)
+    found = await findings_of(home, "member", "quarantine", "broker", "access")
+    assert found["quarantine"].level == "failed"
+    assert "for the 1. time: 100 messages a second" in found["quarantine"].found
+    assert (
+        f"until {dt.datetime.fromtimestamp(1_795_000_600, dt.UTC):%Y-%m-%d %H:%M} UTC"
+        in found["quarantine"].found
+    )
+    assert f"fedmq device release {NAME}" in found["quarantine"].mend
+    assert found["access"].level == "skipped"
 
 
 async def test_certificates_that_end(home: World) -> None:
@@ -210,25 +226,25 @@ async def test_rights_that_are_not_as_they_should_be(home: World) -> None:
     presence = home.topics.presence(NAME)
     lacks = {"command": "removeRoleACL", "rolename": NAME, "acltype": "publishClientSend", "topic": presence}
     await command(home, lacks)
-    found = await findings_of(home, "member", "broker", "access")
+    found = await findings_of(home, "member", "quarantine", "broker", "access")
     assert found["access"].level == "failed"
     assert f"publishClientSend {presence}" in found["access"].found
     back = {**lacks, "command": "addRoleACL", "allow": True}
     more = {**back, "topic": "#", "allow": True}
     await command(home, back, more)
-    found = await findings_of(home, "member", "broker", "access")
+    found = await findings_of(home, "member", "quarantine", "broker", "access")
     assert found["access"].level == "warning"
     assert "publishClientSend #" in found["access"].found
     await command(home, {"command": "removeClientRole", "username": NAME, "rolename": NAME})
-    found = await findings_of(home, "member", "broker", "access")
+    found = await findings_of(home, "member", "quarantine", "broker", "access")
     assert f"lacks the role {NAME}" in found["access"].found
 
 
 async def test_a_device_that_the_plugin_does_not_know(home: World) -> None:
     await command(home, {"command": "disableClient", "username": NAME})
-    assert "disabled" in (await findings_of(home, "member", "broker", "access"))["access"].found
+    assert "disabled" in (await findings_of(home, "member", "quarantine", "broker", "access"))["access"].found
     await command(home, {"command": "deleteClient", "username": NAME})
-    found = await findings_of(home, "member", "broker", "access")
+    found = await findings_of(home, "member", "quarantine", "broker", "access")
     assert found["access"].level == "failed"
     assert "does not know it" in found["access"].found
 
