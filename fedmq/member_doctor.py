@@ -185,7 +185,8 @@ async def look_at_broker(patient: Patient) -> Finding:
     try:
         await control.__aenter__()
     except ConnectionFailedError as error:
-        return failed(str(error), "`fedmq broker status`, and its log, tell more")
+        found, _, mend = str(error).rpartition(": ")
+        return failed(found or mend, f"{mend}; `fedmq broker status`, and its log, tell more")
     patient.control = control
     shown = await in_thread(shown_certificate, patient.live)
     if shown is None:

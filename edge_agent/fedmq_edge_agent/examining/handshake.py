@@ -168,10 +168,15 @@ def _distrusted(
             "operator's file, and run `fedmq broker init`",
         )
     source = "the system's authorities" if broker.ca_file is None else str(broker.ca_file)
-    mine = ", ".join(common_name(one) for one in device.certificates[-1:]) if broker.ca_file else ""
+    holds = f"does not know it ({error.verify_message})"
+    if broker.ca_file is not None and device.certificates:
+        ours = device.certificates[-1]
+        same = f" of the same name, of {day(ours.not_valid_before_utc)}"
+        other = f", {common_name(ours)!r}"
+        holds = f"holds another authority{same if common_name(ours) == issuer_of(server) else other}"
     return failed(
-        f"the broker's certificate is by {issuer_of(server)!r}, of {day(server.not_valid_before_utc)}; {source} "
-        + (f"holds another authority, {mine!r}" if mine else f"does not know it ({error.verify_message})"),
+        f"the broker's certificate is by {issuer_of(server)!r}, of {day(server.not_valid_before_utc)}; "
+        f"{source} {holds}",
         "set ca_file in [broker] to ca.pem of this federation's site/authority; if it was made anew, enroll again",
     )
 

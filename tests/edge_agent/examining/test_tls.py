@@ -54,6 +54,17 @@ async def test_another_authority_than_the_brokers(clinic: Clinic) -> None:
     assert "tls" in found["connection"].found
 
 
+async def test_an_older_authority_of_the_same_federation(clinic: Clinic) -> None:
+    """As where the authority was made anew, and the device has what the old one issued."""
+    port = clinic.open()
+    before = Authority(clinic.folder / "before")
+    certificate, key = before.issue(DEVICE)
+    found = await examined(clinic, port, ca_file=before.ca, cert_file=certificate, key_file=key)
+    assert found["tls"].level == "failed"
+    assert "holds another authority of the same name, of 2" in found["tls"].found
+    assert "enroll again" in found["tls"].mend
+
+
 async def test_a_certificate_of_another_authority(clinic: Clinic) -> None:
     """Where ca_file is the broker's, and the device's own certificate comes from elsewhere."""
     port = clinic.open()
