@@ -186,7 +186,7 @@ def show(figures: dict[str, Any]) -> None:
         ("supervisor, after its first round", f"{figures['supervisor_rss_early'] / _MB:.1f} MB resident"),
         (
             f"supervisor, after {figures['rounds']} rounds",
-            f"{figures['supervisor_rss'] / _MB:.1f} MB resident, {figures['supervisor_anonymous'] / _MB:.1f} in no file",
+            f"{figures['supervisor_rss'] / _MB:.1f} MB resident, {figures['supervisor_anonymous'] / _MB:.1f} its own",
         ),
         ("trainer, waiting", f"{figures['trainer_rss'] / _MB:.0f} MB resident"),
         ("trainer, at most", f"{figures['trainer_peak_rss'] / _MB:.0f} MB"),

@@ -17,6 +17,7 @@ from fedmq.simulation.replicas import Replicas
 from fedmq.simulation.trainer import TrainerTimes, VirtualTrainer
 from fedmq.simulation.watch import Watch
 from fedmq.simulation.world import LocalClock, Timer, World
+from fedmq_edge_agent.core.conditions import Readings, Rules
 from fedmq_edge_agent.core.effects import (
     Ask,
     CommitState,
@@ -44,6 +45,7 @@ from fedmq_edge_agent.core.effects import (
 from fedmq_edge_agent.core.events import (
     AgentStarted,
     BlobFinished,
+    ConditionsRead,
     Connected,
     Disconnected,
     DiskMended,
@@ -82,6 +84,7 @@ class DeviceOptions:
         outbox_limit: as for the agent.
         max_packet_bytes: the largest packet that it and its broker take.
         daily_bytes: as for the agent.
+        conditions: as for the agent; `feel` tells it what its board reads.
         times: how long its trainer takes.
         limits: how long its core lets the trainer take.
         ahead_s: by how much its wall clock is wrong.
@@ -91,6 +94,7 @@ class DeviceOptions:
     outbox_limit: int = 4
     max_packet_bytes: int = MAX_PACKET_BYTES
     daily_bytes: int | None = None
+    conditions: Rules = field(default_factory=Rules)
     times: TrainerTimes = field(default_factory=TrainerTimes)
     limits: TimeLimits = field(default_factory=TimeLimits)
     ahead_s: float = 0.0
@@ -146,6 +150,7 @@ class VirtualDevice:
             outbox_limit=self.options.outbox_limit,
             times=self.options.limits,
             daily_bytes=self.options.daily_bytes,
+            conditions=self.options.conditions,
         )
         self.key = CheapKey(f"device {name}")
         self.disk = VirtualDisk()
@@ -164,6 +169,7 @@ class VirtualDevice:
         self._trainer: VirtualTrainer | None = None
         self._session = 0
         self._told_at = 0.0
+        self._readings = Readings()
 
     # ------------------------------------------------------------------------------ the power switch
 
@@ -201,6 +207,7 @@ class VirtualDevice:
         )
         self.watch.device_started(self)
         self.tell(AgentStarted())
+        self.feel(self._readings)
         if self.alive and self.starts == life:
             self.connection.open()
 
@@ -261,6 +268,12 @@ class VirtualDevice:
         self.watch.device_died(self, "it was stopped")
 
     # ------------------------------------------------------------------------------ events
+
+    def feel(self, readings: Readings) -> None:
+        """Let its board read this from now on, after restarts too."""
+        self._readings = readings
+        if self.alive and self.options.conditions.any:
+            self.tell(ConditionsRead(readings))
 
     @property
     def now(self) -> float:
