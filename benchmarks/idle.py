@@ -4,9 +4,9 @@
 
 The agent trains the digits task in a run of its own, round after round, so that it has worked before it is looked at;
 then the run is over, and it waits for the next one. Memory is the kernel's book of resident pages; CPU is that of the
-supervisor and its trainer together; bytes are those on the MQTT socket, TLS and TCP not counted, as the agent counts
-them. The time to the first update is from the start of the process to the end of the first training, with nothing on
-the disk: imports of PyTorch and scikit-learn, the handshake, the model's download and the training itself.
+supervisor and of its trainer; bytes are those that the agent counts on its socket, TLS with them, TCP and IP not. The
+time to the first update is from the start of the process to the end of the first training, with nothing on the disk:
+imports of PyTorch and scikit-learn, the handshake, the model's download and the training itself.
 """
 
 from __future__ import annotations
