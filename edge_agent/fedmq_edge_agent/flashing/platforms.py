@@ -14,7 +14,7 @@ from fedmq_edge_agent.flashing.errors import FlashError
 PYTHONS: Final = ("3.11", "3.12", "3.13")
 """Debian 12, Ubuntu 24.04 and Debian 13 have one each."""
 
-_GLIBCS: Final = (36, 35, 34, 31, 28, 27, 26, 24, 17)
+_GLIBCS: Final = (17, 24, 26, 27, 28, 31, 34, 35, 36)
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,12 @@ class Platform:
     kernels: tuple[str, ...]
 
     def tags(self) -> tuple[str, ...]:
-        """Names of this platform in wheels, newest glibc first; an index of a vendor's own may say `linux_…`."""
+        """Names of this platform in wheels, oldest glibc first, so that a bundle asks for no more than it must.
+
+        An index of a vendor's own may say `linux_…`.
+        """
         tags = [f"manylinux_2_{minor}_{self.machine}" for minor in _GLIBCS]
-        return (*tags, f"manylinux2014_{self.machine}", f"linux_{self.machine}")
+        return (f"manylinux2014_{self.machine}", *tags, f"linux_{self.machine}")
 
     def environment(self, python: str) -> Mapping[str, str]:
         """The variables of PEP 508 on such a board."""
