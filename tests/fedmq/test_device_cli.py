@@ -16,6 +16,7 @@ from fedmq.cli import run
 from fedmq.tables import read
 from fedmq_broker import membership
 from fedmq_broker.site import Site
+from fedmq_protocol.access import ROLES
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.signing import load_or_create_key
 from tests.broker.gate.conftest import come_in, stopped, world  # noqa: F401 - fixtures
@@ -145,6 +146,19 @@ def test_renewing_makes_another_certificate(operator: Operator) -> None:
     serial = json.loads(operator("show", "dev-1", "--json"))["serial"]
     operator("renew", "dev-1")
     assert json.loads(operator("show", "dev-1", "--json"))["serial"] != serial
+
+
+def test_the_broker_s_and_the_roles_certificates_are_renewed_by_one_command(
+    operator: Operator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = operator.site.mosquitto.certificate.read_bytes()
+    assert run(["broker", "renew", "--config", str(operator.config)]) == 0
+    said = capsys.readouterr().out
+    assert "a certificate of the broker, for localhost" in said
+    assert all(f"a certificate of {role}" in said for role in ROLES)
+    assert operator.site.mosquitto.certificate.read_bytes() != before
+    assert run(["broker", "init", "--config", str(operator.config)]) == 0
+    assert "certificate of" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
