@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import IO, Any, Final, Self, TypeAlias
 
 from fedmq_broker.authority_register import Member, open_lock
 from fedmq_broker.dynsec import own_acls, render, roles_of
@@ -33,10 +33,17 @@ RESPONSE_TOPIC: Final = f"{CONTROL_TOPIC}/response"
 _BATCH: Final = 4
 """Commands a message. The plugin writes its file after each, and the broker does nothing else meanwhile."""
 
+_MEMBERS: Final = 2
+"""So many members a message: a role and a client each."""
+
 _PAGE: Final = 100
 _ANSWER_S: Final = 30.0
 _LOCK_S: Final = 60.0
 _POLL_S: Final = 0.05
+
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Told how much of how much is done."""
 
 
 class ControlError(FedmqError):
@@ -122,30 +129,40 @@ class Control:
     # ------------------------------------------------------------------------------ members
 
     async def add(
-        self, members: Iterable[Member], topics: Topics, *, passwords: Mapping[str, str] | None = None
+        self,
+        members: Iterable[Member],
+        topics: Topics,
+        *,
+        passwords: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        """Let members in, with what each may do; once more does no harm.
+        """Let members in, with what each may do. Who is known already is made what it should be, and cut off for it.
 
         Args:
             members: who.
             topics: of the federation.
             passwords: by name, of those that come in by one: the plugin makes its own hash of it.
+            progress: told how many of how many are in.
 
         Raises:
             ControlError: the plugin refuses.
         """
-        secrets = passwords or {}
+        every = list(members)
+        for start in range(0, len(every), _MEMBERS):
+            await self._add(every[start : start + _MEMBERS], topics, passwords or {})
+            if progress is not None:
+                progress(min(start + _MEMBERS, len(every)), len(every))
+
+    async def _add(self, members: Iterable[Member], topics: Topics, passwords: Mapping[str, str]) -> None:
         wanted = []
         for member in members:
-            wanted.append(
-                {"command": "createRole", "rolename": member.name, "acls": own_acls(topics, member.name)}
-            )
+            role = {"command": "createRole", "rolename": member.name, "acls": own_acls(topics, member.name)}
             client = {"command": "createClient", "username": member.name, "roles": roles_of(member.name)}
-            if member.name in secrets:
-                client["password"] = secrets[member.name]
-            wanted.append(client)
+            if member.name in passwords:
+                client["password"] = passwords[member.name]
+            wanted += [role, client]
         errors = await self.command(wanted)
-        # There already, of somebody who was killed on the way, or with an older password: make it what it should be.
+        # There already, of somebody who was killed on the way, or with an older password or certificate.
         again = [
             {**each, "command": "modifyRole" if "rolename" in each else "modifyClient"}
             for each, error in zip(wanted, errors, strict=True)

@@ -19,11 +19,10 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -31,23 +30,26 @@ from typing import Final, Literal
 from cryptography import x509
 
 from fedmq_broker import dynsec
-from fedmq_broker.authority import MEMBER_DAYS, Authority, Change, Credentials, Member, Register, make_folder
-from fedmq_broker.authority_register import replace_file, sync_folder
-from fedmq_broker.dynsec_control import Control, ControlError, is_listening
-from fedmq_broker.site import MemberFiles, Site
+from fedmq_broker.authority import MEMBER_DAYS, Authority, Change, Credentials, Register, make_folder
+from fedmq_broker.authority_register import replace_file
+from fedmq_broker.dynsec_control import Control, ControlError, Progress, is_listening
+from fedmq_broker.membership_files import (
+    SettingsOf,
+    heal,
+    kept_key,
+    passwords,
+    put_in_place,
+    take_secrets,
+    write_aside,
+)
+from fedmq_broker.site import Site
 from fedmq_protocol.access import OPERATOR, ROLES
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.errors import ConnectionFailedError, UsageError
 from fedmq_protocol.topics import Topics
 
-_STAMP: Final = ".stamp"
-_MANY: Final = 8
-"""For more members than this, one sync of everything is cheaper than one of each file."""
-
 _REREAD_S: Final = 0.25
 """Mosquitto takes a signal when it comes round to it. Who was cut off before that could be back at once, if mute."""
-
-_SECRETS: Final = ("cert.pem", "key.pem", "password")
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,6 @@ class Applied:
     note: str = ""
 
 
-SettingsOf = Callable[[str], str]
-"""The text of a device's `device.toml`, by its name."""
-
-
 async def enrol(
     site: Site,
     names: Sequence[str],
@@ -77,6 +75,7 @@ async def enrol(
     password: bool = False,
     days: float = MEMBER_DAYS,
     settings: SettingsOf | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[Credentials], Applied]:
     """Let devices in: all of them, or none.
 
@@ -88,6 +87,7 @@ async def enrol(
         password: by password, and not by certificate.
         days: how long certificates hold.
         settings: what goes into their `device.toml`.
+        progress: told how many of how many a running broker knows of.
 
     Raises:
         UsageError: a name is not usable or taken; nobody was enrolled.
@@ -95,13 +95,13 @@ async def enrol(
     if twice := sorted(name for name, times in Counter(names).items() if times > 1):
         raise UsageError(f"{', '.join(twice)} is named twice")
     with _authority(site).changing() as change:
-        _heal(site, change.register)
+        heal(site, change.register)
         made = [change.issue(name, csr=csr, password=password, days=days) for name in names]
-        _write_aside(site, made, settings=settings)
+        write_aside(site, made, settings=settings)
         change.commit()
         for credentials in made:
-            _put_in_place(site, credentials.member)
-        return made, await _apply(site, change, live)
+            put_in_place(site, credentials.member)
+        return made, await _apply(site, change, live, progress)
 
 
 async def renew(
@@ -128,15 +128,15 @@ async def renew(
         UsageError: it is no member.
     """
     with _authority(site).changing() as change:
-        _heal(site, change.register)
+        heal(site, change.register)
         credentials = change.renew(
-            name, csr=csr, days=days, same_key_as=_kept_key(site, change.register, name, csr)
+            name, csr=csr, days=days, same_key_as=kept_key(site, change.register, name, csr)
         )
         if revoke_old:
             change.revoke_older(name)
-        _write_aside(site, [credentials])
+        write_aside(site, [credentials])
         change.commit()
-        _put_in_place(site, credentials.member)
+        put_in_place(site, credentials.member)
         return credentials, await _apply(site, change, live)
 
 
@@ -156,19 +156,19 @@ async def rename(
         UsageError: the old one is no device, or the new name is taken or not usable.
     """
     with _authority(site).changing() as change:
-        _heal(site, change.register)
+        heal(site, change.register)
         before = change.active(old)
         if before.role in ROLES:
             raise UsageError(f"{old} is a role, not a device: it keeps its name")
-        kept = _kept_key(site, change.register, old, csr)
+        kept = kept_key(site, change.register, old, csr)
         change.revoke(old)
         credentials = change.issue(
             new, csr=csr, password=before.how == "password", days=days, same_key_as=kept
         )
-        _write_aside(site, [credentials], settings=settings)
+        write_aside(site, [credentials], settings=settings)
         change.commit()
-        _put_in_place(site, credentials.member)
-        _take_secrets(site, old)
+        put_in_place(site, credentials.member)
+        take_secrets(site, old)
         return credentials, await _apply(site, change, live)
 
 
@@ -179,21 +179,21 @@ async def revoke(site: Site, names: Sequence[str], *, live: BrokerSettings | Non
         UsageError: one of them was never a member; then nobody is revoked.
     """
     with _authority(site).changing() as change:
-        _heal(site, change.register)
+        heal(site, change.register)
         for name in names:
             if name == OPERATOR:
                 raise UsageError(f"{OPERATOR} is who revokes: fedmq broker renew makes it a new certificate")
             change.revoke(name)
         change.commit()
         for name in names:
-            _take_secrets(site, name)
+            take_secrets(site, name)
         return await _apply(site, change, live)
 
 
 async def settle(site: Site, *, live: BrokerSettings | None) -> Applied:
     """Finish what somebody who was killed left undone."""
     with _authority(site).changing() as change:
-        _heal(site, change.register)
+        heal(site, change.register)
         change.refresh_crl()
         return await _apply(site, change, live)
 
@@ -235,7 +235,7 @@ def prepare(site: Site, federation: str, hosts: Sequence[str], *, renew: bool = 
             "name another folder in [mosquitto]"
         )
     with authority.changing() as change:
-        _heal(site, change.register)
+        heal(site, change.register)
         if renew or _server_is_due(site, authority, change.register, hosts):
             server = change.issue_server(hosts)
             change.commit()
@@ -250,9 +250,9 @@ def prepare(site: Site, federation: str, hosts: Sequence[str], *, renew: bool = 
                 credentials = change.renew(role)
             else:
                 continue
-            _write_aside(site, [credentials])
+            write_aside(site, [credentials])
             change.commit()
-            _put_in_place(site, credentials.member)
+            put_in_place(site, credentials.member)
             made.append(f"a certificate of {role}")
         change.refresh_crl()
         _copy_trust(site)
@@ -266,7 +266,7 @@ def render_files(site: Site) -> None:
         UsageError: there is no authority.
     """
     with _authority(site).changing() as change:
-        _heal(site, change.register)
+        heal(site, change.register)
         change.refresh_crl()
         _copy_trust(site)
         _write_dynsec(site, change)
@@ -290,7 +290,9 @@ def signal_reload(site: Site) -> bool:
 # ------------------------------------------------------------------------------------------ telling the broker
 
 
-async def _apply(site: Site, change: Change, live: BrokerSettings | None) -> Applied:
+async def _apply(
+    site: Site, change: Change, live: BrokerSettings | None, progress: Progress | None = None
+) -> Applied:
     if not site.mosquitto.folder.is_dir():
         return Applied("stopped")
     reread = _copy_trust(site)
@@ -318,10 +320,10 @@ async def _apply(site: Site, change: Change, live: BrokerSettings | None) -> App
     try:
         async with Control(live, lock=site.member(OPERATOR).folder / "lock") as control:
             active = [member for member in pending if member.active]
-            await control.add(active, topics, passwords=_passwords(site, active))
+            await control.add(active, topics, passwords=passwords(site, active), progress=progress)
             await control.remove(gone)
             await control.clear_retained(topics.presence(name) for name in gone if name not in ROLES)
-    except (ConnectionFailedError, ControlError) as error:
+    except (ConnectionFailedError, ControlError, UsageError) as error:
         return Applied("later", str(error))
     change.known_to_broker(member.name for member in pending)
     change.commit()
@@ -348,123 +350,8 @@ def _copy_trust(site: Site) -> bool:
     return changed
 
 
-def _passwords(site: Site, members: Iterable[Member]) -> dict[str, str]:
-    found = {}
-    for member in members:
-        if member.how == "password":
-            try:
-                text = site.member(member.name).password.read_text(encoding="utf-8")
-            except OSError:
-                raise ControlError(
-                    f"the password of {member.name} is not in {site.member(member.name).folder} any more: "
-                    f"the broker takes it at its next start, or fedmq device renew {member.name} makes another"
-                ) from None
-            found[member.name] = text.partition("\n")[0]
-    return found
-
-
-# ------------------------------------------------------------------------------------------- members' files
-
-
 def _authority(site: Site) -> Authority:
     return Authority.open(site.authority.folder)
-
-
-def _aside(site: Site, name: str) -> MemberFiles:
-    return MemberFiles(site.members / f".{name}.part")
-
-
-def _stamp(member: Member) -> str:
-    """What tells a member's newest credentials from all others."""
-    return str(member.serial) if member.verifier is None else member.verifier.hash.hex()
-
-
-def _write_aside(site: Site, every: Sequence[Credentials], *, settings: SettingsOf | None = None) -> None:
-    """Write what members need beside their folders, durably."""
-    make_folder(site.members)
-    ca = site.authority.ca.read_bytes()
-    texts = {each.member.name: settings(each.member.name) for each in every} if settings else {}
-    written: list[Path] = []
-    for credentials in every:
-        name = credentials.member.name
-        files = _aside(site, name)
-        shutil.rmtree(files.folder, ignore_errors=True)
-        make_folder(files.folder)
-        password = None if credentials.password is None else f"{credentials.password}\n".encode()
-        parts: list[tuple[Path, bytes | None, int]] = [
-            (files.folder / "ca.pem", ca, 0o644),
-            (files.certificate, credentials.certificate, 0o644),
-            (files.key, credentials.key, 0o600),
-            (files.password, password, 0o600),
-            (files.settings, texts[name].encode() if name in texts else None, 0o644),
-            (files.folder / _STAMP, _stamp(credentials.member).encode(), 0o644),
-        ]
-        for path, data, mode in parts:
-            if data is not None:
-                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                    file.write(data)
-                written.append(path)
-    if len(every) > _MANY:
-        os.sync()
-        return
-    for path in written:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    for folder in {path.parent for path in written}:
-        sync_folder(folder)
-
-
-def _put_in_place(site: Site, member: Member) -> None:
-    """Move what was written aside to where it belongs; the stamp goes last, so that a second call finishes it."""
-    aside, files = _aside(site, member.name), site.member(member.name)
-    if not (aside.folder / _STAMP).exists():
-        return
-    make_folder(files.folder)
-    made_key = member.current is not None and member.current.made_key
-    new = sorted(path.name for path in aside.folder.iterdir() if path.name != _STAMP)
-    for name in new:
-        (aside.folder / name).replace(files.folder / name)
-    stale = {"password"} if member.how == "certificate" else {"cert.pem", "key.pem"}
-    if member.how == "certificate" and not made_key:
-        stale.add("key.pem")
-    for name in stale:
-        (files.folder / name).unlink(missing_ok=True)
-    sync_folder(files.folder)
-    shutil.rmtree(aside.folder)
-
-
-def _take_secrets(site: Site, name: str) -> None:
-    """What a member came in by is of no use any more; its settings stay."""
-    for secret in _SECRETS:
-        (site.member(name).folder / secret).unlink(missing_ok=True)
-
-
-def _heal(site: Site, register: Register) -> None:
-    """Finish, or clear away, what somebody who was killed left beside members' folders."""
-    if not site.members.is_dir():
-        return
-    for folder in site.members.glob(".*.part"):
-        name = folder.name.removeprefix(".").removesuffix(".part")
-        member = register.members.get(name)
-        with contextlib.suppress(OSError):
-            if member is not None and member.active and (folder / _STAMP).read_text() == _stamp(member):
-                _put_in_place(site, member)
-                continue
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _kept_key(site: Site, register: Register, name: str, csr: bytes | None) -> bytes | None:
-    """The certificate of a device that keeps its key to itself, for a new one of the same key."""
-    member = register.members.get(name)
-    if csr is not None or member is None or member.current is None or member.current.made_key:
-        return None
-    try:
-        return site.member(name).certificate.read_bytes()
-    except OSError:
-        raise UsageError(
-            f"{name} keeps its key to itself, and its old certificate is not in {site.member(name).folder}: "
-            "name a new request with --csr"
-        ) from None
 
 
 def _server_is_due(site: Site, authority: Authority, register: Register, hosts: Sequence[str]) -> bool:

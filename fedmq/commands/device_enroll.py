@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 _INDEX = "{index}"
+_MANY = 10
+_BAR = 30
 
 
 @click.command()
@@ -100,6 +104,7 @@ def enroll(  # noqa: PLR0913, PLR0917 - one argument an option
             password=password,
             days=days,
             settings=settings,
+            progress=None if as_json else _progress(len(wanted)),
         )
     )
     if as_json:
@@ -123,6 +128,19 @@ def enroll(  # noqa: PLR0913, PLR0917 - one argument an option
     where = "" if config_path is None else f" --config {config_path}"
     click.echo(f"  next: fedmq device flash {wanted[0]}{where} --target ssh:user@host puts it on a board,")
     click.echo(f"        fedmq agent start --config {site.member(wanted[0]).settings} tries it out here")
+
+
+def _progress(total: int) -> Callable[[int, int], None] | None:
+    """A bar on a terminal, where a running broker is to hear of many."""
+    if total < _MANY or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        width = _BAR * done // total
+        end = "\r" if done < total else "\n"
+        click.echo(f"  telling the broker [{'#' * width:<{_BAR}}] {done} of {total}{end}", nl=False, err=True)
+
+    return show
 
 
 def _numbered(prefix: str, count: int | None, site: Site) -> list[str]:

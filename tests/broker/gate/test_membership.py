@@ -239,10 +239,10 @@ class KilledError(Exception):
 
 
 KILLS = [
-    "fedmq_broker.membership._write_aside",
+    "fedmq_broker.membership.write_aside",
     "fedmq_broker.authority.write_register",
     "fedmq_broker.authority.Change.refresh_crl",
-    "fedmq_broker.membership._put_in_place",
+    "fedmq_broker.membership.put_in_place",
     "fedmq_broker.membership._copy_trust",
     "fedmq_broker.membership.signal_reload",
     "fedmq_broker.membership.Control.add",

@@ -132,21 +132,22 @@ async def test_a_certificate_of_ours_that_nobody_enrolled_opens_nothing(
         await ear.stop()
 
 
-async def test_at_the_door_for_passwords(world: World, come_in: ComeIn) -> None:
+@pytest.mark.parametrize("websockets", [False, True], ids=["tls", "websockets"])
+async def test_at_the_doors_for_passwords(world: World, come_in: ComeIn, websockets: bool) -> None:  # noqa: FBT001
     await membership.enrol(world.site, ["board"], live=world.live, password=True)
     await membership.enrol(world.site, ["dev-1"], live=world.live)
-    right = world.by_password("board")
+    right = world.by_password("board", websockets=websockets)
     assert not await refused(come_in, right)
     nobody = right.model_copy(update={"username": None, "password": None})
     for settings in (
         nobody,
-        world.by_password("board", "wrong"),
-        world.by_password("board", ""),
-        world.by_password("stranger", "x"),
-        world.by_password("dev-1", ""),  # who has a certificate has no password
-        world.by_password("dev-1", "x"),
-        world.by_password("@operator", ""),
-        world.by_password("@coordinator", "x"),
+        world.by_password("board", "wrong", websockets=websockets),
+        world.by_password("board", "", websockets=websockets),
+        world.by_password("stranger", "x", websockets=websockets),
+        world.by_password("dev-1", "", websockets=websockets),  # who has a certificate has no password
+        world.by_password("dev-1", "x", websockets=websockets),
+        world.by_password("@operator", "", websockets=websockets),
+        world.by_password("@coordinator", "x", websockets=websockets),
     ):
         assert await refused(come_in, settings)
     certified = world.settings("dev-1", port=world.password_port)

@@ -31,6 +31,7 @@ class World:
     site: Site
     port: int = field(default_factory=lambda: find_free_port("127.0.0.1"))
     password_port: int = field(default_factory=lambda: find_free_port("127.0.0.1"))
+    websockets_port: int = field(default_factory=lambda: find_free_port("127.0.0.1"))
     federation: str = "home"
     process: subprocess.Popen[bytes] | None = None
 
@@ -53,7 +54,7 @@ class World:
             self.federation,
             plan(50, 300_000),
             port=self.port,
-            websockets_port=0,
+            websockets_port=self.websockets_port,
             password_port=self.password_port,
             listen="127.0.0.1",
             user=getpass.getuser(),
@@ -102,12 +103,17 @@ class World:
             reconnect_max_s=0.1,
         )
 
-    def by_password(self, member: str, password: str | None = None) -> BrokerSettings:
+    def by_password(
+        self, member: str, password: str | None = None, *, websockets: bool = False
+    ) -> BrokerSettings:
         """How a member comes in by password: its own, or a given one."""
+        door = (
+            f"wss://{HOST}:{self.websockets_port}" if websockets else f"mqtts://{HOST}:{self.password_port}"
+        )
         secret = self.site.member(member).password.read_text().strip() if password is None else password
         return BrokerSettings.model_validate(
             {
-                "url": f"mqtts://{HOST}:{self.password_port}",
+                "url": door,
                 "ca_file": self.site.authority.ca,
                 "username": member,
                 "password": secret,
