@@ -307,15 +307,16 @@ async def _apply(
     pending = [register.members[name] for name in sorted(register.pending) if name in register.members]
     gone = [member.name for member in pending if not member.active]
     note = ""
-    if (reread or gone) and not signal_reload(site):
-        note = (
-            "Mosquitto could not be told to read the list of revoked certificates again: send it SIGHUP "
-            "(fedmq broker reload where it runs, docker compose kill -s HUP broker for a container)"
-        )
+    if reread or gone:
+        if signal_reload(site):
+            await asyncio.sleep(_REREAD_S)
+        else:
+            note = (
+                "Mosquitto could not be told to read the list of revoked certificates again: send it SIGHUP "
+                "(fedmq broker reload where it runs, docker compose kill -s HUP broker for a container)"
+            )
     if not pending:
         return Applied("live", note)
-    if gone and not note:
-        await asyncio.sleep(_REREAD_S)
     topics = Topics(register.federation)
     try:
         async with Control(live, lock=site.member(OPERATOR).folder / "lock") as control:

@@ -344,6 +344,7 @@ def test_an_authority_whose_making_was_killed_is_made_anew(
     with monkeypatch.context() as patch:
         patch.setattr("fedmq_broker.authority.replace_file", killed)
         patch.setattr("fedmq_broker.authority_register.replace_file", killed)
+        patch.setattr("fedmq_broker.authority_change.replace_file", killed)
         with pytest.raises(KeyboardInterrupt):
             membership.prepare(site, "home", ["localhost"])
     made = membership.prepare(site, "home", ["localhost"])
