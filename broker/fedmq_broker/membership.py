@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import json
 import os
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from cryptography import x509
 
 from fedmq_broker import dynsec
 from fedmq_broker.authority import MEMBER_DAYS, Authority, Change, Credentials, Register, make_folder
+from fedmq_broker.authority_certificates import key_pem, new_key, pem
 from fedmq_broker.authority_register import replace_file
 from fedmq_broker.dynsec_control import Control, ControlError, Progress, is_listening
 from fedmq_broker.membership_files import (
@@ -44,10 +47,12 @@ from fedmq_broker.membership_files import (
 )
 from fedmq_broker.site import Site
 from fedmq_protocol.access import OPERATOR, ROLES
+from fedmq_protocol.aio import Connection
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.errors import ConnectionFailedError, UsageError
 from fedmq_protocol.topics import Topics
 
+_MOMENT: Final = dt.timedelta(minutes=2)
 _REREAD_S: Final = 0.25
 """Mosquitto takes a signal when it comes round to it. Who was cut off before that could be back at once, if mute."""
 
@@ -322,6 +327,7 @@ async def _apply(
         async with Control(live, lock=site.member(OPERATOR).folder / "lock") as control:
             active = [member for member in pending if member.active]
             await control.add(active, topics, passwords=passwords(site, active), progress=progress)
+            await _let_say_goodbye(site, live, [name for name in gone if name not in ROLES])
             await control.remove(gone)
             await control.clear_retained(topics.presence(name) for name in gone if name not in ROLES)
     except (ConnectionFailedError, ControlError, UsageError) as error:
@@ -329,6 +335,27 @@ async def _apply(
     change.known_to_broker(member.name for member in pending)
     change.commit()
     return Applied("live", note)
+
+
+async def _let_say_goodbye(site: Site, live: BrokerSettings, names: Sequence[str]) -> None:
+    """Have the broker publish the last wills of devices that are about to go: the plugin would end them without.
+
+    The coordinator would go on waiting for them. A second session of the same name ends the first as if its connection
+    had broken; so we come in for a moment as each, by a certificate that nobody else ever sees.
+    """
+    authority = _authority(site)
+    for name in names:
+        key, now = new_key(), authority.now()
+        made = authority.signer.member(name, key.public_key(), now=now, not_after=now + _MOMENT)
+        with tempfile.TemporaryDirectory(prefix=".goodbye-", dir=site.members) as folder:
+            certificate, own_key = Path(folder) / "cert.pem", Path(folder) / "key.pem"
+            replace_file(certificate, pem(made), mode=0o600)
+            replace_file(own_key, key_pem(key), mode=0o600)
+            settings = live.model_copy(update={"cert_file": certificate, "key_file": own_key})
+            connection = Connection(settings, client_id=name)
+            with contextlib.suppress(ConnectionFailedError):
+                await connection.start(wait=True)
+            await connection.stop()
 
 
 def _write_dynsec(site: Site, change: Change) -> None:

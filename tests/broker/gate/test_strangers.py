@@ -215,17 +215,28 @@ async def test_a_tls_session_is_not_resumed_after_the_revocation(
     assert not answered
 
 
-async def test_a_revoked_device_says_nothing_by_its_last_will(world: World, come_in: ComeIn) -> None:
-    await membership.enrol(world.site, ["dev-1", "dev-2"], live=world.live)
+@pytest.mark.parametrize("password", [False, True], ids=["certificate", "password"])
+async def test_the_last_will_of_a_revoked_device_is_its_last_word(
+    world: World,
+    come_in: ComeIn,
+    password: bool,  # noqa: FBT001
+) -> None:
+    """So the coordinator waits for it no longer; and nothing of it stays retained."""
+    await membership.enrol(world.site, ["dev-1"], live=world.live, password=password)
+    await membership.enrol(world.site, ["dev-2"], live=world.live)
     topic = world.topics.presence("dev-1")
-    await come_in(world.settings("dev-1"), will=Will(topic, b"last word", retain=True))
+    mine = world.by_password("dev-1") if password else world.settings("dev-1")
+    device = await come_in(mine, will=Will(topic, b"last word", retain=True))
+    await device.publish(topic, b"here", retain=True)
     coordinator = Ear(await come_in(world.settings(COORDINATOR)))
     for topic_filter in world.topics.coordinator_filters():
         assert await coordinator.subscribe(topic_filter)
     await membership.revoke(world.site, ["dev-1"], live=world.live)
     other = Ear(await come_in(world.settings("dev-2")))
     await other.publish(world.topics.up("dev-2", "hello"), b"end")
-    assert b"last word" not in [payload for _, payload in await coordinator.until(b"end")]
+    said = [payload for _, payload in await coordinator.until(b"end")]
+    assert said == [b"here", b"last word", b""]
+    assert not list(world.site.members.glob(".*"))
     await coordinator.stop()
     await other.stop()
 
