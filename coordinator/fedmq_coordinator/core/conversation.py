@@ -122,7 +122,8 @@ class Conversation:
             if device is not None and device.online:
                 self._ask_anew(device)
         for name, flood in self._gate.untold(now=self._desk.now):
-            self._tell_of_flood(name, flood)
+            log = self._desk.now >= flood.logged_at + self._gate.limits.quiet_s
+            self._tell_of_flood(name, flood, log=log)
 
     def _ask_anew(self, device: Device) -> None:
         """It may be there or long gone: who put it out did so without its last will. If it is there, it comes again."""
@@ -136,7 +137,7 @@ class Conversation:
     def _flooded(self, name: str, flood: Flood) -> None:
         """Nothing is read of this device from now on: nobody waits for it, and the operator is told."""
         self.rejections["flood"] = self.rejections.get("flood", 0) + 1
-        self._tell_of_flood(name, flood)
+        self._tell_of_flood(name, flood, log=True)
         device = self._desk.state.devices.get(name)
         if device is None:
             return
@@ -149,10 +150,12 @@ class Conversation:
                 f.LeaseReturned(at=self._desk.now, run=run.id, device=name, lease=held.lease, why="flood")
             )
 
-    def _tell_of_flood(self, name: str, flood: Flood) -> None:
-        """Tell the operator, the device, and whoever may cut it off, who listens to what devices are told."""
+    def _tell_of_flood(self, name: str, flood: Flood, *, log: bool) -> None:
+        """Tell the device, whoever may cut it off, who listens to what devices are told, and now and then the log."""
         detail = f"floods the coordinator ({flood}): nothing of it is read until it is quiet"
-        self._desk.note("error", f"{name} {detail}", device=name, reason="flood")
+        if log:
+            flood.logged_at = self._desk.now
+            self._desk.note("error", f"{name} {detail}", device=name, reason="flood")
         if name in self._desk.state.devices:
             self._desk.state.devices[name].flood = detail
         notice = Notice(code="flood", detail=f"this device {detail}"[:1024])

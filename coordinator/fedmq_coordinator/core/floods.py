@@ -40,6 +40,7 @@ class FloodLimits:
         payload_bytes: at once.
         bytes_per_s: in the long run.
         quiet_s: who flooded is heard again after so long a silence.
+        again_s: while a flood goes on it is told of so often.
     """
 
     messages: int = 500
@@ -47,6 +48,7 @@ class FloodLimits:
     payload_bytes: int = 128 * MAX_PACKET_BYTES
     bytes_per_s: float = 16.0 * MAX_PACKET_BYTES
     quiet_s: float = 30.0
+    again_s: float = 5.0
 
 
 @dataclass
@@ -59,12 +61,14 @@ class Flood:
         messages: dropped so far.
         payload_bytes: of those.
         presence: the last that was dropped.
-        told_at: when the operator was last told.
+        told_at: when this was last said to whoever may cut the device off.
+        logged_at: when the operator was last told.
     """
 
     since: float
     last_at: float
     told_at: float = 0.0
+    logged_at: float = 0.0
     messages: int = 0
     payload_bytes: int = 0
     presence: PacketArrived | None = None
@@ -141,7 +145,7 @@ class Floodgate:
         if account.over.messages < limits.messages and account.over.payload_bytes < limits.payload_bytes:
             return "dropped"
         self.floods[device] = account.over
-        account.over.told_at = now
+        account.over.told_at = account.over.logged_at = now
         del self._accounts[device]
         return "flood"
 
@@ -162,7 +166,8 @@ class Floodgate:
         """When the first of the floods may be over, or should be told of again."""
         if not self.floods:
             return None
-        return min(min(flood.last_at, flood.told_at) for flood in self.floods.values()) + self.limits.quiet_s
+        quiet_s, again_s = self.limits.quiet_s, self.limits.again_s
+        return min(min(flood.last_at + quiet_s, flood.told_at + again_s) for flood in self.floods.values())
 
     def ended(self, *, now: float) -> Iterator[tuple[str, Flood]]:
         """Floods that are over, which are then forgotten."""
@@ -171,11 +176,12 @@ class Floodgate:
             yield device, self.floods.pop(device)
 
     def untold(self, *, now: float) -> Iterator[tuple[str, Flood]]:
-        """Floods that go on, and of which nothing has been said for as long as the quiet that would end them."""
+        """Floods that went on since they were last told of, `again_s` ago or longer."""
         for device, flood in self.floods.items():
-            if flood.told_at + self.limits.quiet_s <= now:
-                flood.told_at = now
-                yield device, flood
+            if flood.told_at + self.limits.again_s <= now:
+                goes_on, flood.told_at = flood.last_at > flood.told_at, now
+                if goes_on:
+                    yield device, flood
 
     def _account(self, device: str, now: float) -> _Account:
         """The device's account as it stands now."""
