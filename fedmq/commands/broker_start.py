@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from fedmq.commands.options import config_option
+from fedmq.commands.options import config_option, log_format_option
 from fedmq.extras import needs
+from fedmq.logs import LogFormat, begin_logging
 from fedmq.tables import read, site_of
 from fedmq_protocol.errors import UsageError
 
@@ -28,6 +31,7 @@ from fedmq_protocol.errors import UsageError
     type=click.Path(path_type=Path),
     help="Trying out: where it keeps its log and what it saves; else nothing stays.",
 )
+@log_format_option
 def start(
     config_path: Path | None,
     detach: bool,  # noqa: FBT001 - click's signature
@@ -35,6 +39,7 @@ def start(
     port: int | None,
     kind: Literal["auto", "mosquitto", "embedded"] | None,
     state_dir: Path | None,
+    log_format: LogFormat,
 ) -> None:
     """Run a broker until Ctrl-C.
 
@@ -42,6 +47,7 @@ def start(
     one for trying out: no passwords, and on this machine alone.
     """
     configuration = read(config_path)
+    echo = _echo(log_format)
     trying = {"--host": host, "--port": port, "--kind": kind, "--state-dir": state_dir}
     if configuration.gives("mosquitto"):
         given = [name for name, value in trying.items() if value is not None]
@@ -54,9 +60,9 @@ def start(
 
         site = site_of(configuration)
         if detach:
-            click.echo(f"it runs as process {start_detached(site)}; its log is {site.mosquitto.log}")
+            echo(f"it runs as process {start_detached(site)}; its log is {site.mosquitto.log}")
         else:
-            run_in_foreground(site, echo=click.echo)
+            run_in_foreground(site, echo=echo)
         return
     if detach:
         raise UsageError("--detach needs a [mosquitto] table: a broker for trying out ends with its terminal")
@@ -68,5 +74,13 @@ def start(
         host=host or "127.0.0.1",
         port=1883 if port is None else port,
         state_dir=state_dir,
-        echo=click.echo,
+        echo=echo,
     )
+
+
+def _echo(log_format: LogFormat) -> Callable[[str], None]:
+    """Where this verb's own words go; Mosquitto's log is a file of its own."""
+    if log_format == "line":
+        return click.echo
+    begin_logging(log_format)
+    return logging.getLogger("fedmq_broker").info

@@ -36,6 +36,16 @@ database_option = click.option(
 )
 
 
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    default="line",
+    show_default=True,
+    envvar="FEDMQ_LOG_FORMAT",
+    help="line: for people. json: an object a line, with device, run and round as fields.",
+)
+
+
 @dataclass(frozen=True)
 class Log:
     """How a long-running verb was asked to log."""
@@ -51,14 +61,7 @@ class Log:
 def log_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     """`--log-format` and `--verbose`, which reach the verb as one argument, `log`."""
 
-    @click.option(
-        "--log-format",
-        type=click.Choice(LOG_FORMATS),
-        default="line",
-        show_default=True,
-        envvar="FEDMQ_LOG_FORMAT",
-        help="line: for people. json: an object a line, with device, run and round as fields.",
-    )
+    @log_format_option
     @click.option("--verbose", is_flag=True, help="Log everything.")
     @functools.wraps(verb)
     def with_log(*args: object, log_format: LogFormat, verbose: bool, **options: object) -> object:

@@ -115,7 +115,9 @@ def test_a_device_pays_nothing_for_it() -> None:
     assert done.stdout.split() == ["fedmq.logs"]
 
 
-@pytest.mark.parametrize("verb", [["agent", "start"], ["coordinator", "start"]])
+@pytest.mark.parametrize(
+    "verb", [["agent", "start"], ["coordinator", "start"], ["broker", "start"], ["broker", "exporter"]]
+)
 def test_every_long_running_verb_offers_both(verb: list[str]) -> None:
     told = CliRunner().invoke(cli, [*verb, "--help"]).output
     assert "--log-format [line|json]" in told
