@@ -125,6 +125,19 @@ async def test_the_will_does_not_fire_after_taking_leave_over_tls(
     assert (await next_message(watcher.events())).payload == b"0"
 
 
+async def test_a_second_client_of_the_same_name_is_named_over_tls(
+    custom_mosquitto: CustomMosquitto, connect: Connect, certificates: Certificates
+) -> None:
+    """The broker ends the older one's stream in good form: that is no silence."""
+    broker = custom_mosquitto(tls_config(certificates))
+    url, ca_file = f"mqtts://127.0.0.1:{broker.port}", certificates.path("authority.pem")
+    first = await connect(url, "twin", ca_file=ca_file)
+    await connect(url, "twin", ca_file=ca_file, reconnect_min_s=20)
+    ended = await next_of(first.events(), Disconnected)
+    assert isinstance(ended, Disconnected)
+    assert "'twin'" in ended.reason
+
+
 async def test_a_client_certificate(
     custom_mosquitto: CustomMosquitto, connect: Connect, certificates: Certificates
 ) -> None:
