@@ -54,7 +54,7 @@ class Turns:
         self._limits: dict[str, int] = {}
         """Of the active run: so many updates at once."""
         self._said: Turn | None = None
-        """What devices were told last on this connection; None: nothing, so that they send as they like."""
+        """What devices were told last in this epoch; None: nothing, so that they send as they like."""
         self._invited: set[str] = set()
         """Who may have something under way."""
         self._num_heard = 0
@@ -64,14 +64,15 @@ class Turns:
         """Those who may not have got their receipts, and say everything again."""
         self._quiet_s = QUIET_S
         self._quiet_at: float | None = None
+        self._was_late = False
+        """It was looked too late the last time."""
         self.flows_until = 0.0
         """So long those who have not answered may still be waiting for their turn, and are no stragglers."""
 
     def connected(self, run: Run | None) -> None:
         """The broker has a new connection of ours: receipts that were on their way are lost."""
         self._limits.clear()  # the broker may take other packets now
-        self._said = self._quiet_at = None
-        self._quiet_s = QUIET_S
+        self._quiet_at, self._quiet_s = None, QUIET_S
         self._invited.clear()
         self._unsure = set() if run is None else run.answered - run.leases.keys()
 
@@ -129,9 +130,11 @@ class Turns:
         num_heard, self._num_heard = self._num_heard, 0
         if num_heard:
             self._quiet_s = QUIET_S
-        if num_heard > limit // _HARDLY or now > self._quiet_at + QUIET_S / 2:  # or it was we who stood still
-            self._quiet_at = now + QUIET_S
+        late = now > self._quiet_at + QUIET_S / 2 and not self._was_late
+        if num_heard > limit // _HARDLY or late:  # it was we who stood still: look once more
+            self._quiet_at, self._was_late = now + QUIET_S, late
             return False
+        self._was_late = False
         if not num_heard:
             self._quiet_s = min(MAX_QUIET_S, 2 * self._quiet_s)
         self._unsure -= self._invited

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fedmq_coordinator.core import effects as do
+from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core.turns import MAX_QUIET_S, QUIET_S
 from fedmq_protocol.limits import RING
 from fedmq_protocol.messages import Announcement, Receipt, Turn, Update
@@ -195,6 +196,28 @@ def test_who_leaves_makes_room() -> None:
     for name in others:
         fleet.world.leave(name)
     assert fleet.turn.span == RING  # as many as are left may send
+
+
+def test_a_coordinator_that_stood_still_looks_once_more_and_one_that_is_always_late_goes_on_all_the_same() -> (
+    None
+):
+    fleet = Fleet(4 * ROOM)
+    first = fleet.turn
+    for late in (True, False):
+        fleet.world.now += 10 * QUIET_S
+        fleet.world.tell(e.TimePassed())
+        assert (fleet.turn == first) == late
+
+
+def test_after_a_reconnection_nobody_waits_on_an_arc_of_before() -> None:
+    fleet = Fleet(2 * ROOM)
+    assert fleet.turn.span < RING
+    fleet.world.tell(e.BrokerDisconnected("cut"))
+    fleet.world.tell(e.BrokerConnected())
+    for name in fleet.names[:ROOM]:  # the others went meanwhile
+        fleet.world.join(name, session=2)
+    fleet.world.pass_time(10.0)
+    assert fleet.turn.span == RING
 
 
 def test_the_operator_sees_who_waits_for_credit() -> None:
