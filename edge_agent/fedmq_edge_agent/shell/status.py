@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fedmq_edge_agent.shell.writing import replace
+from fedmq_protocol.errors import StoreError
+
 FILE: Final = "status.json"
 FORMAT: Final = 1
 GAP_S: Final = 10.0
@@ -53,10 +56,8 @@ class StatusFile:
 
     def write(self, status: Mapping[str, Any]) -> None:
         """Replace it; a disk that does not take it has no say."""
-        temporary = self._path.with_name(FILE + ".tmp")
-        with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(status, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self._path)
+        with contextlib.suppress(StoreError):
+            replace(self._path, f"{json.dumps(status, indent=1)}\n".encode())
 
     def remove(self) -> None:
         """The agent ends in good order."""
