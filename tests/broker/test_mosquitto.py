@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from fedmq_broker.mosquitto import LocalConfig, find_mosquitto, mosquitto_version, render_local_config
-from fedmq_broker.probe import answers_mqtt, find_free_port
 from tests.broker_fixtures import require_mosquitto
 
 ROOT = Path(__file__).parents[2]
@@ -47,30 +42,3 @@ def test_every_setting_has_its_reason_beside_it(tmp_path: Path) -> None:
 def test_an_old_one_is_not_told_what_it_does_not_know() -> None:
     assert "max_packet_size" not in render_local_config(LocalConfig(), (1, 5, 7))
     assert "max_packet_size 131072" in render_local_config(LocalConfig(max_packet_bytes=131_072), (1, 6))
-
-
-@pytest.mark.mosquitto
-def test_the_configuration_for_containers_starts(tmp_path: Path) -> None:
-    """As the compose file mounts it, with the paths and the port of this test."""
-    program = require_mosquitto()
-    port = find_free_port("127.0.0.1")
-    text = (ROOT / "broker" / "mosquitto.conf").read_text()
-    text, listeners = re.subn(r"(?m)^listener 1883$", f"listener {port} 127.0.0.1\nuser root", text)
-    text, places = re.subn(r"(?m)^persistence_location .*$", f"persistence_location {tmp_path}/", text)
-    assert (listeners, places) == (1, 1)
-    config = tmp_path / "mosquitto.conf"
-    config.write_text(text)
-    with subprocess.Popen(
-        [program, "-c", config], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as process:
-        deadline = time.monotonic() + 20
-        while not answers_mqtt("127.0.0.1", port) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        answered = answers_mqtt("127.0.0.1", port)
-        process.send_signal(signal.SIGTERM)
-        assert process.stderr is not None
-        complaints = process.stderr.read()
-        assert process.wait(10) == 0
-    assert answered
-    assert "Error" not in complaints
-    assert (tmp_path / "mosquitto.db").exists()

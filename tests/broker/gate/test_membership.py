@@ -137,15 +137,19 @@ async def test_a_device_that_made_its_own_key(world: World, come_in: ComeIn, tmp
     files = world.site.member("dev-1")
     assert not files.key.exists()
     (tmp_path / "device" / "cert.pem").write_bytes(files.certificate.read_bytes())
-    assert (await come_in(world.settings("dev-1", files=tmp_path / "device"))).is_connected
+    await (
+        await come_in(world.settings("dev-1", files=tmp_path / "device"))
+    ).stop()  # an identity has one session
     before = files.certificate.read_bytes()
     await membership.renew(world.site, "dev-1", live=world.live)  # a new certificate of the same key
     assert files.certificate.read_bytes() != before
     (tmp_path / "device" / "cert.pem").write_bytes(files.certificate.read_bytes())
-    assert (await come_in(world.settings("dev-1", files=tmp_path / "device"))).is_connected
+    await (
+        await come_in(world.settings("dev-1", files=tmp_path / "device"))
+    ).stop()  # an identity has one session
     await membership.rename(world.site, "dev-1", "dev-2", live=world.live)
     (tmp_path / "device" / "cert.pem").write_bytes(world.site.member("dev-2").certificate.read_bytes())
-    assert (await come_in(world.settings("dev-2", files=tmp_path / "device"))).is_connected
+    await (await come_in(world.settings("dev-2", files=tmp_path / "device"))).stop()
     await membership.revoke(world.site, ["dev-2"], live=world.live)
     with pytest.raises(UsageError, match="this key was revoked"):
         await membership.enrol(world.site, ["dev-2"], live=world.live, csr=make_again(tmp_path, "dev-2"))
