@@ -43,10 +43,7 @@ def explain_failed_connect(error: OSError, settings: BrokerSettings) -> Reason:
             if "wrong version number" in detail or "record layer failure" in detail:
                 text = f"{where} does not speak TLS: use mqtt:// (or ws://), or the broker's TLS port"
             elif "alert" in detail:
-                text = (
-                    f"the broker at {where} refuses our TLS handshake ({detail}): "
-                    "does it ask for a client certificate? Set cert_file and key_file"
-                )
+                text = f"the broker at {where} refuses our TLS handshake ({detail}): {_of_our_certificate(detail)}"
             else:
                 text = f"TLS with {where} fails: {detail}"
             return Reason(text, Fault.REFUSED)
@@ -91,6 +88,14 @@ def _explain_certificate(error: ssl.SSLCertVerificationError, settings: BrokerSe
     return f"{start}: set ca_file to the certificate of the authority that signed it"
 
 
+def _of_our_certificate(detail: str) -> str:
+    if "revoked" in detail:
+        return "our certificate was revoked, and this device is let in again only if it is enrolled anew"
+    if "expired" in detail:
+        return "our certificate has expired: let the operator renew it"
+    return "does it ask for a client certificate? Set cert_file and key_file"
+
+
 def explain_silence(settings: BrokerSettings, *, closed: bool) -> Reason:
     """The connection stood, and no CONNACK came."""
     what = (
@@ -98,7 +103,11 @@ def explain_silence(settings: BrokerSettings, *, closed: bool) -> Reason:
         if closed
         else f"accepts the connection and does not answer within {settings.connect_timeout_s:g} s"
     )
-    return Reason(f"{settings.address} {what}: is it an MQTT port, {_tls_hint(settings)}?", Fault.NO_ANSWER)
+    # In TLS 1.3 the broker looks at our certificate when the handshake is over for us; its alert may be lost.
+    ours = "does it still accept our certificate, and " if closed and settings.cert_file is not None else ""
+    return Reason(
+        f"{settings.address} {what}: {ours}is it an MQTT port, {_tls_hint(settings)}?", Fault.NO_ANSWER
+    )
 
 
 def explain_websocket(error: Exception, settings: BrokerSettings) -> Reason:
