@@ -148,6 +148,8 @@ def covers(wide: str, narrow: str) -> bool:
 
     Linear in the levels. Neither matches `$`-topics by a wildcard in the first level (MQTT 4.7.2).
     """
+    if wide == "+/#":  # matches "a" as well as "a/b", as `#` does
+        wide = "#"
     wide_levels, narrow_levels = wide.split("/"), narrow.split("/")
     if narrow_levels[0].startswith("$") and wide_levels[0] in {"+", "#"}:
         return False

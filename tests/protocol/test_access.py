@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from fedmq_broker.embedded.topics import is_filter, matches
@@ -109,6 +109,7 @@ def test_of_a_topic_to_cover_is_to_match(wide: str, topic: str) -> None:
     assert covers(wide, topic) == matches(wide.split("/"), topic.split("/"))
 
 
+@example("+/#", "#")
 @given(FILTERS, FILTERS)
 def test_a_filter_that_does_not_cover_another_misses_some_topic_of_it(wide: str, narrow: str) -> None:
     """The witness: each `+` filled with a level that nobody names, `#` with none, one and two of them."""
