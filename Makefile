@@ -107,9 +107,9 @@ prometheus:
 # Systems that tests flash. Only root may enter them, so that nothing is installed for anybody else; an ssh server is for CI alone.
 field:
 	@[ "$$(uname)" = Linux ] && [ "$$(id -u)" = 0 ] || exit 0; \
-	command -v debootstrap >/dev/null && command -v mcopy >/dev/null && command -v mkfs.vfat >/dev/null && command -v sfdisk >/dev/null && \
+	command -v debootstrap >/dev/null && command -v mcopy >/dev/null && command -v mkfs.vfat >/dev/null && command -v sfdisk >/dev/null && command -v nft >/dev/null && \
 		{ [ -z "$(CI)" ] || command -v sshd >/dev/null; } && exit 0; \
-	$(call install,debootstrap dosfstools e2fsprogs fdisk mtools $(if $(CI),openssh-client openssh-server)); true
+	$(call install,debootstrap dosfstools e2fsprogs fdisk mtools nftables $(if $(CI),openssh-client openssh-server)); true
 
 # With apt-get where that may be used, else with brew where there is one. Debian is asked not to start a server of any.
 define install
