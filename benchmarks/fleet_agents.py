@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Mean:
         return self.total / max(1, self.count)
 
 
-class Agent:
+class Agent(Protocol):
     """One connection's ears.
 
     Attributes:
@@ -68,7 +68,7 @@ class Agent:
 
     def hears(self, topic: str, payload: bytes) -> None:
         """A message came."""
-        raise NotImplementedError
+        ...
 
 
 @dataclass
@@ -173,8 +173,10 @@ class LightFleet(Fleet):
         return envelope, True
 
 
-class LightAgent(Agent):
+class LightAgent:
     """One device: trains in no time, and does what the protocol says with what came of it."""
+
+    client: LightClient
 
     def __init__(self, name: str, fleet: LightFleet, data: bytes, payload: BlobRef) -> None:
         self._name, self._fleet = name, fleet
@@ -281,8 +283,10 @@ class BareFleet(Fleet):
             agent.client.publish(self.topics.up(name, "hello"), b"here")
 
 
-class BareAgent(Agent):
+class BareAgent:
     """One device that reads nothing."""
+
+    client: LightClient
 
     def __init__(self, name: str, fleet: BareFleet) -> None:
         self._fleet = fleet

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks.light_mqtt import LightClient
-from fedmq_coordinator.core.settings import Start
+from benchmarks.stand_ins import NumbersHost
 from fedmq_coordinator.shell.main import run_coordinator_forever
-from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
+from fedmq_coordinator.shell.model_host import Beginning
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.codecs import encode_seeded
@@ -38,35 +37,15 @@ def schema_of(parameters: int) -> TensorSchema:
     )
 
 
-class Numbers:
-    """A model host whose model is so many numbers, zero at first."""
-
-    def __init__(self, parameters: int) -> None:
-        self._schema, self._size = schema_of(parameters), parameters
-
-    async def describe(self, task: str) -> TaskDescription:
-        return TaskDescription(task, "1", self._schema, has_central_data=False)
-
-    async def initial(
-        self,
-        task: str,  # noqa: ARG002 - as the port has it
-        *,
-        seed: int,
-        checkpoint: Path | None,  # noqa: ARG002
-        start: Start = "snapshot",  # noqa: ARG002
-        snapshot: str = "int8",
-    ) -> Beginning:
-        zeros = (Segment.constant(self._size, 0.0),)
-        return Beginning(recipe=encode_seeded(seed, zeros, np.empty(0, np.float32), self._schema, snapshot))
-
-    async def evaluate(self, task: str, vector: NDArray[np.float32]) -> tuple[float, int, dict[str, float]]:
-        raise NotImplementedError
-
-    async def export(self, task: str, vector: NDArray[np.float32], out: Path) -> None:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        pass
+def host(parameters: int) -> NumbersHost:
+    """So many numbers, zero at first."""
+    schema, zeros = schema_of(parameters), (Segment.constant(parameters, 0.0),)
+    none = np.empty(0, np.float32)
+    return NumbersHost(
+        TASK_NAME,
+        schema,
+        lambda seed, snapshot: Beginning(recipe=encode_seeded(seed, zeros, none, schema, snapshot)),
+    )
 
 
 async def coordinator(given: dict[str, Any]) -> None:
@@ -78,7 +57,7 @@ async def coordinator(given: dict[str, Any]) -> None:
         listen="127.0.0.1:0",
         updates_under_way=given["under_way"],
     )
-    await run_coordinator_forever(settings, model_host=Numbers(given["parameters"]))
+    await run_coordinator_forever(settings, model_host=host(given["parameters"]))
 
 
 def _path(name: str, value: str) -> str | Path:

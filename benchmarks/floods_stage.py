@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.stand_ins import NumbersHost
 from fedmq_broker import membership
 from fedmq_broker.guarding.patrol import Patrol
 from fedmq_broker.guarding.quarantine import Quarantine
@@ -31,9 +32,8 @@ from fedmq_broker.probe import find_free_port
 from fedmq_broker.render import Wanted, find_plugin, render
 from fedmq_broker.site import Site
 from fedmq_broker.sizing import plan
-from fedmq_coordinator.core.settings import Start
 from fedmq_coordinator.shell.main import run_coordinator_forever
-from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
+from fedmq_coordinator.shell.model_host import Beginning
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_edge_agent.shell.service import AgentService
 from fedmq_edge_agent.shell.settings import AgentSettings
@@ -145,32 +145,9 @@ async def be_guard(place: Place) -> None:
 # ------------------------------------------------------------------------------------------- the coordinator
 
 
-class _Host:
-    """Holds no model, and evaluates none."""
-
-    async def describe(self, task: str) -> TaskDescription:  # noqa: ARG002
-        return TaskDescription("flooded", "1", SCHEMA, has_central_data=False)
-
-    async def initial(
-        self,
-        task: str,  # noqa: ARG002
-        *,
-        seed: int,
-        checkpoint: Path | None,  # noqa: ARG002
-        start: Start = "snapshot",  # noqa: ARG002
-        snapshot: str = "int8",  # noqa: ARG002
-    ) -> Beginning:
-        weights = np.random.default_rng(seed).normal(scale=0.1, size=PARAMETERS).astype(np.float32)
-        return Beginning(weights=weights)
-
-    async def evaluate(self, task: str, vector: Vector) -> tuple[float, int, dict[str, float]]:
-        raise NotImplementedError
-
-    async def export(self, task: str, vector: Vector, out: Path) -> None:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Nothing is open."""
+def _begin(seed: int, _: str) -> Beginning:
+    weights = np.random.default_rng(seed).normal(scale=0.1, size=PARAMETERS).astype(np.float32)
+    return Beginning(weights=weights)
 
 
 async def be_coordinator(place: Place) -> None:
@@ -182,7 +159,7 @@ async def be_coordinator(place: Place) -> None:
         state_dir=place.root / "coordinator",
         listen=f"{HOST}:0",
     )
-    await run_coordinator_forever(settings, model_host=_Host())
+    await run_coordinator_forever(settings, model_host=NumbersHost("flooded", SCHEMA, _begin))
 
 
 # ------------------------------------------------------------------------------------------- the devices

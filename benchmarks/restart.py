@@ -28,6 +28,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.stand_ins import NumbersHost
 from fedmq_broker.runner import start_broker
 from fedmq_coordinator.core import facts as f
 from fedmq_coordinator.core.blobs import MemoryShelf
@@ -36,11 +37,11 @@ from fedmq_coordinator.core.dedupe import DIGEST_BYTES
 from fedmq_coordinator.core.packing import pack_vector
 from fedmq_coordinator.core.retention import RetentionSettings
 from fedmq_coordinator.core.run import Run
-from fedmq_coordinator.core.settings import RunSettings, Start
+from fedmq_coordinator.core.settings import RunSettings
 from fedmq_coordinator.core.state import FederationState
 from fedmq_coordinator.shell.checkpointing import EVERY_FACTS, EVERY_WORK_S
 from fedmq_coordinator.shell.main import run_coordinator_forever
-from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
+from fedmq_coordinator.shell.model_host import Beginning
 from fedmq_coordinator.shell.retention import collect
 from fedmq_coordinator.shell.settings import CoordinatorSettings
 from fedmq_coordinator.shell.store import Journal
@@ -57,6 +58,7 @@ _FACTS_AN_UPDATE: Final = 2.3
 _PAYLOADS: Final = 32
 _SECONDS_AN_UPDATE: Final = 0.1
 _MB: Final = 1e6
+_SCHEMA: Final = TensorSchema(entries=(TensorEntry(name="w", shape=(1,), dtype="float32", role="parameter"),))
 
 
 def main() -> None:
@@ -154,31 +156,8 @@ class _Watch(logging.Handler):
             print(json.dumps(self.said), flush=True)
 
 
-class _NoModel:
-    """No model work is asked of it before the time is taken."""
-
-    async def describe(self, task: str) -> TaskDescription:
-        raise NotImplementedError
-
-    async def initial(
-        self,
-        task: str,
-        *,
-        seed: int,
-        checkpoint: Path | None,
-        start: Start = "snapshot",
-        snapshot: str = "int8",
-    ) -> Beginning:
-        raise NotImplementedError
-
-    async def evaluate(self, task: str, vector: NDArray[np.float32]) -> tuple[float, int, dict[str, float]]:
-        raise NotImplementedError
-
-    async def export(self, task: str, vector: NDArray[np.float32], out: Path) -> None:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Nothing is open."""
+def _never(seed: int, snapshot: str) -> Beginning:
+    raise AssertionError("the time is taken before a run begins", seed, snapshot)
 
 
 async def _start(url: str, state_dir: str) -> None:
@@ -188,7 +167,7 @@ async def _start(url: str, state_dir: str) -> None:
     settings = CoordinatorSettings(
         federation="bench", broker=BrokerSettings(url=url), state_dir=Path(state_dir), listen="127.0.0.1:0"
     )
-    await run_coordinator_forever(settings, model_host=_NoModel())
+    await run_coordinator_forever(settings, model_host=NumbersHost("none", _SCHEMA, _never))
 
 
 # ------------------------------------------------------------------------------------------- growing a journal
