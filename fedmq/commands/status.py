@@ -63,7 +63,7 @@ def described(found: Found) -> list[tuple[str, str]]:
     lines.append(("state", f"{said['state']} for {span(said['state_s'] + found.age_s)}"))
     if said["problem"]:
         lines.append(("why", said["problem"]))
-    lines.append(("waits", said["waiting"]))
+    lines.append(("waits", f"{said['waiting']}; as of {span(found.age_s)} ago"))
     if said["run"]:
         version = "no version yet" if said["version"] is None else f"version {said['version']}"
         lines.append(("run", f"{said['run']}, round {said['round']}, {version}"))

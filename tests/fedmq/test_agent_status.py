@@ -47,13 +47,13 @@ def leave(folder: Path, **changes: Any) -> None:
 
 
 def test_a_device_that_waits_its_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    leave(tmp_path)
+    leave(tmp_path, written_s=boot_time() - 9)
     assert run(["agent", "status", "--state-dir", str(tmp_path)]) == TAKES_PART
     said = capsys.readouterr().out
     for words in (
         "dev-1 of home",
-        "waiting for 30 s",
-        "waiting for a lease",
+        "waiting for 39 s",
+        "waiting for a lease; as of 9 s ago",
         "r1, round 4, version 3",
         "1.2 MB sent",
     ):
