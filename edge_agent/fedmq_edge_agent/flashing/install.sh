@@ -50,8 +50,10 @@ if [ -n "$root" ]; then
     within() { # the options, with the file inside or, for a check, without it
         SYSTEMD_OFFLINE=1 FEDMQ_OTHER_ROOT="$root" chroot "$root" /bin/sh "$@"
     }
-    header=$(head -c "$offset" "$0"; echo x) # `$()` cuts trailing newlines off
-    printf '%s' "${header%x}" | within -s -- --check
+    if [ "$action" != uninstall ]; then
+        header=$(head -c "$offset" "$0"; echo x) # `$()` cuts trailing newlines off
+        printf '%s' "${header%x}" | within -s -- --check
+    fi
     [ "$action" != check ] || exit 0
     copy=$(mktemp "$root/var/tmp/fedmq-install.XXXXXX")
     trap 'rm -f "$copy"' EXIT
@@ -80,7 +82,7 @@ find_python() {
     other=
     for candidate in "python$python_version" python3; do
         python=$(command -v "$candidate" 2>/dev/null) || continue
-        found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+        found=$("$python" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
         [ "$found" != "$python_version" ] || return 0
         other=$found
     done
@@ -95,7 +97,8 @@ check() {
         *) fail "this bundle is for $arch, and this board is $machine; make one with another --arch" ;;
     esac
     find_python
-    "$python" - "$bits" "$glibc_minor" <<'END' || exit 1
+    # -I: root may stand in a folder where others leave a struct.py.
+    "$python" -I - "$bits" "$glibc_minor" <<'END' || exit 1
 import os, struct, sys
 def fail(text):
     sys.exit("cannot install: " + text)

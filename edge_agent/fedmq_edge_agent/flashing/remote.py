@@ -227,8 +227,8 @@ class Remote:
         script = (
             "library=$(readlink -f /opt/fedmq/current)/lib; program=$(sed -n 's/^exec \\([^ ]*\\) .*/\\1/p' "
             "/opt/fedmq/bin/fedmq); "
-            f'PYTHONPATH=$library PYTHONDONTWRITEBYTECODE=1 "$program" -m fedmq_edge_agent.flashing.identity {name} '
-            "/etc/fedmq/identity"
+            'PYTHONPATH=$library PYTHONDONTWRITEBYTECODE=1 PYTHONSAFEPATH=1 "$program" -m '
+            f"fedmq_edge_agent.flashing.identity {name} /etc/fedmq/identity"
         )
         return self.run(script, as_root=True)
 

@@ -230,6 +230,14 @@ def test_nobody_but_root_installs(root: Root, make: bundle.Bundle) -> None:
     assert told.startswith("dev-1 can be installed here")
 
 
+def test_what_others_left_where_root_stands_is_not_run(root: Root, make: bundle.Bundle) -> None:
+    root.write("/srv/bundle.run", make.path.read_bytes(), mode=0o600)
+    for name in ("struct", "tarfile", "zipfile", "compileall", "asyncio"):
+        root.write(f"/var/tmp/{name}.py", b"open('/srv/strangers-were-here', 'w')\n")
+    root.run("sh", "-c", "cd /var/tmp && SYSTEMD_OFFLINE=1 exec sh /srv/bundle.run")
+    assert "strangers-were-here" not in root.tree("/srv")
+
+
 def test_into_a_root_in_a_folder(root: Root, make: bundle.Bundle) -> None:
     done = subprocess.run(
         root.outside("sh", str(make.path), "--root", str(root.path)),
