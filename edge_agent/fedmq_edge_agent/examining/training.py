@@ -121,11 +121,12 @@ async def _run_child(device: Device) -> str:
         "nice": settings.trainer.nice,
     }
     environment = {**os.environ, "OMP_NUM_THREADS": str(settings.trainer.threads or 1)}
-    with tempfile.TemporaryFile() as errors:
+    # Into a file, not a pipe: what it said before it hung is not lost, and nothing that it started keeps it open.
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as steps:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", _MODULE),
             stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=steps,
             stderr=errors,
             env=environment,
             process_group=0,
@@ -133,14 +134,15 @@ async def _run_child(device: Device) -> str:
         why = ""
         try:
             async with asyncio.timeout(CHILD_S):
-                said, _ = await process.communicate(json.dumps(wanted).encode() + b"\n")
+                await process.communicate(json.dumps(wanted).encode() + b"\n")
         except TimeoutError:
-            said, why = b"", f"the process did not end within {CHILD_S:g} s"
+            why = f"the process did not end within {CHILD_S:g} s"
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+            with contextlib.suppress(ProcessLookupError):  # a loader's own processes, too
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        steps.seek(0)
+        said = steps.read()
         errors.seek(0, os.SEEK_END)
         errors.seek(max(0, errors.tell() - _LAST_WORDS_BYTES))
         last = errors.read().decode(errors="replace").strip().splitlines()

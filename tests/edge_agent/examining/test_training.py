@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fedmq_edge_agent.examining.device import Device
 from fedmq_edge_agent.examining.findings import Finding
 from fedmq_edge_agent.examining.machine import look_at_memory
 from fedmq_edge_agent.examining.training import try_task
+from fedmq_edge_agent.shell.status import start_of
 from fedmq_protocol.messages import TaskRef
 from tests.edge_agent.examining.clinic import findings_of
 from tests.edge_agent.scripted import NOBODY, ScriptedCoordinator
@@ -105,6 +107,43 @@ async def test_a_torch_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = await examined(device(tmp_path))
     assert found["torch"].level == "failed"
     assert "did not end within 1 s" in found["torch"].found
+
+
+async def test_data_that_hang_are_not_blamed_on_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are processes left that a loader has started."""
+    child = tmp_path / "child"
+    code = f"""import signal
+import subprocess
+import torch
+from fedmq import Task
+def load_data(device):
+    child = subprocess.Popen(["sleep", "600"])
+    open({str(child)!r}, "w").write(str(child.pid))
+    signal.pause()
+task = Task(name="t", model=lambda: torch.nn.Linear(4, 1), load_data=load_data)
+"""
+    (tmp_path / "task.py").write_text(code)
+    communicate = asyncio.subprocess.Process.communicate
+
+    async def until_it_hangs(process: asyncio.subprocess.Process, said: bytes) -> tuple[bytes, bytes]:
+        ending = asyncio.create_task(communicate(process, said))
+        try:
+            while not (child.exists() and child.read_text()):  # noqa: ASYNC110 - a file that another writes
+                await asyncio.sleep(0.05)
+            raise TimeoutError
+        finally:
+            ending.cancel()
+
+    monkeypatch.setattr(asyncio.subprocess.Process, "communicate", until_it_hangs)
+    found = await examined(device(tmp_path, task=str(tmp_path / "task.py")))
+    assert (found["torch"].level, found["task"].level) == ("ok", "ok")
+    assert found["data"].level == "failed"
+    assert "did not end within" in found["data"].found
+    async with asyncio.timeout(10):
+        while start_of(int(child.read_text())) is not None:  # noqa: ASYNC110 - of the kernel's
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(
