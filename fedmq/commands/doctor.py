@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from fedmq.commands.options import config_option, json_option
+from fedmq.commands.options import config_option, json_option, printable
 from fedmq_protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,10 +154,9 @@ class Printed:
             click.echo(f"{'mend:' if number == 0 else '':>{self._indent - 2}}  {line}")
 
     def _wrapped(self, text: str) -> list[str]:
-        """Lines; whatever a device or a broker says must not move a terminal's cursor."""
-        plain = "".join(char if char.isprintable() else " " for char in text)
+        """Lines; at least one."""
         width = _COLUMNS - self._indent
-        return textwrap.wrap(plain, width, break_on_hyphens=False, break_long_words=False) or [""]
+        return textwrap.wrap(printable(text), width, break_on_hyphens=False, break_long_words=False) or [""]
 
 
 def summary(findings: Iterable[Finding]) -> str:

@@ -68,3 +68,8 @@ def log_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         return verb(*args, log=Log(log_format, verbose), **options)
 
     return with_log
+
+
+def printable(text: str) -> str:
+    """One line of it: whatever a task, a device or a broker says must not move a terminal's cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)

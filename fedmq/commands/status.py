@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from fedmq.commands.options import config_option, json_option
+from fedmq.commands.options import config_option, json_option, printable
 from fedmq.tables import DeviceTable, read
 from fedmq_edge_agent.core.words import size, span
 from fedmq_edge_agent.shell.status import FILE, Found, find
@@ -39,7 +39,7 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> i
         click.echo(json.dumps({**(found.status or {}), **plain, "exit_code": code}))
     else:
         for name, text in described(found):
-            click.echo(f"{name:<12} {text}")
+            click.echo(f"{name:<12} {printable(text)}")
     return code
 
 

@@ -60,6 +60,19 @@ def test_a_device_that_waits_its_turn(tmp_path: Path, capsys: pytest.CaptureFixt
         assert words in said
 
 
+def test_what_others_say_does_not_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A failure's words are a task's own, and why a device is hindered may be a broker's."""
+    hostile = "nothing\x1b[2J\rstate        training\nstate        training"
+    leave(tmp_path, state="hindered", problem=hostile, failures=1, last_failure=hostile, waiting=hostile)
+    assert run(["agent", "status", "--state-dir", str(tmp_path)]) == CANNOT
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\r" not in said
+    assert [line for line in said.splitlines() if line.startswith("state")] == [
+        "state        hindered for 30 s"
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
