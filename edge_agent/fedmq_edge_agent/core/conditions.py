@@ -26,6 +26,8 @@ MARGIN: Final = 5.0
 DAY_MIN: Final = 24 * 60
 
 Kind = Literal["power", "battery", "heat", "hours", "link"]
+_MEASURED: Final[frozenset[Kind]] = frozenset({"battery", "heat"})
+"""What has a number in its words, which changes while the reason does not."""
 HARMFUL: Final[frozenset[Kind]] = frozenset({"power", "battery", "heat"})
 """What ends a training that is under way."""
 
@@ -98,6 +100,7 @@ class _Missing:
 
     why: str
     since: float
+    untold: bool
     well_since: float | None = None
 
 
@@ -172,12 +175,14 @@ class Conditions:
     # ------------------------------------------------------------------------------ one by one
 
     def _judge(self, kind: Kind, why: str, *, now: float, at_once: bool) -> None:
-        missing = self._missing.get(kind)
+        missing, untold = self._missing.get(kind), why in self._untold
         if why:
             if missing is None:
-                self._missing[kind] = _Missing(why, now)
-            else:
-                missing.well_since = None
+                self._missing[kind] = _Missing(why, now, untold)
+                return
+            missing.well_since = None
+            if kind not in _MEASURED or untold != missing.untold:
+                missing.why, missing.untold = why, untold
         elif missing is not None and (at_once or now >= (missing.well_since or now) + SETTLE_S):
             del self._missing[kind]
         elif missing is not None and missing.well_since is None:

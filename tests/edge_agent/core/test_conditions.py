@@ -146,6 +146,25 @@ def test_the_words_stay_the_same_while_the_reason_does() -> None:
     assert len(said) == 1
 
 
+def test_the_words_follow_a_reason_that_becomes_another() -> None:
+    unset = Conditions(Rules(hours=(Hours(60, 120),)))
+    unset.read(Readings(), now=0.0)
+    unset.read(Readings(minute=600), now=15.0)
+    assert "not set" not in unset.problem
+    assert "next from 01:00 on" in unset.problem
+    for rules, bad, says in (
+        (Rules(power=True, rest_untold=True), Readings(power=False), "it runs on its battery"),
+        (Rules(max_temperature=70, rest_untold=True), Readings(temperature=("soc", 80.0)), "soc is at 80"),
+        (Rules(min_battery=40, rest_untold=True), Readings(power=False, battery=3.0), "is at 3 %"),
+    ):
+        conditions = judged(rules, Readings())
+        assert "does not tell" in conditions.problem or "no sensor" in conditions.problem
+        conditions.read(bad, now=15.0)
+        assert says in conditions.problem
+        conditions.read(Readings(), now=30.0)
+        assert says not in conditions.problem
+
+
 @given(
     history=st.lists(
         st.tuples(
