@@ -61,7 +61,8 @@ def library() -> Library:
         loaded = OpenSSL()
         seed, public, message, signature = _VECTOR
         key = loaded.private(seed)
-        if (key.public_bytes, key.sign(message)) == (public, signature):
+        signs = (key.public_bytes, key.sign(message)) == (public, signature)
+        if signs and loaded.verifies(public, signature, message):
             return loaded
     except (ImportError, OSError, AttributeError, ValueError):
         pass

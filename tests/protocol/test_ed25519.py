@@ -142,6 +142,13 @@ def test_where_openssl_cannot_be_reached_the_package_stands_in() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+def test_an_openssl_that_believes_nobody_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy may let a curve sign and not verify: every message would be thrown away."""
+    openssl()
+    monkeypatch.setattr(OpenSSL, "verifies", lambda *_: False)
+    assert isinstance(library.__wrapped__(), Cryptography)
+
+
 def test_here_it_can_and_the_package_is_not_imported() -> None:
     if not isinstance(library(), OpenSSL):
         pytest.skip("this Python does not let its OpenSSL be reached")
