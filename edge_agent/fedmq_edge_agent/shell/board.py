@@ -116,7 +116,10 @@ class Board:
     def synchronised(self) -> bool | None:
         """Whether systemd-timesyncd has set the clock since the start; None: something else may look after it."""
         folder = self._root / "run/systemd/timesync"
-        return (folder / "synchronized").exists() if folder.is_dir() else None
+        try:
+            return (folder / "synchronized").exists() if folder.is_dir() else None
+        except OSError:  # a folder that is timesyncd's alone
+            return None
 
     async def _ask_network(self) -> bool | None:
         try:

@@ -48,6 +48,18 @@ def test_a_board_without_a_supply_or_a_sensor_tells_nothing(root: Path) -> None:
     assert board.synchronised() is None
 
 
+def test_a_folder_that_is_another_users_alone_tells_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "run/systemd/timesync").mkdir(parents=True)
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert Board(root).synchronised() is None
+
+
 def test_a_laptop_on_its_charger_and_off_it(root: Path) -> None:
     lay(root, power_supply__AC__type="Mains", power_supply__AC__online="1")
     lay(root, power_supply__BAT0__type="Battery", power_supply__BAT0__status="Not charging")
