@@ -68,7 +68,7 @@ async def look_at_disk(device: Device) -> Finding:
     )
     # Two residuals while one replaces the other, the updates that may wait, and a base with its deltas.
     needed = 2 * _FLOAT_BYTES * elements + model + _SPARE_BYTES
-    kept = sum(file.stat().st_size for file in _files(folder))
+    kept = _bytes_below(folder / "runs")
     needed = max(needed - kept, _SPARE_BYTES)
     wants = f"a model {known} wants {size_text(needed)} more, and {size_text(free)} are free in {there}"
     if free < needed:
@@ -78,10 +78,14 @@ async def look_at_disk(device: Device) -> Finding:
     return fine(wants)
 
 
-def _files(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return [file for file in (folder / "runs").rglob("*") if file.is_file()]
-    return []
+def _bytes_below(folder: Path) -> int:
+    """What the files in a folder take, while an agent may replace and remove them."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += Path(where, name).stat().st_size
+    return total
 
 
 def _elements(device: Device) -> tuple[int, str]:

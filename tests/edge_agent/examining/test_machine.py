@@ -12,7 +12,7 @@ import pytest
 
 from fedmq_edge_agent import AgentSettings
 from fedmq_edge_agent.examining.device import Device
-from fedmq_edge_agent.examining.machine import look_at_memory, memory_left
+from fedmq_edge_agent.examining.machine import look_at_disk, look_at_memory, memory_left
 from tests.edge_agent.examining.clinic import be_known, findings_of
 
 Mount = Callable[..., Path]
@@ -173,3 +173,22 @@ async def test_a_service_that_does_not_run(
     found = await findings_of(settings(tmp_path / "state"), "agent")
     assert found["agent"].level == level
     assert words in found["agent"].found
+
+
+async def test_a_file_that_goes_while_it_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent that runs replaces its files whenever it likes."""
+    one = Device(settings(tmp_path / "state"))
+    (one.state_dir / "runs" / "r1").mkdir(parents=True)
+    going = one.state_dir / "runs" / "r1" / "residual.tmp"
+    going.write_bytes(bytes(1_000))
+    looks = Path.stat
+
+    def look_once(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        there = looks(path, follow_symlinks=follow_symlinks)
+        if path == going:
+            going.unlink()
+        return there
+
+    monkeypatch.setattr(Path, "stat", look_once)
+    assert (await look_at_disk(one)).level in {"ok", "warning", "failed"}
+    assert (await look_at_disk(one)).level in {"ok", "warning", "failed"}
