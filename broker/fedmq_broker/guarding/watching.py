@@ -74,6 +74,7 @@ class Watch:
         self._members: dict[str, _Member] = {}
         self._owners: dict[Peer, str] = {}
         self._counted: dict[Peer, int] = {}
+        self._standing = 0
         self._suspect: tuple[str, int] | None = None
         self._cleared: set[str] = set()
 
@@ -107,6 +108,7 @@ class Watch:
         """
         found = []
         brought: dict[str, int] = {}
+        self._standing = len(received)
         for peer, count in received.items():
             name = self._owners.get(peer)
             if name is not None:
@@ -133,13 +135,16 @@ class Watch:
     def subscribed(self, count: int) -> tuple[str | None, str | None, str]:
         """Take the number of all subscriptions, which names nobody.
 
-        Where they are far too many, the member that brought most bytes of late is suspected, and to be cut off. If most
-        of them are gone the next time, they were its; else it is acquitted, and the next one is suspected.
+        Where they are far too many, the member that brought most bytes of late is suspected, and to be cut off; nobody
+        where no bytes are counted. If most of them are gone the next time, they were its; else it is acquitted, and the
+        next one is suspected.
 
         Returns:
             Who is suspected, who is acquitted, and why the former is suspected.
         """
-        usual = _SUBSCRIPTIONS + self.allowance.subscriptions * len(set(self._owners.values()))
+        # Whoever connected before us stands in no line that we heard, and the kernel counts it all the same.
+        members = max(self._standing, len(set(self._owners.values())))
+        usual = _SUBSCRIPTIONS + self.allowance.subscriptions * members
         suspect, self._suspect = self._suspect, None
         acquitted = None
         if suspect is not None and count > (usual + suspect[1]) / 2:
@@ -150,8 +155,12 @@ class Watch:
             for member in self._members.values():
                 member.lately = 0
             return None, acquitted, ""
-        others = (name for name in self._members if name not in self._cleared)
-        worst = max(others, key=lambda name: self._members[name].lately, default=None)
+        others = {
+            name: one.lately
+            for name, one in self._members.items()
+            if one.lately and name not in self._cleared
+        }
+        worst = max(others, key=others.__getitem__, default=None)
         if worst is not None:
             self._suspect = worst, count
         return worst, acquitted, f"{count:,} subscriptions, and it said most while they grew"

@@ -114,6 +114,20 @@ def test_a_fleet_of_many_may_subscribe_as_many_times() -> None:
     assert watch.subscribed(2_000 * 7) == (None, None, "")
 
 
+def test_a_fleet_that_was_there_before_the_watch_is_no_flood() -> None:
+    """Its connections stand in no line that was heard; the first that comes anew must not pay for all of them."""
+    watch = Watch(Allowance(payload_bytes=10**9, bytes_per_s=1.0))
+    watch.logged(line("dev-1"), now=0.0)
+    watch.counted({("10.0.0.7", 43_210 + number): 5_000 for number in range(2_000)}, now=1.0)
+    assert watch.subscribed(2_000 * 7) == (None, None, "")
+
+
+def test_where_no_bytes_are_counted_nobody_is_suspected() -> None:
+    watch = Watch(SMALL)
+    watch.logged(line("dev-1"), now=0.0)
+    assert watch.subscribed(500_000)[:2] == (None, None)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's counters are read on Linux alone")
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_the_kernel_counts_what_came_in(address: str) -> None:
