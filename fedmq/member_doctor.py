@@ -101,6 +101,11 @@ async def look_at_quarantine(patient: Patient) -> Finding:
     cut_off = Quarantine(patient.site.quarantine).active().get(patient.name)
     if cut_off is None:
         return fine("it is not in quarantine")
+    if cut_off.times == 0:
+        return failed(
+            "it was released, and the broker has not been told",
+            f"start fedmq broker guard, or `fedmq device release {patient.name}` once more",
+        )
     until = dt.datetime.fromtimestamp(cut_off.until, dt.UTC)
     return failed(
         f"it was cut off until {moment(until)}, for the {cut_off.times}. time: {cut_off.why}",

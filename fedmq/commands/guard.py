@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from fedmq.commands.options import Log, config_option, log_options
+from fedmq.commands.site_options import operator_settings, read_site
 from fedmq.extras import needs
-from fedmq.tables import FederationTable, MosquittoTable, broker_settings, read, site_of
+from fedmq.tables import FederationTable, MosquittoTable, broker_settings, read
 from fedmq_protocol.access import GUARD, OPERATOR
 from fedmq_protocol.errors import ConnectionFailedError
 from fedmq_protocol.topics import Topics
@@ -36,8 +38,7 @@ def guard(config_path: Path | None, log: Log) -> None:
         from fedmq_broker.guarding.quarantine import Quarantine
         from fedmq_broker.guarding.watching import allowance
 
-    configuration = read(config_path)
-    site = site_of(configuration)
+    configuration, site = read_site(config_path)
     table = configuration.table("mosquitto", MosquittoTable)
     patrol = Patrol(
         broker_settings(configuration, GUARD),
@@ -84,19 +85,26 @@ def release(name: str, config_path: Path | None) -> None:
         from fedmq_broker.dynsec_control import ControlError
         from fedmq_broker.guarding.quarantine import Quarantine
 
-    configuration = read(config_path)
-    site = site_of(configuration)
-    Quarantine(site.quarantine).forgive(name)
+    configuration, site = read_site(config_path)
+    live = operator_settings(configuration)
+    quarantine = Quarantine(site.quarantine)
+    quarantine.forgive(name)
     try:
-        asyncio.run(_let_in(broker_settings(configuration, OPERATOR), site, name))
+        asyncio.run(_let_in(live, site, name))
     except (ConnectionFailedError, ControlError) as error:
-        click.echo(f"{name} is released, and let in as soon as the broker can be told: {error}")
-    else:
-        click.echo(f"{name} is let in again")
+        click.echo(
+            f"{name} is released, but the broker could not be told ({error}): fedmq broker guard tells it when "
+            "it reaches it, or say this again"
+        )
+        return
+    quarantine.end(name, now=time.time())
+    click.echo(f"{name} is let in again")
 
 
-async def _let_in(live: BrokerSettings, site: Site, name: str) -> None:
+async def _let_in(live: BrokerSettings | None, site: Site, name: str) -> None:
     from fedmq_broker.dynsec_control import Control
 
+    if live is None:
+        raise ConnectionFailedError("it does not run")
     async with Control(live, lock=site.member(OPERATOR).folder / "lock") as control:
         await control.let_in(name)

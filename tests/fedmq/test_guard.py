@@ -78,3 +78,24 @@ def test_rules_for_the_kernel_name_the_ports(tmp_path: Path, fedmq: CommandLine)
     fewer = fedmq.run("broker", "firewall", "--config", str(toml), "--behind-one-address", "1")
     assert "up to 1 device behind" in fewer.stdout
     assert not Site(tmp_path / "site").folder.exists()
+
+
+@pytest.mark.parametrize("verb", [("broker", "guard"), ("device", "release", "dev-1")])
+def test_without_a_site_there_is_nothing_to_guard(
+    tmp_path: Path, fedmq: CommandLine, verb: tuple[str, ...]
+) -> None:
+    toml = tmp_path / "fed.toml"
+    toml.write_text('[federation]\nname = "home"\n')
+    assert "there is no [mosquitto] table" in one_line(fedmq.run(*verb, "--config", str(toml)))
+
+
+def test_a_release_waits_for_a_broker_that_is_down(
+    tmp_path: Path, fedmq: CommandLine, toml: Path, world: World
+) -> None:
+    quarantine = Quarantine(world.site.quarantine)
+    quarantine.begin("dev-1", "it floods", now=time.time())
+    world.stop()
+    for _ in range(2):
+        released = fedmq.run("device", "release", "dev-1", "--config", str(toml))
+        assert "could not be told (it does not run)" in released.stdout
+    assert quarantine.due(now=0.0) == ["dev-1"]

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -134,17 +134,30 @@ class Patrol:
             self.quarantine.end(name, now=now)
         active = self.quarantine.active().keys()
         for name in active - self._held:
-            with contextlib.suppress(ControlError):  # it is no member any more
-                await control.cut_off(name)
+            await self._unless_gone(control, name, control.cut_off)
             self._held.add(name)
         for name in self._held - active:
             await self._release(control, name)
 
     async def _release(self, control: Control, name: str) -> None:
-        with contextlib.suppress(ControlError):  # it is no member any more
-            await control.let_in(name)
+        await self._unless_gone(control, name, control.let_in)
         self._held.discard(name)
         _log.info("%s is let in again", name, extra={"device": name})
+
+    @staticmethod
+    async def _unless_gone(
+        control: Control, name: str, change: Callable[[str], Coroutine[None, None, None]]
+    ) -> None:
+        """Change what a member may do, and leave it where it is no member any more.
+
+        Raises:
+            ControlError: the plugin did not do it: then it is to be tried again.
+        """
+        try:
+            await change(name)
+        except ControlError:
+            if await control.client(name) is not None:
+                raise
 
     def _tell(self, name: str, cut: CutOff) -> None:
         minutes = (cut.until - cut.since) / 60

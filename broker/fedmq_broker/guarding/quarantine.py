@@ -1,7 +1,7 @@
 """Who is cut off, since when, until when, and why: one JSON file that is replaced as a whole.
 
 A first quarantine is ten minutes; each one that follows within a day of the one before is twice as long, up to a day.
-Whoever is released by hand begins anew.
+Whoever is released by hand begins anew, and stays in the list until the broker knows of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class CutOff:
     Attributes:
         since: seconds since the epoch.
         until: likewise; when it is let in again.
-        times: how often in a row.
+        times: how often in a row; 0: released by hand, and the broker does not know yet.
         why: in words for the operator.
         over: it has been let in again; the rest is kept for the next time.
     """
@@ -94,7 +94,9 @@ class Quarantine:
                 self._write({**known, name: dataclasses.replace(known[name], over=True)}, now=now)
 
     def forgive(self, name: str) -> None:
-        """As if it had never been cut off.
+        """As if it had never been cut off: its time is over, and the next one as long as a first one.
+
+        It stays in the list until `end`, so that whoever reaches the broker next lets it in.
 
         Raises:
             UsageError: it is not in quarantine.
@@ -103,8 +105,7 @@ class Quarantine:
             known = self.read()
             if name not in known or known[name].over:
                 raise UsageError(f"{name} is not in quarantine")
-            del known[name]
-            self._write(known, now=0.0)
+            self._write({**known, name: dataclasses.replace(known[name], until=0.0, times=0)}, now=0.0)
 
     def _write(self, known: dict[str, CutOff], *, now: float) -> None:
         kept = {name: each for name, each in known.items() if not each.over or now < each.until + _FORGIVEN_S}

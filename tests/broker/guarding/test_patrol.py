@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fedmq_broker import membership
-from fedmq_broker.dynsec_control import Control
+from fedmq_broker.dynsec_control import Control, ControlError
+from fedmq_broker.guarding import patrol as patrol_module
 from fedmq_broker.guarding.patrol import Patrol
 from fedmq_broker.guarding.quarantine import FIRST_S, Quarantine
 from fedmq_broker.guarding.watching import Allowance
@@ -167,3 +168,46 @@ async def test_a_broker_that_starts_anew_is_told_again(world: World, patrol: Pat
         return False
 
     await until(told)
+
+
+async def test_a_release_that_the_broker_has_not_heard_of_outlives_a_broken_connection(
+    world: World, patrol: Patrol, come_in: ComeIn
+) -> None:
+    """As Mosquitto comes back by systemd: with the plugin's own file, in which the device may do nothing."""
+    patrol.quarantine.begin("dev-1", "by hand", now=patrol.clock())
+    await until(lambda: cut_off(patrol))
+    world.stop()
+    patrol.quarantine.forgive("dev-1")
+    patrol._held.clear()  # it has noticed
+    kept = world.site.mosquitto.dynamic_security.read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(membership, "render_files", lambda _site: None)
+        world.start()
+    assert '"disabled":' in kept
+    await until(lambda: released(patrol))
+    assert await may_publish(world, come_in, "dev-1")
+
+
+@pytest.mark.parametrize("command", ["cut_off", "let_in"])
+async def test_what_the_plugin_did_not_do_is_tried_again(
+    world: World, patrol: Patrol, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    told, does = [], getattr(Control, command)
+
+    async def once_mute(control: Control, name: str) -> None:
+        told.append(name)
+        if len(told) == 1:
+            raise ControlError("the broker's security plugin does not answer within 30 s")
+        await does(control, name)
+
+    monkeypatch.setattr(Control, command, once_mute)
+    monkeypatch.setattr(patrol_module, "_AGAIN_S", 0.05)
+    patrol.quarantine.begin("dev-1", "flood", now=patrol.clock())
+    await until(lambda: cut_off(patrol))
+    patrol.quarantine.forgive("dev-1")
+    await until(lambda: released(patrol))
+    async with Control(world.live) as control:
+        found = await control.client("dev-1")
+    assert found is not None
+    assert found.get("roles")
+    assert told == ["dev-1", "dev-1"]

@@ -50,6 +50,8 @@ def test_it_survives_its_process(quarantine: Quarantine, tmp_path: Path) -> None
 def test_the_operator_lets_it_in(quarantine: Quarantine) -> None:
     quarantine.begin("dev-1", "flood", now=0.0)
     quarantine.forgive("dev-1")
+    assert quarantine.due(now=0.0) == ["dev-1"]  # until the broker knows
+    quarantine.end("dev-1", now=1.0)
     assert quarantine.active() == {}
     assert quarantine.begin("dev-1", "flood", now=1.0).times == 1
     with pytest.raises(UsageError, match="dev-2 is not in quarantine"):
