@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,8 +164,11 @@ class Control:
             wanted += [role, client]
         errors = await self.command(wanted)
         # There already, of somebody who was killed on the way, or with an older password or certificate.
+        # Who came in by a password before, and does so no more, gets one that nobody has seen: none cannot be set.
         again = [
-            {**each, "command": "modifyRole" if "rolename" in each else "modifyClient"}
+            {**each, "command": "modifyRole"}
+            if "rolename" in each
+            else {"password": secrets.token_urlsafe(), **each, "command": "modifyClient"}
             for each, error in zip(wanted, errors, strict=True)
             if error is not None and "already exists" in error
         ]

@@ -187,7 +187,10 @@ async def revoke(site: Site, names: Sequence[str], *, live: BrokerSettings | Non
         heal(site, change.register)
         for name in names:
             if name == OPERATOR:
-                raise UsageError(f"{OPERATOR} is who revokes: fedmq broker renew makes it a new certificate")
+                raise UsageError(
+                    f"{OPERATOR} is who revokes: fedmq device renew {OPERATOR} --revoke-old makes it a new "
+                    "certificate, and takes the old ones away"
+                )
             change.revoke(name)
         change.commit()
         for name in names:
@@ -325,7 +328,8 @@ async def _apply(
     topics = Topics(register.federation)
     try:
         async with Control(live, lock=site.member(OPERATOR).folder / "lock") as control:
-            active = [member for member in pending if member.active]
+            # Its own session is the one that we talk in: it has pushed out any other, and to be told of would end it.
+            active = [member for member in pending if member.active and member.name != OPERATOR]
             await control.add(active, topics, passwords=passwords(site, active), progress=progress)
             await _let_say_goodbye(site, live, [name for name in gone if name not in ROLES])
             await control.remove(gone)

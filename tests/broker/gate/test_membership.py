@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from cryptography.x509.oid import NameOID
 from fedmq_broker import membership
 from fedmq_broker.authority import Change
 from fedmq_broker.dynsec_control import Control
-from fedmq_protocol.access import COORDINATOR, MONITOR
-from fedmq_protocol.aio import Disconnected, Will
+from fedmq_protocol.access import COORDINATOR, MONITOR, OPERATOR
+from fedmq_protocol.aio import BrokerSettings, Disconnected, Will
 from fedmq_protocol.errors import ConnectionFailedError, UsageError
 from tests.broker.gate.conftest import ComeIn
 from tests.broker.gate.world import World
@@ -217,6 +218,36 @@ async def test_new_certificates_of_the_broker_and_the_roles(world: World, come_i
     assert world.site.mosquitto.certificate.read_bytes() != before
     assert len(membership.prepare(world.site, "home", ["localhost", "broker.home.arpa"], renew=True)) == 5
     assert membership.prepare(world.site, "home", ["localhost", "broker.home.arpa"]) == []
+
+
+@pytest.mark.parametrize("role", [COORDINATOR, OPERATOR])
+async def test_a_role_whose_key_was_stolen(world: World, come_in: ComeIn, tmp_path: Path, role: str) -> None:
+    """Also the one that tells the broker so: it must not end its own session half-way."""
+    shutil.copytree(world.site.member(role).folder, tmp_path / "stolen")
+    _, applied = await membership.renew(world.site, role, live=world.live, revoke_old=True)
+    assert (applied.how, applied.note) == ("live", "")
+    with pytest.raises(ConnectionFailedError):
+        await come_in(world.settings(role, files=tmp_path / "stolen"))
+    assert (await membership.enrol(world.site, ["dev-1"], live=world.live))[1].how == "live"
+    assert (await come_in(world.settings("dev-1"))).is_connected
+
+
+async def test_an_old_password_is_worth_nothing_once_a_certificate_is_there(
+    world: World, come_in: ComeIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the broker has heard of neither but both together."""
+    (made,), _ = await membership.enrol(world.site, ["board"], live=world.live, password=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(membership, "is_listening", away)
+        assert (await membership.revoke(world.site, ["board"], live=world.live)).how == "later"
+    assert (await membership.enrol(world.site, ["board"], live=world.live))[1].how == "live"
+    with pytest.raises(ConnectionFailedError):
+        await come_in(world.by_password("board", made.password))
+    assert (await come_in(world.settings("board"))).is_connected
+
+
+async def away(_settings: BrokerSettings) -> bool:
+    raise ConnectionFailedError("nobody answers")
 
 
 # ------------------------------------------------------------------------------- while it does not, and killed
