@@ -30,12 +30,14 @@ from fedmq_protocol.errors import CodecError
 
 BLOCK: Final = 64
 MAX_PARAMETER: Final = 31
-_FEW_BITS = 8
 _PARAMETERS: Final = 16  # what a nibble above the base can say
+_BLOCKS_AT_ONCE: Final = 256  # are read, so that temporaries stay in the cache
 
 _Bytes = NDArray[np.uint8]
 _Ints = NDArray[np.int64]
 _Gaps = NDArray[np.int32]
+
+_LANES: Final[_Ints] = np.arange(BLOCK, dtype=np.int64)
 
 
 def max_bytes(n: int, k: int) -> int:
@@ -129,23 +131,23 @@ def decode(section: memoryview, n: int, k: int) -> UInt32Array:
         raise CodecError("the indices end within their low bits")
 
     gaps = _read_unary(body[total:], k)
-    shifts = np.repeat(parameters, BLOCK)[:k]
-    if np.any(gaps > (n - 1) >> shifts):
+    if (gaps > ((n - 1) >> parameters).repeat(BLOCK)[:k]).any():
         raise CodecError("a gap reaches past the end of the vector")
-    gaps <<= shifts
-    rows = np.zeros((len(parameters), BLOCK), np.int64)
-    for blocks, width, r in _groups(parameters, k):
-        packed = body[starts[blocks, None] + np.arange(r * width // 8)]
-        rows[blocks, :width] = _unpack(packed, width, r)
-    low = rows.reshape(-1)
-    if low[k:].any():
-        raise CodecError("the filling of the last block is not zero")
-    gaps += low[:k]
+    gaps <<= parameters.repeat(BLOCK)[:k]
+    for first in range(0, len(parameters), _BLOCKS_AT_ONCE):
+        some = slice(first, first + _BLOCKS_AT_ONCE)
+        end = int(starts[some.stop]) if some.stop < len(starts) else total
+        low = _read_low(body[:end], starts[some], parameters[some])
+        of_these = gaps[first * BLOCK : some.stop * BLOCK]
+        if low[len(of_these) :].any():  # within the last block's bytes, or zero as what is read behind them
+            raise CodecError("the filling of the last block is not zero")
+        of_these += low[: len(of_these)]
     gaps += 1
-    ends = np.cumsum(gaps, out=gaps)  # at most 2**31 gaps below 2**32: no overflow
-    if ends[-1] > n:
+    gaps[0] -= 1
+    indices = gaps.cumsum(out=gaps)  # at most 2**31 gaps below 2**32: no overflow
+    if indices[-1] >= n:
         raise CodecError("an index reaches past the end of the vector")
-    return (ends - 1).astype(np.uint32)
+    return indices.astype(np.uint32)
 
 
 def _blocks(k: int) -> int:
@@ -208,24 +210,46 @@ def _pack(gaps: _Gaps, r: int) -> _Bytes:
     return np.packbits(bits.reshape(len(gaps), -1), axis=1)
 
 
-def _unpack(packed: _Bytes, width: int, r: int) -> _Ints:
-    """uint8[blocks, r * width / 8] -> int64[blocks, width]."""
-    bits = np.unpackbits(packed, axis=1).reshape(len(packed), width, r)
-    if r <= _FEW_BITS:  # by far the most usual, and three times as fast; float32 is exact up to 24 bits
-        weights = np.float32(2.0) ** np.arange(r - 1, -1, -1, dtype=np.float32)
-        return (bits.reshape(-1, r).astype(np.float32) @ weights).astype(np.int64).reshape(-1, width)
-    numbers = np.zeros((len(packed), width), np.int64)
-    for place in range(r):
-        numbers = (numbers << 1) | bits[:, :, place]
-    return numbers
+def _read_low(body: _Bytes, starts: _Ints, parameters: _Ints) -> _Ints:
+    """The low bits of int64[blocks * 64] gaps; zero where the last block has none.
+
+    Each gap's bits are cut out of as many bytes as hold them wherever they begin; behind `body` are zeros.
+
+    Args:
+        body: uint8[], up to the last byte of these blocks.
+        starts: int64[blocks], their first bytes.
+        parameters: int64[blocks].
+    """
+    begin = int(starts[0])
+    num_bytes = (int(parameters.max()) + 7 + 7) // 8  # of any one gap's bits
+    padded = np.zeros(int(starts[-1]) - begin + MAX_PARAMETER * (BLOCK // 8) + num_bytes, np.uint8)
+    padded[: len(body) - begin] = body[begin:]
+    size = len(padded) - num_bytes + 1
+    windows = np.zeros(size, np.int64)
+    for place in range(num_bytes):
+        windows <<= 8
+        windows |= padded[place : place + size]
+    bits = parameters[:, None]
+    at = bits * _LANES
+    at += (starts[:, None] - begin) * 8
+    low = windows.take(at >> 3)
+    at &= 7
+    np.subtract(8 * num_bytes - bits, at, out=at)
+    low >>= at
+    low &= (1 << bits) - 1
+    return low.reshape(-1)
 
 
 def _read_unary(stream: _Bytes, k: int) -> _Ints:
     """int64[k] from k runs of zeros, each ended by a one; the last one lies in the last byte."""
-    ones = np.flatnonzero(np.unpackbits(stream))
+    ones: _Ints = np.unpackbits(stream).view(np.bool_).nonzero()[0]
     if len(ones) != k or stream[-1] == 0:
         raise CodecError(f"expected {k} gaps, found {len(ones)}, or bytes after the last")
-    return np.diff(ones, prepend=-1) - 1
+    runs = np.empty(k, np.int64)
+    runs[0] = ones[0]
+    np.subtract(ones[1:], ones[:-1], out=runs[1:])
+    runs[1:] -= 1
+    return runs
 
 
 def _read_parameters(head: memoryview, k: int) -> _Ints:
