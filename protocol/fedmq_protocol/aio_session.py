@@ -2,7 +2,7 @@
 
 paho encodes and decodes packets, numbers them, and keeps the connection alive; its callbacks run in the event loop's
 own thread, from `loop_read`. A session is used once: a reconnection makes a new one, so that nothing old survives.
-The one thing of paho's inside that is touched is `_create_socket_connection`, by which it gets our wire for a socket.
+Where something of paho's inside is touched, `aio_client` does it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from paho.mqtt.client import Client, MQTTMessage, WebsocketConnectionError
+from paho.mqtt.client import MQTTMessage, WebsocketConnectionError
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from fedmq_protocol.aio_access import make_tls_context, read_credentials
+from fedmq_protocol.aio_client import PahoClient
 from fedmq_protocol.aio_events import MQTT_5, Connected, Message, ProtocolVersion, RefusedError, Will
 from fedmq_protocol.aio_reasons import (
     Fault,
@@ -38,7 +39,7 @@ from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.errors import ConfigError, ConnectionFailedError
 
 if TYPE_CHECKING:
-    from paho.mqtt.client import ConnectFlags, DisconnectFlags
+    from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
     from paho.mqtt.reasoncodes import ReasonCode
 
 _log = logging.getLogger(__name__)
@@ -66,15 +67,6 @@ class Profile:
     client_id: str
     receive_maximum: int
     meter: TrafficMeter
-
-
-class _PahoClient(Client):
-    """paho-mqtt on a socket that is already connected."""
-
-    wire: Wire
-
-    def _create_socket_connection(self) -> Any:  # noqa: ANN401  # paho says socket.socket and uses five of its methods
-        return self.wire
 
 
 class Session:
@@ -190,8 +182,8 @@ class Session:
                 await handshake
             raise
 
-    def _make_client(self) -> _PahoClient:
-        client = _PahoClient(
+    def _make_client(self) -> PahoClient:
+        client = PahoClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._profile.client_id,
             protocol=MQTTProtocolVersion.MQTTv5 if self._protocol == MQTT_5 else MQTTProtocolVersion.MQTTv311,
@@ -204,6 +196,7 @@ class Session:
         client.ws_set_options(path=self._settings.path)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
+        client.hears = self._hears
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_answer
@@ -454,28 +447,34 @@ class Session:
         self._loop.call_soon(lambda: self._end(self._loss()))
 
     def _on_message(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
-        acknowledge: Callable[[], None] | None = None
-        if message.qos > 0:
-            token = object()
-            self._unacknowledged[message.mid] = token
-            acknowledge = partial(self._acknowledge, message.mid, token)
         try:
-            topic = message.topic
+            topic = message.topic.encode()
+        except UnicodeDecodeError:
+            topic = b"\xff"
+        self._hears(topic, bytes(message.payload), message.mid, message.qos, message.retain, message.dup)
+
+    def _hears(
+        self,
+        topic: bytes,
+        payload: bytes,
+        mid: int,
+        qos: int,
+        retain: bool,  # noqa: FBT001  # as `aio_client.Hears` has it
+        dup: bool,  # noqa: FBT001
+    ) -> None:
+        acknowledge: Callable[[], None] | None = None
+        if qos > 0:
+            token = object()
+            self._unacknowledged[mid] = token
+            acknowledge = partial(self._acknowledge, mid, token)
+        try:
+            name = topic.decode()
         except UnicodeDecodeError:
             _log.warning("a message on a topic that is not UTF-8 is ignored")
             if acknowledge is not None:
                 acknowledge()
             return
-        self._deliver(
-            Message(
-                topic,
-                bytes(message.payload),
-                message.retain,
-                message.qos,
-                message.dup,
-                _acknowledge=acknowledge,
-            )
-        )
+        self._deliver(Message(name, payload, retain, qos, dup, _acknowledge=acknowledge))
 
     def _on_publish(
         self, _client: Client, _userdata: object, mid: int, code: ReasonCode, _properties: object
