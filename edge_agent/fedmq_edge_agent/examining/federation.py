@@ -74,7 +74,8 @@ async def look_for_coordinator(device: Device) -> Finding:
         where = (
             f"remove {device.state_dir}/coordinator.pub"
             if device.settings.coordinator_key is None
-            else "set coordinator_key in [device] to its key (`fedmq coordinator key` prints it)"
+            else "set coordinator_key in [device] to its key (`coordinator.pub` in the state folder of an agent that "
+            "believes it)"
         )
         return failed(
             f"the one on this broker signs with another key than the one that this device believes ({known})",
