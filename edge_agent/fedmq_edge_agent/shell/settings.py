@@ -61,12 +61,12 @@ class TrainerSettings(BaseModel):
     train_timeout_factor: float = Field(default=10.0, ge=2, description="Later: so many times what is usual.")
 
     def limits(self) -> TimeLimits:
-        """The same for the core."""
+        """The same for the core; who may compute half of the time alone has twice as long for it."""
         return TimeLimits(
             start_s=self.start_timeout_s,
-            open_s=self.open_timeout_s,
-            model_s=self.model_timeout_s,
-            first_train_s=self.first_train_timeout_s,
+            open_s=self.open_timeout_s / self.cpu_share,
+            model_s=self.model_timeout_s / self.cpu_share,
+            first_train_s=self.first_train_timeout_s / self.cpu_share,
             train_factor=self.train_timeout_factor,
         )
 

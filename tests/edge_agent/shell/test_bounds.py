@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from fedmq_edge_agent.shell.bounds import BoundedTrainer, own_bytes
+from fedmq_edge_agent.shell.settings import TrainerSettings
 from fedmq_edge_agent.trainer.client import TrainerClient
 from fedmq_edge_agent.trainer.errors import TrainerError
 
@@ -137,6 +138,17 @@ async def test_a_share_of_the_time_is_about_that(start: Start, share: float) -> 
     took = cpu_s(rationed.pid) - before[0], cpu_s(free.pid) - before[1]
     assert took[0] < 1.3 * share * 2.0
     assert took[0] > 0.4 * share * took[1]
+
+
+def test_who_may_compute_for_a_part_of_the_time_has_longer_for_it() -> None:
+    """Or a board that opens its task in three minutes would, at a quarter, be taken for hung each time."""
+    whole, quarter = TrainerSettings().limits(), TrainerSettings(cpu_share=0.25).limits()
+    assert (quarter.open_s, quarter.model_s, quarter.first_train_s) == (
+        4 * whole.open_s,
+        4 * whole.model_s,
+        4 * whole.first_train_s,
+    )
+    assert quarter.start_s == whole.start_s  # nothing holds it back until it is asked for something
 
 
 async def test_it_is_not_left_stopped_when_a_call_ends_or_is_given_up(start: Start) -> None:
