@@ -412,7 +412,8 @@ class AgentService:
 
     async def _ask(self, generation: int, request: Request) -> None:
         child = self._child
-        assert child is not None, "the core asks only a trainer that has started"
+        if child is None:  # it was ended in the moment in which it was asked: nobody waits for an answer
+            return
         try:
             answer = await self._calls.carry_out(child, request)
         except TrainerError as error:

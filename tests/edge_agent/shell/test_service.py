@@ -17,6 +17,7 @@ import pytest
 from fedmq_broker.probe import find_free_port
 from fedmq_broker.runner import RunningBroker
 from fedmq_edge_agent import AgentSettings, run_agent
+from fedmq_edge_agent.core.effects import Ask, OpenTask, StopTrainer
 from fedmq_edge_agent.core.ledger import SESSION_BLOCK
 from fedmq_edge_agent.core.state import AgentState, load_state
 from fedmq_edge_agent.shell.disk import Disk
@@ -449,5 +450,19 @@ async def test_attempts_in_vain_use_no_session_number_that_is_not_reserved(alone
     wanted = service._session + 2 * SESSION_BLOCK
     await until(lambda: service._session >= wanted)
     await until(lambda: load_state((alone.state_dir / "state").read_bytes()).session >= wanted)
+    stop.set()
+    await running
+
+
+async def test_a_trainer_that_is_ended_in_the_moment_it_is_asked_ends_no_agent(alone: AgentSettings) -> None:
+    """Heat may be read right behind the word to train, before the child was given it."""
+    service, stop = AgentService(alone, start_child=start_child), asyncio.Event()
+    running = asyncio.create_task(service.run(stop))
+    await until(lambda: service.agent.desk.trainer.opened is not None)
+    generation = service.agent.desk.trainer.generation
+    await service._perform(Ask(generation, OpenTask()))
+    await service._perform(StopTrainer(generation))
+    await until(lambda: not any("trainer" in task.get_name() for task in service._background))
+    assert not running.done()
     stop.set()
     await running
