@@ -111,6 +111,7 @@ def on_device(target: str, config: str, *, without_torch: bool = False) -> list[
             [*command, "--", host, f"{_ON_DEVICE} {options}"],
             capture_output=True,
             text=True,
+            errors="replace",  # a board's banner may be in whatever letters
             timeout=_SSH_S,
             check=False,
             stdin=subprocess.DEVNULL,

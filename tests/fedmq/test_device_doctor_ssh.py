@@ -104,6 +104,14 @@ def test_a_board_that_is_not_reached(board: str) -> None:
     assert port
 
 
+def test_a_board_whose_banner_is_in_other_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _program(tmp_path / "ssh", "printf 'Zutritt f\\374r niemand\\n' >&2; exit 255")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (found,) = on_device("pi@board", "/etc/fedmq/device.toml")
+    assert (found.name, found.level) == ("device/ssh", "failed")
+    assert "Zutritt" in found.found
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", "{}", '{"findings": [{}]}', '{"findings": 3}'])
 def test_what_is_no_finding(text: str) -> None:
     assert _told(text) is None
