@@ -20,6 +20,7 @@ _TARGET: Final = re.compile(
     r"^(?:(?P<user>[A-Za-z0-9._][A-Za-z0-9._-]*)@)?(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._][A-Za-z0-9._-]*)"
     r"(?::(?P<port>\d{1,5}))?$"
 )
+_SENT: Final = re.compile(r"/var/tmp/fedmq-flash\.[A-Za-z0-9]+/bundle\.run")  # noqa: S108 - of the board
 _CONNECT_S: Final = 10
 _FLUSH_S: Final = 300
 _SSH_FAILED: Final = 255
@@ -206,7 +207,10 @@ class Remote:
             ) from None
         if process.returncode != 0:
             raise self._failed("copying the bundle", process.returncode, err)
-        return out.decode().strip()
+        lines = out.decode("utf-8", "replace").split()  # a shell may say more, and before it
+        if not lines or _SENT.fullmatch(lines[-1]) is None:
+            raise FlashError(f"{self._target}, copying the bundle: it does not say where it put it")
+        return lines[-1]
 
     def install(self, path: str, *, start: bool = True) -> str:
         """Run a bundle that was sent, and remove it; returns what it tells.

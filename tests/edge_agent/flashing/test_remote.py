@@ -66,6 +66,20 @@ def test_copied_installed_and_nothing_left_behind(
     assert sshd.root.run("cat", "/etc/fedmq/identity/cert.pem").stdout == "newer"
 
 
+def test_a_shell_that_talks_before_it_does_what_it_is_told(sshd: Sshd, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.run"
+    bundle.write_bytes(b"echo installed")
+    sshd.root.write("/root/.bashrc", b"echo welcome to /srv\n")
+    remote = sshd.remote()
+    remote.probe()
+    path = remote.send(bundle)
+    assert sshd.root.run("stat", "-c", "%a %s", path).stdout == "600 14\n"
+    assert "installed" in remote.install(path)
+    sshd.root.write("/root/.bashrc", b"echo 'no more room for you'; exit 0\n")
+    with pytest.raises(FlashError, match="does not say where"):
+        remote.send(bundle)
+
+
 def test_what_the_installer_refuses_is_said_in_its_words(
     sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
