@@ -92,7 +92,7 @@ def cpu_s(pid: int | None) -> float:
 
 async def test_what_takes_too_much_is_killed_and_says_how_much(start: Start) -> None:
     child = await start(memory_limit=120_000_000)
-    with pytest.raises(TrainerError, match=r"took 1\d\d MB, 120 MB are allowed \(memory_limit\)") as caught:
+    with pytest.raises(TrainerError, match=r"took \d{3} MB, 120 MB are allowed \(memory_limit\)") as caught:
         await child.call("eat", megabytes=1_000)
     assert caught.value.code == "trainer-died"
     assert "during eat" in caught.value.detail
@@ -228,7 +228,7 @@ async def test_it_is_nice_in_the_background_and_the_first_to_go(start: Start) ->
     child = await start(nice=10)
     process = psutil.Process(child.pid)
     own = psutil.Process()
-    assert process.nice() == own.nice() + 10
+    assert process.nice() == min(own.nice() + 10, 19)
     assert os.sched_getscheduler(process.pid) == os.SCHED_BATCH
     assert oom_score_adj(process.pid) == 800
 
@@ -250,7 +250,7 @@ async def test_the_trainer_itself_stands_back(tmp_path: Path) -> None:
     client = await TrainerClient.spawn(threads=1, nice=7)
     try:
         pid = (await client.call("ping", timeout_s=60))["pid"]
-        assert psutil.Process(pid).nice() == psutil.Process().nice() + 7
+        assert psutil.Process(pid).nice() == min(psutil.Process().nice() + 7, 19)
         assert oom_score_adj(pid) == 800
     finally:
         await client.close()
