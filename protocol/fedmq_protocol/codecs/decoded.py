@@ -53,7 +53,8 @@ class Sparse:
             weight: rounded to float32 first.
         """
         _check_target(acc, self.n)
-        acc[self.indices] += np.float32(weight) * self.values  # indices are distinct: nothing is lost
+        places = self.indices.astype(np.intp)  # once: reading and writing would each do it
+        acc[places] += np.float32(weight) * self.values  # they are distinct: nothing is lost
 
     def apply_to(self, replica: Float32Array) -> None:
         """`replica += self` in place, then flush what was touched: the one way in which a published model advances.

@@ -87,7 +87,7 @@ def dequantise(body: memoryview, count: int) -> Float32Array:
     if scales[0] == 0 or not 1 <= step <= MAX_STEP:
         raise CodecError("the scale or the step of the levels is out of range")
     codes = nibbles.unpack(body[_HEAD_BYTES:], count)
-    return _signed(_levels(scales, np.array([step]))[0])[codes]
+    return _signed(_levels(scales, np.array([step]))[0]).take(codes)
 
 
 def _apart(nibble_bytes: bytes, count: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

@@ -31,6 +31,7 @@ from fedmq_protocol.errors import CodecError
 BLOCK: Final = 64
 MAX_PARAMETER: Final = 31
 _PARAMETERS: Final = 16  # what a nibble above the base can say
+_SAFE_SUM: Final = 1 << 61
 _BLOCKS_AT_ONCE: Final = 256  # are read, so that temporaries stay in the cache
 
 _Bytes = NDArray[np.uint8]
@@ -131,7 +132,12 @@ def decode(section: memoryview, n: int, k: int) -> UInt32Array:
         raise CodecError("the indices end within their low bits")
 
     gaps = _read_unary(body[total:], k)
-    if (gaps > ((n - 1) >> parameters).repeat(BLOCK)[:k]).any():
+    if (
+        k * (8 * len(body) << int(parameters.max())) > _SAFE_SUM
+        and (  # or the sum below is exact, and says it
+            (gaps > ((n - 1) >> parameters).repeat(BLOCK)[:k]).any()
+        )
+    ):
         raise CodecError("a gap reaches past the end of the vector")
     gaps <<= parameters.repeat(BLOCK)[:k]
     for first in range(0, len(parameters), _BLOCKS_AT_ONCE):
@@ -144,7 +150,7 @@ def decode(section: memoryview, n: int, k: int) -> UInt32Array:
         of_these += low[: len(of_these)]
     gaps += 1
     gaps[0] -= 1
-    indices = gaps.cumsum(out=gaps)  # at most 2**31 gaps below 2**32: no overflow
+    indices = gaps.cumsum(out=gaps)  # of at most 2**31 gaps below 2**32, or as few as above: no overflow
     if indices[-1] >= n:
         raise CodecError("an index reaches past the end of the vector")
     return indices.astype(np.uint32)
