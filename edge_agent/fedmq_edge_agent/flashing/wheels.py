@@ -27,6 +27,7 @@ from fedmq_edge_agent.flashing.progress import Progress, silent
 from fedmq_edge_agent.flashing.requirements import Requirement, normal
 
 _WHEEL: Final = re.compile(r"^(?P<name>[^-]+)-(?P<version>[^-]+)(?:-\d[^-]*)?-[^-]+-[^-]+-[^-]+\.whl$")
+_UNREACHED: Final = "after connection broken by"
 _CUDA: Final = re.compile(r"^(nvidia-|cuda-|triton$)")
 
 Fetch = Callable[[Platform, str, list[Requirement], Path], list[Requirement]]
@@ -84,7 +85,7 @@ def fetch_with_pip(
     """`pip download` for another machine: all at once, and one by one where that fails.
 
     Raises:
-        FlashError: pip is not there.
+        FlashError: pip is not there, or does not reach where it looks.
     """
     if _pip(platform, python, wanted, folder):
         return []
@@ -104,6 +105,12 @@ def _pip(platform: Platform, python: str, wanted: list[Requirement], folder: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - names are checked
     if "No module named pip" in done.stderr:
         raise FlashError(f"{sys.executable} has no pip, which fetches the wheels: python -m ensurepip")
+    if done.returncode != 0 and _UNREACHED in done.stderr:
+        names = ", ".join(str(one) for one in wanted)
+        raise FlashError(
+            f"pip does not reach an index that it looks into for {names}: is this machine in a network, and are "
+            "PIP_INDEX_URL and PIP_EXTRA_INDEX_URL right? `pip download` shows more"
+        )
     return done.returncode == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement as TheirRequirement
 from packaging.utils import parse_wheel_filename
 
+from fedmq_broker.probe import find_free_port
 from fedmq_edge_agent.flashing.errors import FlashError
 from fedmq_edge_agent.flashing.platforms import PLATFORMS, PYTHONS, of_machine
 from fedmq_edge_agent.flashing.requirements import parse
@@ -51,6 +53,19 @@ def test_all_that_is_missing_is_named(tmp_path: Path) -> None:
     index = Index({"a": ("1.0", ["gone>=3", "b", "lost"]), "b": ("1.0", [])})
     with pytest.raises(FlashError, match=r"no wheels for armhf and Python 3\.11 of gone>=3, lost;"):
         gathering(tmp_path, index, "armhf").gather([parse("a")])
+
+
+def test_an_index_that_is_not_reached_is_not_one_without_wheels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{find_free_port('127.0.0.1')}/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    with pytest.raises(FlashError, match=r"does not reach an index that it looks into for msgpack"):
+        Gathering(PLATFORMS["arm64"], "3.11", tmp_path).gather([parse("msgpack>=1")])
 
 
 def test_versions_that_clash_are_refused(tmp_path: Path) -> None:
