@@ -5,6 +5,7 @@ The agent lives on, keeps what it has, says what happened, waits longer each tim
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import psutil
@@ -86,7 +87,8 @@ async def test_killed_for_memory_again_and_again_it_is_said_everywhere_and_heals
         await scene.announce()
         report = await scene.on_air.wait_for(Report, timeout_s=60)
         assert (report.code, report.lease) == ("train-failed", scene.lease)
-        assert "trainer killed during train: took 6" in report.detail
+        # Looked at five times a second, if this machine has the time for it.
+        assert re.search(r"trainer killed during train: took [6-9]\d\d MB", report.detail), report.detail
         assert "600 MB are allowed" in report.detail
     born = await scene.on_air.wait_for(Presence, lambda presence: bool(presence.problem))
     assert born.problem.startswith(f"the trainer failed {LOOP_FAILURES} times in a row, last: trainer killed")
@@ -106,7 +108,7 @@ async def test_killed_for_memory_again_and_again_it_is_said_everywhere_and_heals
 
 
 @pytest.mark.parametrize(
-    ("order", "says"), [("crash", "SIGSEGV"), ("hang", "it hung, and was ended after 30")]
+    ("order", "says"), [("crash", "SIGSEGV"), ("hang", "it hung, and was ended after 3")]
 )
 async def test_a_crash_or_a_hang_is_reported_with_its_lease_and_the_next_training_goes_well(
     settings: AgentSettings, connect: Connect, launch: Launch, tmp_path: Path, order: str, says: str
