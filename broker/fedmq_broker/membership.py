@@ -21,7 +21,6 @@ import datetime as dt
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -45,6 +44,7 @@ from fedmq_broker.membership_files import (
     take_secrets,
     write_aside,
 )
+from fedmq_broker.running import running_pid
 from fedmq_broker.site import Site
 from fedmq_protocol.access import OPERATOR, ROLES
 from fedmq_protocol.aio import Connection
@@ -55,6 +55,11 @@ from fedmq_protocol.topics import Topics
 _MOMENT: Final = dt.timedelta(minutes=2)
 _REREAD_S: Final = 0.25
 """Mosquitto takes a signal when it comes round to it. Who was cut off before that could be back at once, if mute."""
+
+
+_ELSEWHERE: Final = (
+    "Mosquitto runs, but does not listen where [mosquitto] says: fedmq broker stop, and start it again"
+)
 
 
 @dataclass(frozen=True)
@@ -285,12 +290,12 @@ def signal_reload(site: Site) -> bool:
 
     Returns whether it was told; nobody is cut off by it.
     """
+    pid = running_pid(site)
+    if pid is None:
+        return False
     try:
-        pid = int(site.mosquitto.pid.read_text().strip())
-        if sys.platform == "linux" and Path(f"/proc/{pid}/comm").read_text().strip() != "mosquitto":
-            return False  # an old file, or one of a container: the number means somebody else here
         os.kill(pid, signal.SIGHUP)
-    except (OSError, ValueError):
+    except OSError:
         return False
     return True
 
@@ -309,6 +314,9 @@ async def _apply(
     except ConnectionFailedError as error:
         return Applied("later", str(error))
     if live is None or not running:
+        if running_pid(site) is not None:
+            signal_reload(site)
+            return Applied("later", _ELSEWHERE)
         _write_dynsec(site, change)
         return Applied("stopped")
     register = change.register

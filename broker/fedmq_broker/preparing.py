@@ -6,7 +6,6 @@ What is there and holds stays as it is, keys above all. The configuration, the r
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import pwd
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmq_broker import membership
+from fedmq_broker.authority_register import replace_file
 from fedmq_broker.checking.options import option_of
 from fedmq_broker.mosquitto import find_mosquitto, mosquitto_version
 from fedmq_broker.probe import port_is_free
@@ -29,12 +29,10 @@ _AT_START = frozenset({"user", "pid_file", "plugin", "allow_zero_length_clientid
 
 
 def _usual_user() -> str:
-    if os.geteuid() != 0:
-        return getpass.getuser()
-    try:
-        return pwd.getpwnam("mosquitto").pw_name
-    except KeyError:
-        return getpass.getuser()
+    ours = os.geteuid()
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam("mosquitto").pw_name if ours == 0 else pwd.getpwuid(ours).pw_name
+    return "root" if ours == 0 else str(ours)  # in a container, nobody may have given us a name
 
 
 @dataclass(frozen=True)
@@ -171,9 +169,7 @@ def _write(path: Path, text: str) -> bool:
     """Put a file there as a whole, unless it is there already."""
     if _read(path) == text:
         return False
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    replace_file(path, text.encode(), mode=0o644)
     return True
 
 

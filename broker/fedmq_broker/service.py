@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Final
 
 from fedmq_broker import membership
@@ -31,6 +30,7 @@ from fedmq_broker.errors import BrokerStartError
 from fedmq_broker.mosquitto import find_mosquitto
 from fedmq_broker.preparing import give_to
 from fedmq_broker.probe import port_is_free, reachable_host
+from fedmq_broker.running import has_ended, running_pid
 from fedmq_broker.site import MemberFiles, MosquittoFiles, Site
 from fedmq_protocol.access import OPERATOR
 from fedmq_protocol.errors import UsageError
@@ -40,8 +40,6 @@ _POLL_S: Final = 0.02
 _START_S: Final = 20.0
 _GRACE_S: Final = 10.0
 _OWN_FILES: Final = 64
-_PROC: Final = Path("/proc")
-"""Linux tells of processes there; elsewhere we know their numbers alone."""
 
 
 class RunningSite:
@@ -157,21 +155,12 @@ def stop(site: Site, *, grace_s: float = _GRACE_S) -> bool:
         except PermissionError:
             raise UsageError(f"Mosquitto (process {pid}) is not yours to stop: who started it can") from None
         until = time.monotonic() + grace_s
-        while not _has_ended(pid) and time.monotonic() < until:
+        while not has_ended(pid) and time.monotonic() < until:
             time.sleep(_POLL_S)
-        if _has_ended(pid):
+        if has_ended(pid):
             break
     site.mosquitto.pid.unlink(missing_ok=True)
     return True
-
-
-def running_pid(site: Site) -> int | None:
-    """The process id of a site's Mosquitto on this machine; None where it does not run, or runs in a container."""
-    try:
-        pid = int(site.mosquitto.pid.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-    return pid if _is_mosquitto(pid, site.mosquitto.folder) else None
 
 
 def hand_over(site: Site) -> None:
@@ -212,11 +201,14 @@ class _Start:
 
     @contextlib.contextmanager
     def log(self) -> Iterator[IO[bytes]]:
-        """An empty log; the last one is kept beside it."""
+        """An empty log; the last one is kept beside it.
+
+        The folder is Mosquitto's, and we may be root: what lies there already is never written through.
+        """
         path = self.site.mosquitto.log
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):
             path.replace(path.with_name(f"{path.name}.1"))
-        with path.open("wb") as file:
+        with path.open("xb") as file:
             yield file
 
     def await_answer(self, exit_code: Callable[[], int | None], timeout_s: float) -> None:
@@ -275,41 +267,6 @@ def _speaks_tls(host: str, port: int, member: MemberFiles) -> bool:
                 tls.unwrap()  # a farewell: Mosquitto complains without
             return True
     except (OSError, ssl.SSLError):
-        return False
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether no such process runs; one that nobody has waited for counts as ended."""
-    if not _PROC.is_dir():
-        try:
-            os.kill(pid, 0)
-        except OSError as error:
-            return not isinstance(error, PermissionError)
-        return False
-    try:
-        text = _PROC.joinpath(str(pid), "stat").read_text(encoding="utf-8")
-    except OSError:
-        return True
-    return text.rpartition(")")[2].split()[0] == "Z"
-
-
-def _is_mosquitto(pid: int, folder: Path) -> bool:
-    """Whether this process is a Mosquitto, and this folder's as far as the system tells."""
-    if _has_ended(pid):
-        return False
-    process = _PROC / str(pid)
-    if not _PROC.is_dir():
-        return True
-    try:
-        if not process.joinpath("comm").read_text(encoding="utf-8").startswith("mosquitto"):
-            return False
-    except OSError:
-        return False
-    try:
-        return process.joinpath("cwd").resolve(strict=True).samefile(folder)
-    except PermissionError:  # another user's
-        return True
-    except OSError:
         return False
 
 

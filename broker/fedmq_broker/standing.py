@@ -15,7 +15,7 @@ from typing import Final
 from cryptography import x509
 
 from fedmq_broker.checking.reading import read_file
-from fedmq_broker.service import running_pid
+from fedmq_broker.running import running_pid
 from fedmq_broker.site import Site
 from fedmq_protocol.access import OPERATOR
 from fedmq_protocol.aio import BrokerSettings, Connection, Message

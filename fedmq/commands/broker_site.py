@@ -112,7 +112,7 @@ def renew(config_path: Path) -> None:
 @site_option
 def reload(config_path: Path) -> None:
     """Bring a running broker what has changed in the file, its certificates and its members; nobody is cut off."""
-    from fedmq_broker.service import running_pid
+    from fedmq_broker.running import running_pid
 
     configuration = read(config_path)
     if running_pid(site_of(configuration)) is None:
@@ -168,7 +168,7 @@ def _prepare(configuration: Configuration, *, renew: bool) -> tuple[Prepared, li
     plan = plan_of(configuration)
     from fedmq_broker import membership
     from fedmq_broker.preparing import is_serving, prepare
-    from fedmq_broker.service import running_pid
+    from fedmq_broker.running import running_pid
 
     site = site_of(configuration)
     here = running_pid(site) is not None

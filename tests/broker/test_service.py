@@ -24,7 +24,8 @@ from fedmq_broker.errors import BrokerStartError
 from fedmq_broker.mosquitto import find_mosquitto, mosquitto_version
 from fedmq_broker.preparing import Plan, prepare
 from fedmq_broker.probe import find_free_port
-from fedmq_broker.service import hand_over, running_pid, start_detached, start_site, stop
+from fedmq_broker.running import running_pid
+from fedmq_broker.service import hand_over, start_detached, start_site, stop
 from fedmq_broker.site import Site
 from fedmq_broker.sizing import plan as limits_for
 from fedmq_broker.standing import look
@@ -113,6 +114,32 @@ def test_what_is_rendered_passes_the_check(site: Site) -> None:
         site.mosquitto.configuration, devices=10, limits=plan.limits, version=mosquitto_version(program)
     )
     assert [one for one in found if one.rule != "user-root"] == []  # who tests may be root; see below
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links")
+def test_nothing_is_written_through_a_link_that_lies_in_its_folder(site: Site, tmp_path: Path) -> None:
+    """The folder is Mosquitto's own, and whoever prepares and starts it may be root."""
+    plan = own_plan()
+    prepare(site, plan, running=False)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious")
+    nowhere = tmp_path / "nowhere"
+    site.mosquitto.folder.joinpath(".mosquitto.conf.part").symlink_to(elsewhere)
+    prepare(site, replace(plan, limits=limits_for(20, 1_000)), running=False)
+    assert elsewhere.read_text() == "precious"
+    site.mosquitto.log.symlink_to(nowhere)
+    with start_site(site):
+        assert not nowhere.exists()
+        assert site.mosquitto.log.is_file()
+
+
+def test_a_user_without_a_name_prepares_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as some number."""
+    monkeypatch.setattr(os, "geteuid", lambda: 54_321_012)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54_321_012)
+    assert Plan("home", ("localhost",), limits_for(10, 1_000)).user == "54321012"
 
 
 # ------------------------------------------------------------------------------------- running

@@ -14,7 +14,8 @@ import pytest
 
 from fedmq.cli import run
 from fedmq_broker.probe import find_free_port
-from fedmq_broker.service import running_pid, stop
+from fedmq_broker.running import running_pid
+from fedmq_broker.service import stop
 from fedmq_broker.site import Site
 from tests.broker_fixtures import require_mosquitto
 

@@ -18,11 +18,14 @@ from typing import Final
 
 from fedmq_protocol.access import COORDINATOR, MONITOR, OPERATOR, Rule, allows, rules
 from fedmq_protocol.errors import UsageError
+from fedmq_protocol.limits import MAX_ID_CHARS
 from fedmq_protocol.topics import Topics
 
 _PROTOCOL: Final = "fedmq/v1/"
 _DEVICE: Final = "fedmq-"
 _ROLE: Final = re.compile(r"(?P<federation>.+?)-(?P<role>coordinator|(?:monitor|operator)(?:-[0-9a-f]+)?)")
+_LONGEST: Final = len(_DEVICE) + 2 * MAX_ID_CHARS + len("-")
+"""No member's is longer; a stranger's may be, and it costs time to take one apart."""
 _ROLES: Final = {"coordinator": COORDINATOR, "monitor": MONITOR, "operator": OPERATOR}
 
 
@@ -52,6 +55,8 @@ class Rights:
 def rights_of(client_id: str) -> Rights:
     """The rights of a client by its id."""
     given: list[Rule] = []
+    if len(client_id) > _LONGEST:
+        return Rights(None)
     if client_id.startswith(_DEVICE):
         words = client_id.removeprefix(_DEVICE).split("-")
         # Federations and devices may have dashes in their names, and one be called `fedmq`: it is all that it could be.

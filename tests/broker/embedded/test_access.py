@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from fedmq_broker.embedded import access
 from fedmq_broker.embedded.access import rights_of
 from fedmq_broker.runner import RunningBroker
 from fedmq_protocol.aio import Will
 from fedmq_protocol.errors import ConnectionFailedError
+from fedmq_protocol.topics import Topics
 from tests.broker.gate.matrix import (
     EVERYBODYS,
     OTHER,
@@ -24,6 +26,7 @@ from tests.broker.gate.matrix import (
 )
 from tests.broker_fixtures import Connect
 
+LONGEST = "a" * 64
 CLIENT_IDS = {
     "dev-1": "fedmq-home-dev-1",
     "dev-2": "fedmq-home-dev-2",
@@ -46,6 +49,16 @@ async def ears(start: Callable[..., RunningBroker], connect: Connect) -> AsyncIt
     yield ears
     for ear in ears.values():
         await ear.stop()
+
+
+def test_the_longest_names_have_their_rights_and_longer_ids_are_strangers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topics = Topics(LONGEST)
+    assert rights_of(f"fedmq-{LONGEST}-{LONGEST}").may_publish(topics.up(LONGEST, "hello"))
+    assert rights_of(f"{LONGEST}-coordinator").may_publish(topics.announcement)
+    monkeypatch.setattr(access, "rules", pytest.fail)  # to take it apart would be some seconds of work
+    assert rights_of(f"fedmq-{'a-' * 100}a").given is None
 
 
 def speaker(ears: dict[str, Ear], topic: str) -> Ear:

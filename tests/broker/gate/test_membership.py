@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import shutil
@@ -17,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from fedmq_broker import membership
 from fedmq_broker.authority import Change
 from fedmq_broker.dynsec_control import Control
+from fedmq_broker.probe import find_free_port
 from fedmq_protocol.access import COORDINATOR, MONITOR, OPERATOR
 from fedmq_protocol.aio import BrokerSettings, Disconnected, Will
 from fedmq_protocol.errors import ConnectionFailedError, UsageError
@@ -244,6 +246,32 @@ async def test_an_old_password_is_worth_nothing_once_a_certificate_is_there(
     with pytest.raises(ConnectionFailedError):
         await come_in(world.by_password("board", made.password))
     assert (await come_in(world.settings("board"))).is_connected
+
+
+async def test_a_broker_that_runs_where_its_file_said_before_is_not_taken_for_stopped(
+    world: World, come_in: ComeIn, tmp_path: Path
+) -> None:
+    """Its port was changed in the file, and it was not started anew: what it keeps out, it keeps out all the same."""
+    await membership.enrol(world.site, ["dev-1"], live=world.live)
+    shutil.copytree(world.site.member("dev-1").folder, tmp_path / "kept")
+    elsewhere = world.settings(OPERATOR, port=find_free_port("127.0.0.1"))
+    for live in (elsewhere, None):
+        applied = await membership.revoke(world.site, ["dev-1"], live=live)
+        assert applied.how == "later"
+        assert "Mosquitto runs, but does not listen where" in applied.note
+    async with asyncio.timeout(10):
+        while await is_in(come_in, world, tmp_path / "kept"):  # it takes a signal when it comes round to it
+            pass
+    assert (await membership.settle(world.site, live=world.live)).how == "live"
+    async with Control(world.live) as control:
+        assert await control.client("dev-1") is None
+
+
+async def is_in(come_in: ComeIn, world: World, files: Path) -> bool:
+    with contextlib.suppress(ConnectionFailedError):
+        await (await come_in(world.settings("dev-1", files=files))).stop()
+        return True
+    return False
 
 
 async def away(_settings: BrokerSettings) -> bool:
