@@ -55,7 +55,9 @@ class MosquittoTable(BaseModel):
         default=None,
         description="Where authority, configuration and members lie; default: site, beside the file.",
     )
-    listen: str = Field(default="", description="The one address to listen on; else all of this machine's.")
+    listen: str = Field(
+        default="", pattern=r"^\S*$", description="The one address to listen on; else all of this machine's."
+    )
     port: Annotated[int, Field(ge=1, le=65535)] = Field(
         default=8883, description="TLS with client certificates: the door for everybody who can."
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import ipaddress
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -30,6 +31,7 @@ BEFORE_ANY_CLOCK: Final = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 """What a device checks is valid since then: a board without a battery wakes up in the past, and has to get in."""
 
 _CLOCKS_DIFFER: Final = dt.timedelta(days=1)
+_HOST: Final = re.compile(r"[A-Za-z0-9._*-]+")
 _MIN_RSA_BITS: Final = 2048
 _MAX_REQUEST_BYTES: Final = 65_536
 _CLIENT, _SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
@@ -226,9 +228,12 @@ def _general_name(host: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
-        return x509.DNSName(host.encode("idna").decode("ascii"))
+        name = host.encode("idna").decode("ascii")
     except (UnicodeError, ValueError):
-        raise UsageError(f"{host!r} is neither a host's name nor an address") from None
+        name = ""
+    if not _HOST.fullmatch(name):
+        raise UsageError(f"{host!r} is neither a host's name nor an address")
+    return x509.DNSName(name)
 
 
 def _authority_key(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:

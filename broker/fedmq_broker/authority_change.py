@@ -167,7 +167,7 @@ class Change:
             UsageError: one of them is neither a name nor an address.
         """
         now = self._now()
-        not_after = min(now + dt.timedelta(days=days), self._signer.ca.not_valid_after_utc)
+        not_after = self._end(now, days)
         key = certificates.new_key()
         names = [*hosts, *(host for host in _LOCAL_HOSTS if host not in hosts)]
         made = self._signer.server(names, key.public_key(), not_after=not_after)
@@ -262,7 +262,7 @@ class Change:
             public_key = key.public_key()
         if csr is not None:
             self._refuse_known_key(name, certificates.key_id(public_key))
-        not_after = min(now + dt.timedelta(days=days), self._signer.ca.not_valid_after_utc)
+        not_after = self._end(now, days)
         made = self._signer.member(name, public_key, now=now, not_after=not_after)
         issued = _issued(made, now, made_key=key is not None)
         member = Member(name, "certificate", enrolled_at, certificates=(*living, issued))
@@ -285,6 +285,12 @@ class Change:
                     )
                 if member.name != name:
                     raise UsageError(f"this key is {member.name}'s: each device needs one of its own")
+
+    def _end(self, now: dt.datetime, days: float) -> dt.datetime:
+        if not days > 0:
+            raise UsageError(f"a certificate cannot hold for {days:g} days")
+        last = self._signer.ca.not_valid_after_utc
+        return last if days >= (last - now) / dt.timedelta(days=1) else now + dt.timedelta(days=days)
 
     def _number_crl(self) -> None:
         # Of two lists, TLS libraries believe the later one: dates grow by a second at least, however fast they come.

@@ -87,3 +87,9 @@ def test_the_folder_lies_beside_the_file(toml: Path, tmp_path: Path) -> None:
     assert site_of(read(toml, environ={})).folder == tmp_path / "site"
     toml.write_text(SITE + 'folder = "../broker"\n')
     assert site_of(read(toml, environ={})).folder == tmp_path / "../broker"
+
+
+def test_an_address_brings_no_further_lines_into_the_configuration(toml: Path) -> None:
+    toml.write_text(SITE + 'listen = "127.0.0.1\\nallow_anonymous true"\n')
+    with pytest.raises(ConfigError, match="listen"):
+        broker_settings(read(toml, environ={}))

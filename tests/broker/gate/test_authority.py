@@ -150,6 +150,24 @@ def test_no_certificate_outlives_the_authority(authority: Authority, clock: Cloc
     assert authority.issue("dev-1").member.not_after == end
 
 
+@pytest.mark.parametrize("days", [float("inf"), 1e300])
+def test_for_ever_is_as_long_as_the_authority(authority: Authority, days: float) -> None:
+    assert authority.issue("dev-1", days=days).member.not_after == authority.ca.not_valid_after_utc
+
+
+@pytest.mark.parametrize("days", [float("nan"), 0.0, -1.0])
+def test_a_certificate_holds_for_some_time(authority: Authority, days: float) -> None:
+    with pytest.raises(UsageError, match="cannot hold for"):
+        authority.issue("dev-1", days=days)
+    assert "dev-1" not in authority.members()
+
+
+@pytest.mark.parametrize("host", ["", "a b", "x\ny", "bad..name", "mqtts://x"])
+def test_what_is_no_host_gets_no_certificate(authority: Authority, host: str) -> None:
+    with pytest.raises(UsageError, match="neither a host's name nor an address"):
+        authority.issue_server([host])
+
+
 def test_the_list_is_made_anew_in_time_and_grows_a_date_each_time(authority: Authority, clock: Clock) -> None:
     dates = []
     for name in ("a", "b", "c"):
