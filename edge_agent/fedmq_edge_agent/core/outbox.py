@@ -243,13 +243,12 @@ class Outbox:
         """When `poll` has something to send next."""
         if self._max_packet_bytes is None or not self._entries:
             return None
-        times = [entry.next_send_at for entry in self._entries.values() if entry.to_be_sent]
-        if self._turn != "free":  # one at a time: the oldest that is under way, or else the oldest
-            times = [
-                entry.next_send_at for entry in self._entries.values() if entry.to_be_sent and entry.under_way
-            ] or times
-        due = min(times, default=None)
-        return max(due, self._patient_until) if due is not None and self._turn == "waits" else due
+        due = min((entry.next_send_at for entry in self._entries.values() if entry.to_be_sent), default=None)
+        if due is None or self._turn == "free":
+            return due
+        # One at a time: not before every one that is under way is due again.
+        due = max([due, *(entry.next_send_at for entry in self._entries.values() if entry.under_way)])
+        return max(due, self._patient_until) if self._turn == "waits" else due
 
     def poll(self, *, fits: Callable[[int, str], bool], left: int | None = None, now: float) -> list[Effect]:
         """Send what is due; what does not fit beside what is under way waits until that is settled.
@@ -269,7 +268,7 @@ class Outbox:
             entry.cost for entry in self._entries.values() if entry.under_way and entry.next_send_at > now
         )
         if self._turn != "free":
-            due = [] if begun else due[:1]
+            due = [] if begun else sorted(due, key=lambda entry: entry.next_send_at)[:1]
         for entry in due:
             if begun and left is not None and begun + entry.cost > left:
                 entry.under_way, entry.next_send_at = False, now + RESEND.first_s

@@ -58,8 +58,12 @@ export class Delivery {
 
   tick(now) {
     if (this.turn === "waits" && now < this.patientUntil) return;
-    for (const item of this.sending.values()) {
-      if (this.turn !== "free" && [...this.sending.values()].some(({ sent, due }) => sent && now < due)) return;
+    let items = [...this.sending.values()];
+    if (this.turn !== "free") { // one at a time, whoever is due for longest: one without an answer holds up no other
+      if (items.some(({ sent, due }) => sent && now < due)) return;
+      items = items.sort((one, other) => one.due - other.due).slice(0, 1);
+    }
+    for (const item of items) {
       if (now < item.due) continue;
       item.sent = true;
       item.due = now + item.backoff.next(this.seldom);

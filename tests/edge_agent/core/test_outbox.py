@@ -184,6 +184,34 @@ def test_in_its_turn_a_device_sends_one_update_after_the_other() -> None:
     assert counters(outbox.poll(fits=anything, now=7.0)) == [4, 5]
 
 
+def test_an_update_that_nobody_answers_holds_up_no_other() -> None:
+    outbox = with_updates(2)
+    outbox.turn(mine=True, everybody=False, now=0.0)
+    sent = []
+    for _ in range(4):
+        due = outbox.next_deadline()
+        assert due is not None
+        sent += counters(outbox.poll(fits=anything, now=due))
+    assert sent == [3, 4, 3, 4]
+
+
+def test_a_turn_while_several_are_under_way_leaves_no_deadline_that_is_over() -> None:
+    chances = iter((0.0, 1.0, 0.5, 0.5, 0.5))
+    _, first = make(5_000)
+    outbox = Outbox(topics=TOPICS, device="dev-1", chance=lambda: next(chances))
+    for counter in (3, 4):
+        header = first.header.model_copy(update={"counter": counter})
+        outbox.add(PendingUpdate(header=header, file=f"{counter}.bin"), from_before=True, now=0.0)
+    outbox.connected(128 * 1024, now=0.0)
+    assert counters(outbox.poll(fits=anything, now=0.0)) == [3, 4]
+    outbox.turn(mine=True, everybody=False, now=1.0)
+    assert outbox.next_deadline() == pytest.approx(6.0)  # 3 is due at 4, but 4 is under way until then
+    assert counters(outbox.poll(fits=anything, now=6.1)) == [3]
+    due = outbox.next_deadline()
+    assert due is not None
+    assert due > 6.1
+
+
 def test_who_has_heard_of_turns_waits_for_those_of_a_new_epoch() -> None:
     outbox = with_updates(2)
     outbox.turn(mine=True, everybody=True, now=0.0)
