@@ -6,8 +6,9 @@ update that counts. So the allowances are for the rest, of which an honest devic
 what it says at a reconnect, requests, what it says again.
 
 What is beyond an allowance is dropped unread: no signature is verified for it and no envelope opened. Who goes on until
-as much was dropped as it may ever say at once floods, and nothing at all of it is read until it has been quiet for a
-while. Only its last presence is kept, for that moment: it is a state, and not a message among others.
+as much was dropped as it may ever say at once floods, and nothing at all of it is read until it has kept within them
+for a while: silence is not asked for, since a device in good order says again, now and then, what has no answer. Only
+its last presence is kept, for that moment: it is a state, and not a message among others.
 
 Nothing here is journaled: after a restart a flood is recognised again, as soon as it goes on.
 """
@@ -39,7 +40,7 @@ class FloodLimits:
         messages_per_s: in the long run.
         payload_bytes: at once.
         bytes_per_s: in the long run.
-        quiet_s: who flooded is heard again after so long a silence.
+        quiet_s: who flooded is heard again when it has kept within the allowances for so long.
         again_s: while a flood goes on it is told of so often.
     """
 
@@ -58,6 +59,7 @@ class Flood:
     Attributes:
         since: when the first message beyond its allowance came.
         last_at: when the last message came.
+        beyond_at: when the last one came that was more than it may say.
         messages: dropped so far.
         payload_bytes: of those.
         presence: the last that was dropped.
@@ -67,6 +69,7 @@ class Flood:
 
     since: float
     last_at: float
+    beyond_at: float
     told_at: float = 0.0
     logged_at: float = 0.0
     messages: int = 0
@@ -97,6 +100,14 @@ class _Account:
         self.at = at
         self.over: Flood | None = None
 
+    def pay(self, payload_bytes: int) -> bool:
+        """Charge it for a message; False if there is not enough left, and then it is not charged."""
+        if self.messages < 1.0 or self.payload_bytes < payload_bytes:
+            return False
+        self.messages -= 1.0
+        self.payload_bytes -= payload_bytes
+        return True
+
 
 class Floodgate:
     """Everybody's allowances.
@@ -123,6 +134,8 @@ class Floodgate:
         if flood is None:
             return False
         flood.drop(event, now=now)
+        if not self._account(device, now).pay(len(event.payload)):
+            flood.beyond_at = now
         return True
 
     def admit(self, device: str, event: PacketArrived, *, now: float) -> Verdict:
@@ -134,19 +147,15 @@ class Floodgate:
         if self.ignores(device, event, now=now):
             return "dropped"
         account, limits = self._account(device, now), self.limits
-        size = len(event.payload)
-        if account.messages >= 1.0 and account.payload_bytes >= size:
-            account.messages -= 1.0
-            account.payload_bytes -= size
+        if account.pay(len(event.payload)):
             return "taken"
         if account.over is None:
-            account.over = Flood(since=now, last_at=now)
+            account.over = Flood(since=now, last_at=now, beyond_at=now)
         account.over.drop(event, now=now)
         if account.over.messages < limits.messages and account.over.payload_bytes < limits.payload_bytes:
             return "dropped"
         self.floods[device] = account.over
-        account.over.told_at = account.over.logged_at = now
-        del self._accounts[device]
+        account.over.beyond_at = account.over.told_at = account.over.logged_at = now
         return "flood"
 
     def give_back(self, device: str, payload_bytes: int) -> None:
@@ -167,19 +176,20 @@ class Floodgate:
         if not self.floods:
             return None
         quiet_s, again_s = self.limits.quiet_s, self.limits.again_s
-        return min(min(flood.last_at + quiet_s, flood.told_at + again_s) for flood in self.floods.values())
+        return min(min(flood.beyond_at + quiet_s, flood.told_at + again_s) for flood in self.floods.values())
 
     def ended(self, *, now: float) -> Iterator[tuple[str, Flood]]:
         """Floods that are over, which are then forgotten."""
         quiet_s = self.limits.quiet_s
-        for device in [name for name, flood in self.floods.items() if flood.last_at + quiet_s <= now]:
+        for device in [name for name, flood in self.floods.items() if flood.beyond_at + quiet_s <= now]:
+            self._accounts.pop(device, None)
             yield device, self.floods.pop(device)
 
     def untold(self, *, now: float) -> Iterator[tuple[str, Flood]]:
         """Floods that went on since they were last told of, `again_s` ago or longer."""
         for device, flood in self.floods.items():
             if flood.told_at + self.limits.again_s <= now:
-                goes_on, flood.told_at = flood.last_at > flood.told_at, now
+                goes_on, flood.told_at = flood.beyond_at > flood.told_at, now
                 if goes_on:
                     yield device, flood
 

@@ -82,11 +82,22 @@ def test_a_flood_is_over_when_it_has_been_quiet_for_so_long() -> None:
     for _ in range(20):
         gate.admit("a", packet(), now=0.0)
     assert gate.next_end() == 5.0
-    assert gate.ignores("a", packet(), now=4.0)
+    assert all(gate.ignores("a", packet(), now=4.0) for _ in range(9))  # eight have flown in
     assert not list(gate.ended(now=5.0))
     assert [name for name, _ in gate.ended(now=9.0)] == ["a"]
     assert gate.next_end() is None
     assert gate.admit("a", packet(), now=9.0) == "taken"
+
+
+def test_who_says_no_more_than_it_may_floods_no_more() -> None:
+    """A device whose updates nobody answers says them again for ever, and is never silent for long."""
+    gate = Floodgate(SMALL)
+    for _ in range(20):
+        gate.admit("a", packet(), now=0.0)
+    for now in (1.0, 2.0, 3.0, 4.0, 4.9):
+        assert gate.admit("a", packet(), now=now) == "dropped"
+    assert [name for name, _ in gate.ended(now=5.0)] == ["a"]
+    assert gate.admit("a", packet(), now=5.1) == "taken"
 
 
 def test_drops_long_ago_do_not_add_up_to_a_flood() -> None:
@@ -178,7 +189,7 @@ def test_a_flooder_that_falls_silent_is_asked_to_come_anew(world: World) -> None
     """It may have been put out, without its last will: nobody is to wait for it."""
     flood(world, "a")
     world.pass_time(29.0)
-    flood(world, "a", 1)
+    flood(world, "a", 501)
     world.pass_time(29.0)
     assert world.core.view(now=world.now).devices[0].problem
     world.pass_time(2.0)
