@@ -72,6 +72,8 @@ class Turns:
     def connected(self, run: Run | None) -> None:
         """The broker has a new connection of ours: receipts that were on their way are lost."""
         self._limits.clear()  # the broker may take other packets now
+        if self._said is not None:  # whether it came nobody knows: it is said again, or something else
+            self._said = self._said.model_copy(update={"span": 0})
         self._quiet_at, self._quiet_s = None, QUIET_S
         self._invited.clear()
         self._unsure = set() if run is None else run.answered - run.leases.keys()

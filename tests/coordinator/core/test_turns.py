@@ -220,6 +220,20 @@ def test_after_a_reconnection_nobody_waits_on_an_arc_of_before() -> None:
     assert fleet.turn.span == RING
 
 
+def test_a_word_that_all_may_send_is_said_again_after_a_reconnection_that_may_have_lost_it() -> None:
+    fleet = Fleet(2 * ROOM, rounds=1)
+    fleet.train(fleet.names)
+    fleet.send()
+    while fleet.queue:
+        fleet.take()
+        fleet.send()
+    assert fleet.turn.span == RING
+    before = len(fleet.world.sent(Turn))
+    fleet.world.tell(e.BrokerDisconnected("cut"))
+    fleet.world.tell(e.BrokerConnected())
+    assert [turn.span for turn in fleet.world.sent(Turn)[before:]] == [RING]
+
+
 def test_the_operator_sees_who_waits_for_credit() -> None:
     fleet = Fleet(3 * ROOM)
     view = fleet.world.core.run_view("r1", now=fleet.world.now)
