@@ -60,6 +60,8 @@ class Turns:
         self._num_heard = 0
         """Of them, since it was last looked at."""
         self._num_waiting = 0
+        self._passed = 0
+        """So much of the ring has had its turn since somebody was heard."""
         self._unsure: set[str] = set()
         """Those who may not have got their receipts, and say everything again."""
         self._quiet_s = QUIET_S
@@ -81,8 +83,9 @@ class Turns:
     def heard(self, device: str, *, now: float) -> None:
         """An update of the device came, or word that there will be none."""
         self._num_heard += device in self._invited
+        self._passed = 0
         if self._quiet_at is not None:
-            self.flows_until = now + 2 * self._quiet_s
+            self.flows_until = max(self.flows_until, now + 2 * self._quiet_s)
         self._invited.discard(device)
         self._unsure.discard(device)
 
@@ -155,6 +158,9 @@ class Turns:
         self._invited |= {device for offset, device in ring[:num_new] if offset < span}
         self._num_waiting = len(waiting)
         self._quiet_at = now + self._quiet_s
+        if self._passed < RING:  # who stands on this arc may have been ready for long
+            self.flows_until = max(self.flows_until, self._quiet_at + QUIET_S)
+        self._passed += span
         self._said = Turn(start=begin, span=span)
         return self._said
 

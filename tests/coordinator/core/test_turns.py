@@ -13,7 +13,7 @@ from fedmq_coordinator.core import events as e
 from fedmq_coordinator.core.turns import MAX_QUIET_S, QUIET_S
 from fedmq_protocol.limits import RING
 from fedmq_protocol.messages import Announcement, Receipt, Turn, Update
-from fedmq_protocol.sampling import has_turn
+from fedmq_protocol.sampling import has_turn, place
 from tests.coordinator.core.world import FLOAT32, World, settings
 
 ROOM = 5
@@ -187,6 +187,22 @@ def test_who_waits_for_its_turn_is_no_straggler_and_who_is_silent_is_one() -> No
     assert not fleet.run.over
     fleet.world.pass_time(20.0)
     assert fleet.run.over
+
+
+def test_who_is_ready_behind_silent_arcs_has_its_turn_before_the_deadline_strikes() -> None:
+    fleet = Fleet(8 * ROOM, rounds=1, factor=1.0)
+    begin = fleet.turn.start
+    order = sorted(fleet.names, key=lambda name: (place(name) - begin) % RING)
+    silent = order[22:34]
+    fleet.train([name for name in order if name not in silent])
+    for _ in range(500):
+        fleet.send()
+        fleet.world.pass_time(0.1)
+        if fleet.queue:
+            fleet.take()
+    assert not fleet.ready
+    assert fleet.run.num_accepted == fleet.size - len(silent)
+    assert fleet.run.over  # and the silent were not waited for without end
 
 
 def test_who_leaves_makes_room() -> None:
