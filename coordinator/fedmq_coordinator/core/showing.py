@@ -123,7 +123,12 @@ def run(run: Run, desk: Desk, *, broker: str, evaluating: bool, now: float) -> R
             wait = ""
     published = run.holds_model
     is_open = run.state == "active" and run.settings.mode == "sync" and run.round_open
-    closes_in_s = closes_in(run, desk.crew(run), now=now, resumed_at=desk.resumed_at) if is_open else None
+    closes_in_s = None
+    if is_open:
+        flows_until = desk.turns.flows_until
+        closes_in_s = closes_in(
+            run, desk.crew(run), now=now, resumed_at=desk.resumed_at, flows_until=flows_until
+        )
     return RunView(
         run=run.id,
         state=run.state,

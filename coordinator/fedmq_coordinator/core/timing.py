@@ -31,9 +31,14 @@ def round_length(run: Run, roster: Roster) -> float:
     return min(settings.round_timeout_s, wanted)
 
 
-def closes_in(run: Run, roster: Roster, *, now: float, resumed_at: float) -> float:
-    """Seconds until the open round closes with what it has; a coordinator that starts anew waits anew."""
-    return max(run.opened_at, resumed_at) + round_length(run, roster) - now
+def closes_in(run: Run, roster: Roster, *, now: float, resumed_at: float, flows_until: float = 0.0) -> float:
+    """Seconds until the open round closes with what it has.
+
+    A coordinator that starts anew waits anew, and where members take turns to send, they have them first.
+    """
+    begun = max(run.opened_at, resumed_at)
+    hard = begun + run.settings.selection.round_timeout_s
+    return min(hard, max(begun + round_length(run, roster), flows_until)) - now
 
 
 def lease_length(run: Run, devices: Collection[str]) -> float:

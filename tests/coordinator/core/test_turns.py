@@ -198,6 +198,8 @@ def test_who_is_ready_behind_silent_arcs_has_its_turn_before_the_deadline_strike
     for _ in range(500):
         fleet.send()
         fleet.world.pass_time(0.1)
+        closes_in = fleet.world.core.run_view("r1", now=fleet.world.now).closes_in_s
+        assert closes_in is None or closes_in > 0  # nobody is told that it should have closed
         if fleet.queue:
             fleet.take()
     assert not fleet.ready
