@@ -7,7 +7,6 @@ loopback unless it is told otherwise.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
@@ -73,13 +72,13 @@ class Pages:
             if self._num_open <= _MAX_CONNECTIONS:
                 async with asyncio.timeout(_TIMEOUT_S):
                     await self._answer(reader, writer)
+                    writer.close()
+                    await writer.wait_closed()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # whoever asked has left, or asks for nothing that we serve
         finally:
             self._num_open -= 1
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            writer.transport.abort()  # who does not read what was asked for keeps neither it nor us
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rich.console import Group, RenderableType
+from rich.console import Group, OverflowMethod, RenderableType
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -88,7 +88,7 @@ def draw(picture: Picture, *, height: int | None = None, note: str = "") -> Rend
 
 
 def _title(picture: Picture, note: str) -> Text:
-    title = Text(f"fedmq {picture.coordinator.federation}", style="bold", no_wrap=True, overflow="ellipsis")
+    title = _text(f"fedmq {picture.coordinator.federation}", style="bold", no_wrap=True, overflow="ellipsis")
     return title.append(f"  {note}", style="dim not bold") if note else title
 
 
@@ -186,7 +186,7 @@ def _coordinator(told: CoordinatorPicture) -> list[RenderableType]:
         )
         lines.append(bar)
     if run.waiting:
-        lines.append(Padding(Text(f"waits for {run.waiting}"), (0, 0, 0, 12)))
+        lines.append(Padding(_text(f"waits for {run.waiting}"), (0, 0, 0, 12)))
     return lines
 
 
@@ -208,12 +208,12 @@ def _table(all_rows: list[Row], limit: int, picture: Picture) -> list[Renderable
     table.add_column("remark", no_wrap=True, overflow="ellipsis")
     for row in all_rows[:limit]:
         table.add_row(
-            Text(row.name),
+            _text(row.name),
             Text(row.state, style=_STATE_STYLES.get(row.state, "")),
             span(row.silent_s) if row.silent_s else "",
             "" if row.updates is None else str(row.updates),
-            Text(row.at_broker),
-            Text(row.remark),
+            _text(row.at_broker),
+            _text(row.remark),
         )
     left_out = len(all_rows) - limit
     return [heading, table, *([Text(f"and {left_out} more", style="dim")] if left_out > 0 else [])]
@@ -250,7 +250,7 @@ def _troubles(troubles: Mapping[str, int]) -> str:
 def _happenings(happenings: list[Happening]) -> list[RenderableType]:
     recent = [each for each in happenings if each.ago_s <= _RECENT_S][:_HAPPENINGS]
     return [
-        Text(f"{span(each.ago_s):>8} ago  {each.text}", style="yellow", no_wrap=True, overflow="ellipsis")
+        _text(f"{span(each.ago_s):>8} ago  {each.text}", style="yellow", no_wrap=True, overflow="ellipsis")
         for each in recent
     ]
 
@@ -268,11 +268,20 @@ def _certificates(picture: Picture) -> list[RenderableType]:
 
 def _line(word: str, style: str, text: str) -> Text:
     line = Text(f"{word:<12}", style="bold", no_wrap=True, overflow="ellipsis")
-    return line.append(text, style=f"not bold {style}".strip())
+    return line.append(_plain(text), style=f"not bold {style}".strip())
 
 
 def _more(text: str, style: str = "") -> Text:
-    return Text(" " * 12 + text, style=style, no_wrap=True, overflow="ellipsis")
+    return _text(" " * 12 + text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _text(text: str, *, style: str = "", no_wrap: bool = False, overflow: OverflowMethod | None = None) -> Text:
+    return Text(_plain(text), style=style, no_wrap=no_wrap, overflow=overflow)
+
+
+def _plain(text: str) -> str:
+    """What devices, and strangers at the broker, say of themselves must not command the terminal."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
 def span(seconds: float) -> str:

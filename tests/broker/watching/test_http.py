@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import urllib.request
 from collections.abc import AsyncIterator
 
@@ -10,7 +11,7 @@ import pytest
 
 from fedmq_broker.watching import http
 from fedmq_broker.watching.http import Pages
-from fedmq_broker.watching.picture import Picture
+from fedmq_broker.watching.picture import DevicePicture, Picture
 
 
 @pytest.fixture
@@ -67,3 +68,21 @@ async def test_whoever_says_too_much_or_nothing_is_cut_off(url: str, monkeypatch
     monkeypatch.setattr(http, "_TIMEOUT_S", 0.1)
     assert await ask(url, b"GET / HT") == b""
     assert (await ask(url, b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_whoever_asks_and_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_TIMEOUT_S", 0.2)
+    devices = [DevicePicture(device=f"dev-{number}", state="idle") for number in range(40_000)]
+    pages = Pages(lambda: Picture(at=1.0, devices=devices))
+    url = await pages.start("127.0.0.1", 0)
+    host, _, port = url.removeprefix("http://").partition(":")
+    others = asyncio.all_tasks()
+    with socket.socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        peer.connect((host, int(port)))
+        peer.sendall(b"GET /picture HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(20):
+            while not (serving := asyncio.all_tasks() - others):  # noqa: ASYNC110 - until it is served
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*serving)
+    await pages.stop()

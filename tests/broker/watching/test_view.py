@@ -153,6 +153,22 @@ def test_markup_in_names_is_only_text(picture: Picture) -> None:
     assert any("[red]x[/red] [/nonsense]" in line for line in drawn(odd, width=120))
 
 
+def test_what_devices_say_does_not_command_the_terminal(picture: Picture) -> None:
+    said = "\x1b]0;mine\x07\x1b[2J all is well\nbroker  up \x9b31m"
+    seen = picture.model_copy(
+        update={
+            "devices": [device("dev-1", "unable", problem=said)],
+            "happenings": [Happening(ago_s=1.0, kind="refused", client=said, text=said)],
+            "clients": [ClientPicture(client=said, troubles={"refused": 1}, last_trouble_s=1.0)],
+            "coordinator": CoordinatorPicture(federation="home", told_by="nobody", detail=said),
+        }
+    )
+    lines = drawn(seen, width=200)
+    assert all(line.isprintable() for line in lines)
+    assert sum("all is well" in line for line in lines) == 3
+    assert not any(line.startswith("broker  up") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
