@@ -86,18 +86,39 @@ async def _export(watched: Watched, host: str, port: int, cap: int) -> None:
         url = await pages.start(host, port)
     except OSError as error:
         raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    place = exporter_file(watched)
     _log.info("metrics at %s/metrics", url)
+    place = exporter_file(watched)
     watch = asyncio.create_task(watching.run())
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, watch.cancel)
     try:
-        if place is not None:
-            place.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n", encoding="ascii")
+        _be_found(place, url)
         with contextlib.suppress(asyncio.CancelledError):
             await watch
     finally:
-        if place is not None:
+        if place is not None and url in _told(place):  # and not another exporter's by now
             place.unlink(missing_ok=True)
         await pages.stop()
     _log.info("stopped")
+
+
+def _be_found(place: Path | None, url: str) -> None:
+    """Say for the monitor where we listen."""
+    if place is None:
+        return
+    try:
+        place.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n", encoding="ascii")
+    except OSError as error:
+        _log.warning(
+            "`fedmq broker monitor` will not find this exporter, and each will push the other out of the broker: "
+            "cannot write %s: %s",
+            place,
+            error.strerror,
+        )
+
+
+def _told(place: Path) -> str:
+    try:
+        return place.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from fedmq.looking import exporter_of
-from fedmq.watching import Watched
+from fedmq.watching import Watched, Watching
 from fedmq_broker.runner import RunningBroker
 from fedmq_broker.site import Site
 from fedmq_broker.watching.metrics import names
@@ -151,3 +152,43 @@ def test_an_address_that_is_none_is_refused(fedmq: CommandLine, listen: str) -> 
     done = fedmq.run("broker", "exporter", "--listen", listen)
     assert done.returncode == 1
     assert "--listen" in done.stderr
+
+
+@pytest.mark.mosquitto
+def test_a_site_that_is_another_users_is_watched_all_the_same(fedmq: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "fed.toml").write_text(
+        '[federation]\nname = "home"\n[mosquitto]\nhosts = ["localhost"]\ndevices = 5\nparameters = 1000\n'
+    )
+    assert fedmq.run("broker", "init", "--config", "fed.toml").returncode == 0
+    (tmp_path / "site" / "exporter.json").mkdir()  # nobody can write such a file
+    process = fedmq.start("broker", "exporter", "--config", "fed.toml", "--listen", "127.0.0.1:0")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "will not find this exporter" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=20)[1]
+    assert process.returncode == 0, rest
+    assert rest.splitlines()[-1].endswith("stopped")
+
+
+async def test_a_coordinator_that_is_not_understood_ends_no_watching(tmp_path: Path) -> None:
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(tell, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        (tmp_path / "api.json").write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        (tmp_path / "api-token").write_text("x")
+        watching = Watching(Watched("home", BrokerSettings(url=NOWHERE), tmp_path))
+        task = asyncio.create_task(watching.run())
+        await watching.settled(20)
+        picture = watching.picture()
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert not picture.coordinator.up
+    assert "not understood" in picture.coordinator.detail

@@ -44,6 +44,13 @@ def test_a_record_is_a_line_that_says_where() -> None:
     )
 
 
+def test_what_others_say_stays_in_its_line() -> None:
+    said = "refused\n2026-11-23 08:00:00,000 info    all is well \x1b[2J"
+    line = LineFormatter().format(record(said, device="dev-1\r"))
+    assert line.isprintable()
+    assert line.endswith(r"device=dev-1\r refused\n2026-11-23 08:00:00,000 info    all is well \x1b[2J")
+
+
 def test_what_always_holds_gives_way_to_what_the_record_says() -> None:
     formatter = LineFormatter({"device": "dev-1"})
     assert formatter.format(record("x")).endswith("device=dev-1 x")

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
 import httpx
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedmq_coordinator.core.report import RunReport
 from fedmq_coordinator.core.views import DeviceView, FederationView, RunView
@@ -101,8 +101,19 @@ class Client:
         return self._get("/status", FederationView)
 
     def watch(self, *, timeout_s: float = _TIMEOUT_S) -> WatchView:
-        """Federation, active run and numbers of one moment."""
-        return WatchView.model_validate_json(self._ask("GET", "/watch", timeout=timeout_s).content)
+        """Federation, active run and numbers of one moment.
+
+        Raises:
+            NoAnswerError: what answers tells something else, as a coordinator of another version may.
+        """
+        answer = self._ask("GET", "/watch", timeout=timeout_s)
+        try:
+            return WatchView.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise NoAnswerError(
+                f"what the coordinator at {self.url} tells is not understood: is it of this version? "
+                f"({error.error_count()} differences)"
+            ) from None
 
     def devices(self) -> list[DeviceView]:
         return TypeAdapter(list[DeviceView]).validate_json(self._ask("GET", "/devices").content)
