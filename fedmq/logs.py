@@ -43,7 +43,9 @@ class LineFormatter(logging.Formatter):
         where = " ".join(f"{name}={fields[name]}" for name in FIELDS if name in fields)
         parts = [self.formatTime(record), f"{record.levelname.lower():7}", where, record.getMessage()]
         line = " ".join(part for part in parts if part)
-        if not line.isprintable():  # what others say of themselves is no line of ours, and commands no terminal
+        if (
+            not line.isprintable()
+        ):  # what others say of themselves is no line of ours, and commands no terminal
             line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 

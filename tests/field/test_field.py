@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from fedmq_edge_agent.flashing.errors import FlashError
-from fedmq_edge_agent.flashing.platforms import PLATFORMS
-from fedmq_edge_agent.flashing.requirements import parse
-from fedmq_edge_agent.flashing.wheels import Gathering
+from fedmq_edge_agent.flashing.platforms import PLATFORMS, Platform
+from fedmq_edge_agent.flashing.requirements import Requirement, parse
+from fedmq_edge_agent.flashing.wheels import Gathering, fetch_with_pip
 from tests.edge_agent.flashing.roots import Root, overlaid
 from tests.edge_agent.flashing.sshd import Sshd, sshd_into
 from tests.field.proof import (
@@ -61,23 +61,41 @@ def systems_torch() -> dict[Path, str]:
     return binds
 
 
-@pytest.fixture(autouse=True)
+def fetch_or_give_up(
+    platform: Platform, python: str, wanted: list[Requirement], folder: Path
+) -> list[Requirement]:
+    """As a bundle's wheels are fetched, but that one failure is enough: an index that is away is away for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_RETRIES", "1")
+        patch.setenv("PIP_DEFAULT_TIMEOUT", "15")
+        if fetch_with_pip(platform, python, wanted[:1], folder):
+            return wanted
+    return fetch_with_pip(platform, python, wanted[1:], folder) if wanted[1:] else []
+
+
+@pytest.fixture(scope="module")
 def wheels() -> None:
     """Skip where neither the cache nor the network has the wheels that travel."""
     try:
         needs = [parse(line) for line in requires("fedmq") or [] if "extra" not in line]
-        Gathering(PLATFORMS["x86-64"], "3.11").gather(needs)
+        Gathering(PLATFORMS["x86-64"], "3.11", fetch=fetch_or_give_up).gather(needs)
     except FlashError as error:
         pytest.skip(f"wheels cannot be fetched: {error}")
 
 
-@pytest.fixture
-def system() -> Path:
+@pytest.fixture(scope="module")
+def made_system() -> Path:
     if os.uname().machine != "x86_64":
         pytest.skip("the quick way is for x86-64")
     if missing := programs_missing():
         pytest.skip(f"there is no {', '.join(missing)} here")
     return clean_system()
+
+
+@pytest.fixture
+def system(made_system: Path, wheels: None) -> Path:
+    """Asks for the system first, since what misses there costs nothing to find out."""
+    return made_system
 
 
 @pytest.fixture

@@ -275,7 +275,9 @@ def _more(text: str, style: str = "") -> Text:
     return _text(" " * 12 + text, style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _text(text: str, *, style: str = "", no_wrap: bool = False, overflow: OverflowMethod | None = None) -> Text:
+def _text(
+    text: str, *, style: str = "", no_wrap: bool = False, overflow: OverflowMethod | None = None
+) -> Text:
     return Text(_plain(text), style=style, no_wrap=no_wrap, overflow=overflow)
 
 
