@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from fedmq.commands.options import config_option, json_option
+from fedmq.commands.options import config_option, json_option, printable
 from fedmq.commands.site_options import read_site
 from fedmq.extras import needs
 from fedmq.tables import CoordinatorTable
@@ -142,7 +142,7 @@ def _seen(views: dict[str, DeviceView] | None, name: str) -> str:
     if view is None:
         return "-"
     said = f"{view.state} for {_duration(view.since_s)}"
-    return f"{said}; {view.problem}" if view.problem else said
+    return f"{said}; {printable(view.problem)}" if view.problem else said
 
 
 def _duration(seconds: float) -> str:

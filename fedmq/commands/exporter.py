@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9234"
+_MAX_PORT: Final = 65_535
 
 
 @click.command()
@@ -69,7 +70,7 @@ def exporter(
         from fedmq.watching import watched_by
 
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or int(port) > _MAX_PORT:
         raise UsageError(f"--listen {listen!r} must be host:port, for example {DEFAULT_LISTEN}")
     watched = watched_by(config_path, broker_url, federation, state_dir, mosquitto_conf)
     log.begin()

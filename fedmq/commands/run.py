@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedmq.commands.options import config_option, json_option, state_dir_option
+from fedmq.commands.options import config_option, json_option, printable, state_dir_option
 from fedmq.extras import needs
 from fedmq.tables import CoordinatorTable, parse_sets, read, task_place
 from fedmq_protocol.errors import UsageError
@@ -142,7 +142,7 @@ def show(name: str | None, config_path: Path | None, state_dir: Path | None, as_
             click.echo()
         for device in devices:
             held = "" if device.lease_age_s is None else f" for {device.lease_age_s:.1f} s"
-            problem = f"  {device.problem}" if device.problem else ""
+            problem = f"  {printable(device.problem)}" if device.problem else ""
             click.echo(
                 f"  {device.device:<16} {device.state}{held}, {device.updates} updates"
                 f"{_moved(view.moved.get(device.device))}{problem}"

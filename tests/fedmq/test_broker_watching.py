@@ -147,7 +147,7 @@ def test_an_exporter_that_is_no_more_is_not_asked(tmp_path: Path) -> None:
     assert exporter_of(watched) is None
 
 
-@pytest.mark.parametrize("listen", ["9234", "host:port", ":", ""])
+@pytest.mark.parametrize("listen", ["9234", "host:port", ":", "", "127.0.0.1:99999"])
 def test_an_address_that_is_none_is_refused(fedmq: CommandLine, listen: str) -> None:
     done = fedmq.run("broker", "exporter", "--listen", listen)
     assert done.returncode == 1
