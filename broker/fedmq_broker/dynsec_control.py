@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 from fedmq_broker.authority_register import Member, open_lock
 from fedmq_broker.dynsec import own_acls, render, roles_of
@@ -88,7 +88,7 @@ class Control:
         self._timeout_s = timeout_s
         self._filters = [RESPONSE_TOPIC, *hears]
         self._heard = heard
-        self._locked: IO[bytes] | None = None
+        self._turn = contextlib.AsyncExitStack()
         self._connection: Connection | None = None
         self._reader: asyncio.Task[None] | None = None
         self._numbers = itertools.count(1)
@@ -104,7 +104,8 @@ class Control:
             ConnectionFailedError: the broker cannot be reached, or refuses us.
             ControlError: somebody else holds the lock.
         """
-        await self._take_lock()
+        if self._lock is not None:
+            await self._turn.enter_async_context(turn_of_operator(self._lock))
         connection = Connection(self._settings, client_id=OPERATOR)
         try:
             await connection.start(wait=True, timeout_s=self._timeout_s)
@@ -124,8 +125,7 @@ class Control:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.wait([self._reader])
-        if self._locked is not None:
-            self._locked.close()
+        await self._turn.aclose()
 
     # ------------------------------------------------------------------------------ members
 
@@ -196,18 +196,6 @@ class Control:
             )
         ]
         self._raise(commands, await self.command(commands), unless="not found")
-
-    async def kick(self, name: str) -> None:
-        """End a member's session; it may come again at once.
-
-        Raises:
-            ControlError: the plugin refuses, or does not know it.
-        """
-        commands = [
-            {"command": "disableClient", "username": name},
-            {"command": "enableClient", "username": name},
-        ]
-        self._raise(commands, await self.command(commands))
 
     async def cut_off(self, name: str) -> None:
         """End a member's session and leave it nothing that it may do, until `let_in`; it stays a member.
@@ -394,23 +382,31 @@ class Control:
                     f"the broker's security plugin refuses {command['command']} of {who}: {error}"
                 )
 
-    async def _take_lock(self) -> None:
-        if self._lock is None:
-            return
-        file = open_lock(self._lock)
-        give_up_at = time.monotonic() + _LOCK_S
+
+@contextlib.asynccontextmanager
+async def turn_of_operator(lock: Path, *, timeout_s: float = _LOCK_S) -> AsyncIterator[None]:
+    """Keep others out who would come in as `@operator`, whose one session they would push out.
+
+    Raises:
+        ControlError: somebody else has had it for so long, or the file cannot be opened.
+    """
+    try:
+        file = open_lock(lock)
+    except OSError as error:
+        raise ControlError(f"{lock} cannot be opened: {error.strerror}") from None
+    with file:
+        give_up_at = time.monotonic() + timeout_s
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > give_up_at:
-                    file.close()
                     raise ControlError(
-                        f"another command has been talking to the broker as {OPERATOR} for {_LOCK_S:g} s: try again"
+                        f"another command has been talking to the broker as {OPERATOR} for {timeout_s:g} s: try again"
                     ) from None
                 await asyncio.sleep(_POLL_S)
-        self._locked = file
+        yield
 
 
 async def is_listening(settings: BrokerSettings, *, timeout_s: float = 5.0) -> bool:

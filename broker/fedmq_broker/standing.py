@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
-import fcntl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from typing import Final
 from cryptography import x509
 
 from fedmq_broker.checking.reading import read_file
+from fedmq_broker.dynsec_control import ControlError, turn_of_operator
 from fedmq_broker.running import running_pid
 from fedmq_broker.site import Site
 from fedmq_protocol.access import OPERATOR
@@ -38,7 +38,6 @@ _NEEDED: Final = frozenset({"version", "uptime", "clients/connected", "publish/m
 _ANSWER_S: Final = 3.0
 _MORE_S: Final = 0.3
 _LOCK_S: Final = 10.0
-_POLL_S: Final = 0.05
 _AUTHORITY: Final = "the authority"
 
 
@@ -89,7 +88,7 @@ async def look(
     why_not = ""
     try:
         counters = await _counters(settings, site.member(OPERATOR).folder / "lock")
-    except ConnectionFailedError as error:
+    except (ConnectionFailedError, ControlError) as error:
         why_not = str(error)
     expires = dict(_ends(site))
     pid = running_pid(site)
@@ -100,7 +99,7 @@ async def look(
 
 async def _counters(settings: BrokerSettings, lock: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    async with _locked(lock):
+    async with turn_of_operator(lock, timeout_s=_LOCK_S):
         connection = Connection(settings, client_id=OPERATOR)
         try:
             await connection.start(wait=True, timeout_s=settings.connect_timeout_s)
@@ -121,29 +120,6 @@ async def _counters(settings: BrokerSettings, lock: Path) -> dict[str, str]:
     if not found.keys() >= _NEEDED:
         raise ConnectionFailedError("it answers, and says nothing in $SYS: has it just started?")
     return found
-
-
-@contextlib.asynccontextmanager
-async def _locked(path: Path) -> AsyncIterator[None]:
-    """`@operator` has one session: whoever comes in as it keeps others out meanwhile."""
-    try:
-        file = path.open("ab")
-    except OSError as error:
-        raise ConnectionFailedError(f"{path} cannot be opened: {error.strerror}") from None
-    with file:
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + _LOCK_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if loop.time() > give_up_at:
-                    raise ConnectionFailedError(
-                        f"another command talks to it as {OPERATOR}: try again"
-                    ) from None
-                await asyncio.sleep(_POLL_S)
-        yield
 
 
 def _resident(pid: int | None) -> int | None:

@@ -107,4 +107,5 @@ async def _let_in(live: BrokerSettings | None, site: Site, name: str) -> None:
     if live is None:
         raise ConnectionFailedError("it does not run")
     async with Control(live, lock=site.member(OPERATOR).folder / "lock") as control:
-        await control.let_in(name)
+        if await control.client(name) is not None:  # else it was revoked meanwhile
+            await control.let_in(name)

@@ -11,10 +11,8 @@ from fedmq_broker import membership
 from fedmq_broker.dynsec import render
 from fedmq_broker.dynsec_control import Control, ControlError, Synced
 from fedmq_protocol.access import MONITOR, OPERATOR, ROLES, rules
-from fedmq_protocol.aio import Connected
 from tests.broker.gate.conftest import ComeIn
 from tests.broker.gate.world import World
-from tests.broker_fixtures import next_of
 
 ACTIONS = {"publishClientSend": "publish", "publishClientReceive": "receive", "subscribePattern": "subscribe"}
 
@@ -76,21 +74,10 @@ async def test_the_broker_is_made_to_agree_with_the_register(world: World) -> No
 
 
 @pytest.mark.mosquitto
-async def test_a_kicked_device_comes_again(world: World, come_in: ComeIn) -> None:
-    await membership.enrol(world.site, ["dev-1"], live=world.live)
-    device = await come_in(world.settings("dev-1"))
-    events = device.events()
-    await next_of(events, Connected)
-    async with Control(world.live) as control:
-        await control.kick("dev-1")
-    assert isinstance(await next_of(events, Connected), Connected)
-
-
-@pytest.mark.mosquitto
 async def test_a_command_that_the_plugin_refuses_is_told(world: World) -> None:
     async with Control(world.live) as control:
-        with pytest.raises(ControlError, match="refuses disableClient of nobody: Client not found"):
-            await control.kick("nobody")
+        with pytest.raises(ControlError, match="refuses modifyClient of nobody: Client not found"):
+            await control.let_in("nobody")
         assert await control.client("nobody") is None
 
 
