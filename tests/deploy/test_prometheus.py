@@ -345,7 +345,8 @@ class TestWithPrometheus:
         """One after the other: a round's deadline, a device, the coordinator, the broker."""
         told = await stage.fires("FedmqCertificateEndsSoon")
         assert told["name"] == "server"
-        assert await stage.firing() == {"FedmqCertificateEndsSoon"}
+        # A machine that does much else may be slow, and may well say so.
+        assert await stage.firing() - {"FedmqBrokerSlow"} == {"FedmqCertificateEndsSoon"}
 
         stage.devices[0].trains = False
         settings = {"rounds": 1, "selection": {"round_timeout_s": 2.0}}

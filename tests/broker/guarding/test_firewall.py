@@ -21,8 +21,12 @@ PORT = 18_883
 def unshared() -> list[str]:
     """How to run a command in a network namespace of its own; skips the test where that cannot be."""
     nft, unshare = shutil.which("nft", path=f"{os.environ['PATH']}:/usr/sbin"), shutil.which("unshare")
-    if nft is None or unshare is None:
-        pytest.skip("nft or unshare is not installed (apt-get install nftables)")
+    if (
+        nft is None
+        or unshare is None
+        or shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
+    ):
+        pytest.skip("nft, unshare or ip is not installed (apt-get install nftables iproute2)")
     command = [unshare, "-n", "--"]
     probe = subprocess.run([*command, nft, "list", "ruleset"], capture_output=True, check=False)
     if probe.returncode:
