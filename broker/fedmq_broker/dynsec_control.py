@@ -137,7 +137,7 @@ class Control:
         passwords: Mapping[str, str] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Let members in, with what each may do. Who is known already is made what it should be, and cut off for it.
+        """Let members in, with what each may do. Who is known already is made what it should be, and its session ends.
 
         Args:
             members: who.
@@ -163,23 +163,27 @@ class Control:
                 client["password"] = passwords[member.name]
             wanted += [role, client]
         errors = await self.command(wanted)
-        # There already, of somebody who was killed on the way, or with an older password or certificate.
-        # Who came in by a password before, and does so no more, gets one that nobody has seen: none cannot be set.
-        again = [
-            {**each, "command": "modifyRole"}
-            if "rolename" in each
-            else {"password": secrets.token_urlsafe(), **each, "command": "modifyClient"}
-            for each, error in zip(wanted, errors, strict=True)
-            if error is not None and "already exists" in error
-        ]
         self._raise(wanted, errors, unless="already exists")
+        # There already, of somebody who was killed on the way, or with an older password or certificate.
+        again = [
+            await self._as_it_should_be(each)
+            for each, error in zip(wanted, errors, strict=True)
+            if error is not None
+        ]
         if again:
-            again += [
-                {"command": "enableClient", "username": each["username"]}
-                for each in again
-                if "username" in each
-            ]
             self._raise(again, await self.command(again))
+
+    async def _as_it_should_be(self, created: dict[str, Any]) -> dict[str, Any]:
+        """The command that makes what is there already what it should have been created as; who is cut off stays so.
+
+        Who came in by a password before, and does so no more, gets one that nobody has seen: none cannot be set.
+        """
+        if "rolename" in created:
+            return {**created, "command": "modifyRole"}
+        changed = {"password": secrets.token_urlsafe(), **created, "command": "modifyClient"}
+        if (await self.client(created["username"]) or {}).get("disabled"):
+            del changed["roles"]
+        return changed
 
     async def remove(self, names: Iterable[str]) -> None:
         """Throw members out: their sessions end at once, without their last wills, and they may do nothing more.

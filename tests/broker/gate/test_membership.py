@@ -184,6 +184,19 @@ async def test_a_board_comes_in_by_password_until_it_is_renewed(world: World, co
         await come_in(world.by_password("board", old))
 
 
+async def test_a_new_password_does_not_let_in_who_is_cut_off(world: World, come_in: ComeIn) -> None:
+    await membership.enrol(world.site, ["board"], live=world.live, password=True)
+    async with Control(world.live) as control:
+        await control.cut_off("board")
+    _, applied = await membership.renew(world.site, "board", live=world.live)
+    assert applied.how == "live"
+    with pytest.raises(ConnectionFailedError):
+        await come_in(world.by_password("board"))
+    async with Control(world.live) as control:
+        await control.let_in("board")
+    assert (await come_in(world.by_password("board"))).is_connected
+
+
 async def test_a_password_holds_after_a_restart(world: World, come_in: ComeIn) -> None:
     """The plugin made a hash of its own while it ran; at the start it reads ours."""
     await membership.enrol(world.site, ["board"], live=world.live, password=True)
