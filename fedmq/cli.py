@@ -94,6 +94,8 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, PermissionError) and error.filename is not None:
+            return _fail(f"{error.filename} is closed to this user: be its owner, or root")
         return _fail(
             f"this should not have happened: {type(error).__name__}: {error} (FEDMQ_DEBUG=1 shows where)"
         )

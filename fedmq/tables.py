@@ -6,12 +6,23 @@ pydantic and nothing else: a device's supervisor stays small.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, FiniteFloat, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from fedmq.config import Configuration, load
 from fedmq_edge_agent.shell.manners import ConditionsSettings
@@ -23,6 +34,22 @@ if TYPE_CHECKING:
     from fedmq_protocol.broker_settings import BrokerSettings
 
 TABLE_NAMES: Final = ("federation", "mosquitto", "broker", "coordinator", "run", "device", "trainer")
+
+
+_HOST: Final = re.compile(r"[a-z0-9_][a-z0-9_-]{0,62}(\.[a-z0-9_][a-z0-9_-]{0,62})*\.?", re.IGNORECASE)
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        pass
+    else:
+        return True
+    try:
+        return _HOST.fullmatch(text.encode("idna").decode("ascii")) is not None
+    except UnicodeError:
+        return False
 
 
 class FederationTable(BaseModel):
@@ -72,6 +99,16 @@ class MosquittoTable(BaseModel):
         default=None,
         description='The Mosquitto that will run, where that is not the one installed here: "2.0".',
     )
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _check_hosts(cls, hosts: object) -> object:
+        if isinstance(hosts, str):
+            raise ValueError(f'must be a list: hosts = ["{hosts}"]')  # noqa: TRY004 - pydantic wants a ValueError
+        for host in hosts if isinstance(hosts, list | tuple) else ():
+            if isinstance(host, str) and not _is_host(host):
+                raise ValueError(f"{host!r} is neither a host's name nor an address")
+        return hosts
 
     @model_validator(mode="after")
     def _check(self) -> Self:

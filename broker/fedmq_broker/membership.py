@@ -50,7 +50,7 @@ from fedmq_protocol.access import OPERATOR, ROLES
 from fedmq_protocol.aio import Connection
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.errors import ConnectionFailedError, UsageError
-from fedmq_protocol.topics import Topics
+from fedmq_protocol.topics import Topics, check_id
 
 _MOMENT: Final = dt.timedelta(minutes=2)
 _REREAD_S: Final = 0.25
@@ -163,13 +163,15 @@ async def rename(
     """Give a device another name: the new one is enrolled, the old one revoked, in one stroke.
 
     Raises:
-        UsageError: the old one is no device, or the new name is taken or not usable.
+        UsageError: the old one is no device, or the new name is taken, not usable or the old one.
     """
     with _authority(site).changing() as change:
         heal(site, change.register)
         before = change.active(old)
         if before.role in ROLES:
             raise UsageError(f"{old} is a role, not a device: it keeps its name")
+        if check_id(new, what="device") == old:
+            raise UsageError(f"{old} is called that already")
         kept = kept_key(site, change.register, old, csr)
         change.revoke(old)
         credentials = change.issue(

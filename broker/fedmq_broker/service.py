@@ -143,9 +143,12 @@ def stop(site: Site, *, grace_s: float = _GRACE_S) -> bool:
 
     Raises:
         UsageError: it is not ours to stop.
+        PermissionError: the site's folder is closed to this user, who so cannot tell.
     """
     pid = running_pid(site)
     if pid is None:
+        with contextlib.suppress(FileNotFoundError):
+            site.mosquitto.pid.stat()
         return False
     for ask in (signal.SIGTERM, signal.SIGKILL):
         try:

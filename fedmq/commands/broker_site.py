@@ -23,6 +23,7 @@ from fedmq.tables import (
 )
 from fedmq_protocol.access import OPERATOR
 from fedmq_protocol.errors import UsageError
+from fedmq_protocol.topics import check_id
 
 if TYPE_CHECKING:
     from fedmq.config import Configuration
@@ -54,7 +55,7 @@ def plan_of(configuration: Configuration) -> Plan:
     first_host(configuration)  # says what is missing
     ports = (table.port, table.websockets_port, table.password_port)
     return Plan(
-        federation=configuration.table("federation", FederationTable).name,
+        federation=check_id(configuration.table("federation", FederationTable).name, what="federation"),
         hosts=table.hosts,
         limits=plan(
             table.devices,

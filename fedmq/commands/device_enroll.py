@@ -173,7 +173,7 @@ def _tell_one(site: Site, made: Credentials) -> None:
     folder = site.member(member.name).folder
     if made.password is not None:
         click.echo(f"{member.name} is enrolled, by password: {folder}")
-        click.echo(f"  password, shown this once and kept in {folder.name}/password: {made.password}")
+        click.echo(f"  password, shown this once and kept in {folder}/password: {made.password}")
         return
     until = f"until {member.not_after:%Y-%m-%d}" if member.not_after else ""
     key = "its key stays on the device" if made.key is None else "key"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import errno
 import getpass
 import os
 import pwd
@@ -269,6 +270,18 @@ def test_detached_it_lives_on_and_is_found_and_stopped(site: Site) -> None:
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert running_pid(site) is None
     assert not stop(site)
+
+
+def test_who_may_not_look_is_not_told_that_it_does_not_run(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path, **_: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    monkeypatch.setattr(Path, "stat", closed)
+    with pytest.raises(PermissionError):
+        stop(site)
 
 
 def test_another_process_with_its_number_is_left_alone(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -114,6 +115,18 @@ def test_an_error_of_our_own_is_one_line_too(
     monkeypatch.setenv("FEDMQ_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         run(["config", "show"])
+
+
+def test_a_file_closed_to_this_user_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "site/mosquitto")
+
+    monkeypatch.setattr("fedmq.commands.config.models", closed)
+    monkeypatch.delenv("FEDMQ_DEBUG", raising=False)
+    assert run(["config", "show"]) == 1
+    assert capsys.readouterr().err == "fedmq: site/mosquitto is closed to this user: be its owner, or root\n"
 
 
 def test_a_missing_extra_is_named_with_the_command_that_brings_it(

@@ -186,6 +186,8 @@ def test_the_broker_s_and_the_roles_certificates_are_renewed_by_one_command(
         (["renew", "gone"], "gone was revoked: fedmq device enroll gone lets it in anew"),
         (["rename", "dev-1", "gone/"], "device 'gone/' is not usable"),
         (["rename", "@monitor", "watcher"], "@monitor is a role, not a device"),
+        (["rename", "dev-1", "dev-1"], "dev-1 is called that already"),
+        (["rename", "dev-1", "@guard"], "device '@guard' is not usable"),
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(
@@ -199,6 +201,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert said in err
     assert err.count("\n") == 1
     assert json.loads(operator("ls", "--all", "--json")) == before
+    assert operator.site.member("dev-1").key.exists()
     assert not list(operator.site.members.glob(".*"))
 
 

@@ -282,6 +282,12 @@ async def test_what_a_device_says_of_itself(home: World, device: Connection) -> 
         ({"rejections": {"bad-signature": 2}}, True, "failed", "another key"),
         ({"rejections": {"too-old": 2}}, True, "warning", "2 too-old"),
         ({"state": "training", "lease_age_s": 120.0}, True, "ok", "holds a lease since 2 min"),
+        (
+            {"state": "training", "since_s": 8.0, "lease_age_s": 0.6},
+            True,
+            "ok",
+            "for 8 s, holds a lease since 1 s,",
+        ),
         (None, True, "failed", "has not heard of this device, which is connected"),
         (None, False, "ok", "not heard of this device yet"),
     ],

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmq.tables import broker_settings, read, site_of
+from fedmq.cli import run
+from fedmq.tables import MosquittoTable, broker_settings, read, site_of
 from fedmq_broker.site import Site
 from fedmq_protocol.access import COORDINATOR, MONITOR
 from fedmq_protocol.errors import ConfigError
@@ -93,3 +94,38 @@ def test_an_address_brings_no_further_lines_into_the_configuration(toml: Path) -
     toml.write_text(SITE + 'listen = "127.0.0.1\\nallow_anonymous true"\n')
     with pytest.raises(ConfigError, match="listen"):
         broker_settings(read(toml, environ={}))
+
+
+@pytest.mark.parametrize(
+    ("hosts", "said"),
+    [
+        ('"localhost"', 'must be a list: hosts = ["localhost"]'),
+        ('["bad host!"]', "'bad host!' is neither a host's name nor an address"),
+        ('["mqtts://broker"]', "'mqtts://broker' is neither"),
+        ('["broker:8883"]', "'broker:8883' is neither"),
+        ('["broker..home"]', "'broker..home' is neither"),
+        ('[""]', "'' is neither"),
+    ],
+)
+def test_hosts_that_no_certificate_could_name_are_refused(toml: Path, hosts: str, said: str) -> None:
+    toml.write_text(f"[mosquitto]\nhosts = {hosts}\n")
+    with pytest.raises(ConfigError) as refused:
+        broker_settings(read(toml, environ={}))
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "host", ["broker.home.arpa", "bücher.example", "fd00::1", "192.0.2.7", "mosquitto_1", "a."]
+)
+def test_names_and_addresses_are_hosts(toml: Path, host: str) -> None:
+    toml.write_text(f'[mosquitto]\nhosts = ["{host}"]\n')
+    assert read(toml, environ={}).table("mosquitto", MosquittoTable).hosts == (host,)
+
+
+def test_a_federation_that_cannot_be_leaves_no_folder_behind(
+    toml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml.write_text('[federation]\nname = "A B"\n' + SITE)
+    assert run(["broker", "init", "--config", str(toml)]) == 1
+    assert "federation 'A B' is not usable" in capsys.readouterr().err
+    assert [path.name for path in toml.parent.iterdir()] == ["fed.toml"]

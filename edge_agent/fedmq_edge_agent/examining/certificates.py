@@ -217,4 +217,4 @@ def span(lasts: timedelta) -> str:
     for unit, length in (("day", 1440.0), ("hour", 60.0)):
         if minutes >= 2 * length:
             return f"{minutes / length:.0f} {unit}s"
-    return f"{max(minutes, 1):.0f} min"
+    return f"{minutes:.0f} min" if minutes >= 1 else f"{max(lasts.total_seconds(), 0):.0f} s"

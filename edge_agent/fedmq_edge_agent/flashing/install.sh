@@ -43,10 +43,17 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+check_whole() {
+    [ -f "$0" ] || fail 'this must be run from a file'
+    found=$(tail -c +$((offset + 1)) "$0" | sha256sum | cut -d ' ' -f 1)
+    [ "$found" = "$payload_sha256" ] || fail "$0 is damaged: copy it again"
+}
+
 # Another root: the same file runs inside it, so that it is that system's Python and users that count.
 if [ -n "$root" ]; then
     [ -d "$root" ] || fail "there is no folder $root"
     [ "$(id -u)" = 0 ] || fail 'only root may enter another root: use sudo'
+    [ -e "$root/bin/sh" ] || [ -L "$root/bin/sh" ] || fail "no system lies in $root: it has no /bin/sh"
     within() { # the options, with the file inside or, for a check, without it
         SYSTEMD_OFFLINE=1 FEDMQ_OTHER_ROOT="$root" chroot "$root" /bin/sh "$@"
     }
@@ -55,6 +62,7 @@ if [ -n "$root" ]; then
         printf '%s' "${header%x}" | within -s -- --check
     fi
     [ "$action" != check ] || exit 0
+    [ "$action" = uninstall ] || check_whole
     copy=$(mktemp "$root/var/tmp/fedmq-install.XXXXXX")
     trap 'rm -f "$copy"' EXIT
     trap 'exit 129' HUP; trap 'exit 130' INT; trap 'exit 143' TERM
@@ -124,16 +132,10 @@ END
     if [ ! -d "$opt/releases/$release" ]; then
         place=$opt
         while [ ! -d "$place" ]; do place=$(dirname "$place"); done
-        free_kb=$(df -Pk "$place" | awk 'NR == 2 { print $4 }')
+        free_kb=$(df -Pk "$place" 2>/dev/null | awk 'NR == 2 { print $4 }')
         [ "$free_kb" -ge "$needs_kb" ] ||
             fail "it takes $((needs_kb / 1024)) MB below $place, and $((free_kb / 1024)) MB are free"
     fi
-}
-
-check_whole() {
-    [ -f "$0" ] || fail 'this must be run from a file'
-    found=$(tail -c +$((offset + 1)) "$0" | sha256sum | cut -d ' ' -f 1)
-    [ "$found" = "$payload_sha256" ] || fail "$0 is damaged: copy it again"
 }
 
 # ------------------------------------------------------------------------------------------------------- the steps

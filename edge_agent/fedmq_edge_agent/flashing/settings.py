@@ -65,7 +65,10 @@ def read_member(folder: Path, name: str) -> Member:
     member = describe(name, settings, folder)
     for setting, file in _SECRETS.items():
         if setting in member.settings["broker"] and file not in member.identity and setting != "key_file":
-            raise FlashError(f"{path} tells of {file}, which is not there")
+            raise FlashError(
+                f"{path} tells of {file}, which is not there: where {name} was revoked, "
+                f"`fedmq device enroll {name}` lets it in anew"
+            )
     return member
 
 

@@ -214,6 +214,28 @@ def test_a_damaged_file_is_refused(root: Root, make: bundle.Bundle) -> None:
     assert "is damaged" in refused(root, make)
 
 
+def test_another_root_is_left_alone_where_it_is_none_or_the_file_is_damaged(
+    root: Root, make: bundle.Bundle, tmp_path: Path
+) -> None:
+    def told(path: Path) -> str:
+        done = subprocess.run(
+            root.outside("sh", str(make.path), "--root", str(path)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        return done.stderr
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert told(empty) == f"cannot install: no system lies in {empty}: it has no /bin/sh\n"
+    make.path.write_bytes(make.path.read_bytes()[:-5000])
+    before = root.tree(*INSTALLED)
+    assert told(root.path) == f"cannot install: {make.path} is damaged: copy it again\n"
+    assert root.tree(*INSTALLED) == before
+
+
 def test_a_full_disk_is_refused(root: Root, make: bundle.Bundle) -> None:
     root.run("mkdir", "-p", "/opt/fedmq")
     subprocess.run(
