@@ -61,6 +61,10 @@ class Presences:
             case _:
                 pass
 
+    def knows(self, device: str) -> bool:
+        """Whether there is such a device."""
+        return device in self._devices
+
     def picture(self, *, now: float) -> tuple[CoordinatorPicture, list[DevicePicture]]:
         """The federation as the broker has it."""
         devices = [_device(name, heard, now=now) for name, heard in self._devices.items()]

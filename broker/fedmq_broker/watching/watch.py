@@ -19,6 +19,7 @@ from fedmq_broker.watching.picture import (
     by_trouble,
 )
 from fedmq_broker.watching.presence import Presences
+from fedmq_protocol.access import ROLES
 from fedmq_protocol.topics import Topics
 
 _MAX_CLIENTS: Final = 4_096
@@ -67,6 +68,7 @@ class Watch:
         self._probe_s: float | None = None
         self._probe_sum_s = 0.0
         self._told: tuple[CoordinatorPicture, list[DevicePicture]] | None = None
+        self._devices: frozenset[str] = frozenset()
         self._silence_of_coordinator = "not asked yet"
         self._coordinator_since = 0.0
 
@@ -122,7 +124,7 @@ class Watch:
         if event is None:
             return None
         self._events[event.kind] += 1
-        if event.client and (event.kind == "connected" or event.kind in TROUBLE):
+        if self._is_named(event):
             client = self._clients.setdefault(event.client, _Client())
             self._clients.move_to_end(event.client)
             if event.kind == "connected":
@@ -137,6 +139,13 @@ class Watch:
         self._happenings.appendleft((now, event))
         return event
 
+    def _is_named(self, event: LogEvent) -> bool:
+        """Whether it is told of whom it befell. Who is refused is only who it says: strangers make no new names."""
+        if not event.client or (event.kind != "connected" and event.kind not in TROUBLE):
+            return False
+        known = event.client in self._clients or event.client in self._devices or event.client in ROLES
+        return known or event.kind != "refused" or self._presences.knows(event.client)
+
     # ------------------------------------------------------------------------------ the federation
 
     def coordinator_told(
@@ -146,6 +155,7 @@ class Watch:
         if self._told is None:
             self._coordinator_since = now
         self._told = coordinator, devices
+        self._devices = frozenset(each.device for each in devices)
 
     def coordinator_silent(self, why: str, *, now: float) -> None:
         """It was asked and did not answer."""

@@ -55,6 +55,21 @@ def told() -> Told:
     return Told()
 
 
+def test_strangers_make_no_new_names(told: Told) -> None:
+    """Who is refused is only who it says: each name would be a new series in Prometheus."""
+    told.presence("dev-1", online=False, session=1, now=0.0)
+    told.watch.coordinator_told(
+        CoordinatorPicture(), [DevicePicture(device="dev-2", state="offline")], now=0.0
+    )
+    told.log("New client connected from 127.0.0.1:1 as dev-3 (p5, c1, k60, u'dev-3').", now=1.0)
+    for name in ("dev-1", "dev-2", "dev-3", "@coordinator", *(f"stranger-{number}" for number in range(300))):
+        told.log(f"Client {name} disconnected, not authorised.", now=2.0)
+    seen = told.picture(3.0)
+    assert {client.client for client in seen.clients} == {"dev-1", "dev-2", "dev-3", "@coordinator"}
+    assert seen.broker.events["refused"] == 304
+    assert seen.happenings[0].client == "stranger-299"
+
+
 def test_steps_are_named_as_the_coordinator_names_them() -> None:
     assert ClosedBy.__args__ == STEPS_BY  # type: ignore[attr-defined]
 
