@@ -85,6 +85,8 @@ def renew(
                 f"{name} has a new certificate, until {made.member.not_after:%Y-%m-%d}, in {site.member(name).folder}"
             )
         tell(applied)
+        if made.member.role == "device":
+            click.echo(f"  {name} has it once it is flashed again: fedmq device flash {name}")
     if as_json:
         click.echo(json.dumps(told, indent=2))
     elif not wanted:

@@ -144,7 +144,7 @@ def test_renewing_makes_another_certificate(operator: Operator) -> None:
     operator("enroll", "short", "--days", "0.01")
     assert "no device's certificate is due" in operator("renew", "--due")
     serial = json.loads(operator("show", "dev-1", "--json"))["serial"]
-    operator("renew", "dev-1")
+    assert "once it is flashed again: fedmq device flash dev-1" in operator("renew", "dev-1")
     assert json.loads(operator("show", "dev-1", "--json"))["serial"] != serial
 
 
