@@ -124,7 +124,7 @@ class Configuration:
         for name, model in tables.items():
             built = self.table(name, model)
             for key, value in _leaves(built):
-                yield Shown(".".join((name, *key)), _masked(value), self.origin(".".join((name, *key))))
+                yield Shown(".".join((name, *key)), shown(value), self.origin(".".join((name, *key))))
 
     def _under(self, table: str) -> list[tuple[Key, Setting]]:
         return [(key[1:], setting) for key, setting in self._settings.items() if key[0] == table]
@@ -402,7 +402,8 @@ def _is_secret(name: str) -> bool:
     return any(word in name for word in ("password", "secret", "token")) and not name.endswith("_file")
 
 
-def _masked(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as TOML has it, near enough; a secret as asterisks, none as a dash."""
     match value:
         case None:
             return "-"
@@ -414,6 +415,8 @@ def _masked(value: object) -> str:
             return f'"{_CREDENTIALS.sub("********", value)}"'
         case Path():
             return f'"{value}"'
+        case list() | tuple():
+            return f"[{', '.join(map(shown, value))}]"
         case _:
             return str(value)
 

@@ -134,7 +134,9 @@ def stop(config_path: Path) -> None:
     """End the federation's own Mosquitto, if it runs on this machine."""
     from fedmq_broker.service import stop as stop_site
 
-    if stop_site(site_of(read(config_path))):
+    configuration = read(config_path)
+    plan_of(configuration)  # a file without [mosquitto] names no broker to end
+    if stop_site(site_of(configuration)):
         click.echo("stopped")
     else:
         click.echo("it does not run on this machine")

@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from fedmq.commands.options import config_option
-from fedmq.tables import models, read
+from fedmq.config import Configuration, Origin, Shown, shown
+from fedmq.tables import broker_settings, models, read
+from fedmq_protocol.errors import ConfigError
 
 
 @click.group()
@@ -24,7 +26,7 @@ def config() -> None:
 def show(config_path: Path | None) -> None:
     """Print each setting, its value and its origin: default, the file, or a variable. Secrets are masked."""
     configuration = read(config_path)
-    lines = list(configuration.show(models()))
+    lines = [_as_it_holds(configuration, line) for line in configuration.show(models())]
     names = [line.key.partition(".")[2] for line in lines]
     wide = max(len(name) + 3 + min(len(line.value), 40) for name, line in zip(names, lines, strict=True))
     table = ""
@@ -34,3 +36,17 @@ def show(config_path: Path | None) -> None:
             click.echo(f"[{table}]")
         assignment = f"{name} = {line.value}"
         click.echo(f"{assignment:<{wide}}  # {line.origin}")
+
+
+def _as_it_holds(configuration: Configuration, line: Shown) -> Shown:
+    """Where [mosquitto] stands in for [broker], what the coordinator comes in by."""
+    table, _, name = line.key.partition(".")
+    if table != "broker" or line.origin.kind != "default":
+        return line
+    try:
+        value = shown(getattr(broker_settings(configuration), name))
+    except ConfigError:  # it was never set up: then nothing else holds
+        return line
+    if value == line.value:
+        return line
+    return Shown(line.key, value, Origin("default", "by [mosquitto]"))

@@ -129,3 +129,20 @@ def test_a_federation_that_cannot_be_leaves_no_folder_behind(
     assert run(["broker", "init", "--config", str(toml)]) == 1
     assert "federation 'A B' is not usable" in capsys.readouterr().err
     assert [path.name for path in toml.parent.iterdir()] == ["fed.toml"]
+
+
+def test_what_is_shown_is_what_holds(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "show", "--config", str(toml)]) == 0
+    assert 'url = "mqtt://127.0.0.1:1883"' in capsys.readouterr().out  # never set up: nothing stands in yet
+    with_certificate(Site(toml.parent / "site"), COORDINATOR)
+    assert run(["config", "show", "--config", str(toml)]) == 0
+    lines = [line.split("#") for line in capsys.readouterr().out.splitlines() if "#" in line]
+    shown = {setting.strip(): origin.strip() for setting, origin in lines}
+    assert shown['url = "mqtts://broker.home.arpa:8883"'] == "default by [mosquitto]"
+    assert shown['hosts = ["broker.home.arpa", "192.0.2.7"]'] == f"file {toml}"
+
+
+def test_a_file_without_the_table_ends_no_broker(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toml.write_text("")
+    assert run(["broker", "stop", "--config", str(toml)]) == 1
+    assert "[mosquitto]" in capsys.readouterr().err
