@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,19 @@ def running_pid(site: Site) -> int | None:
     except (OSError, ValueError):
         return None
     return pid if _is_mosquitto(pid, site.mosquitto.folder) else None
+
+
+def pid_or_closed(site: Site) -> int | None:
+    """As `running_pid`, for whoever must not take a folder that is closed for one without a broker.
+
+    Raises:
+        PermissionError: the site's folder is closed to this user, who so cannot tell.
+    """
+    pid = running_pid(site)
+    if pid is None:
+        with contextlib.suppress(FileNotFoundError):
+            site.mosquitto.pid.stat()
+    return pid
 
 
 def has_ended(pid: int) -> bool:

@@ -30,7 +30,7 @@ from fedmq_broker.errors import BrokerStartError
 from fedmq_broker.mosquitto import find_mosquitto
 from fedmq_broker.preparing import give_to
 from fedmq_broker.probe import port_is_free, reachable_host
-from fedmq_broker.running import has_ended, running_pid
+from fedmq_broker.running import has_ended, pid_or_closed, running_pid
 from fedmq_broker.site import MemberFiles, MosquittoFiles, Site
 from fedmq_protocol.access import OPERATOR
 from fedmq_protocol.errors import UsageError
@@ -145,10 +145,8 @@ def stop(site: Site, *, grace_s: float = _GRACE_S) -> bool:
         UsageError: it is not ours to stop.
         PermissionError: the site's folder is closed to this user, who so cannot tell.
     """
-    pid = running_pid(site)
+    pid = pid_or_closed(site)
     if pid is None:
-        with contextlib.suppress(FileNotFoundError):
-            site.mosquitto.pid.stat()
         return False
     for ask in (signal.SIGTERM, signal.SIGKILL):
         try:

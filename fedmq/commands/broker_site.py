@@ -113,10 +113,10 @@ def renew(config_path: Path) -> None:
 @site_option
 def reload(config_path: Path) -> None:
     """Bring a running broker what has changed in the file, its certificates and its members; nobody is cut off."""
-    from fedmq_broker.running import running_pid
+    from fedmq_broker.running import pid_or_closed
 
     configuration = read(config_path)
-    if running_pid(site_of(configuration)) is None:
+    if pid_or_closed(site_of(configuration)) is None:
         raise UsageError(
             "it does not run on this machine: fedmq broker start starts it; in a container, "
             "fedmq broker init and then docker compose kill -s HUP broker"

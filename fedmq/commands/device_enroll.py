@@ -121,6 +121,8 @@ def enroll(  # noqa: PLR0913, PLR0917 - one argument an option
             f"  {', '.join(again[:_SHOWN])}: enrolled before. The coordinator knows a device by the key in its state "
             "folder, and refuses another: where that folder is gone, take a new name"
         )
+    if task is not None and task.endswith(".py") and not Path(task).is_file():
+        click.echo(f"  there is no task file {task} here; flashing will ask for it")
     if coordinator_key(configuration) is None:
         click.echo(
             "  the coordinator was never started here: devices will believe the first that they see, not this one alone"

@@ -81,6 +81,7 @@ def test_what_others_say_does_not_move_the_cursor(tmp_path: Path, capsys: pytest
         ({"state": "hindered", "problem": "the disk is full"}, CANNOT),
         ({"state": "offline", "connected": False}, CANNOT),
         ({"pid": 2**22 - 1}, NOT_THERE),
+        ({"format": 2}, NOT_THERE),
         ({"written_s": boot_time() - SILENT_S - 1}, NOT_THERE),
     ],
 )

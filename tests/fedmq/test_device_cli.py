@@ -88,6 +88,10 @@ def test_what_enroll_makes_is_what_an_agent_starts_with(operator: Operator) -> N
     }
 
 
+def test_a_task_that_is_not_here_is_named(operator: Operator) -> None:
+    assert "there is no task file nowhere.py here" in operator("enroll", "dev-1", "--task", "nowhere.py")
+
+
 def test_many_at_once_are_numbered_and_counted(operator: Operator) -> None:
     operator("enroll", "dev-2")
     said = operator("enroll", "--count", "7", "--data", "partition_id={index}")

@@ -92,7 +92,10 @@ def find(state_dir: Path, *, boot_s: Callable[[], float] | None = None) -> Found
     try:
         status = json.loads((state_dir / FILE).read_text(encoding="utf-8"))
         pid, started, written = int(status["pid"]), int(status["started"]), float(status["written_s"])
+        known = status["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
+        return Found(None, running=False, age_s=0.0)
+    if not known:  # of another version of the agent
         return Found(None, running=False, age_s=0.0)
     now = (boot_time if boot_s is None else boot_s)()
     return Found(status, running=start_of(pid) == started, age_s=max(0.0, now - written))
