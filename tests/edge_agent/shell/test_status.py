@@ -14,7 +14,7 @@ import pytest
 
 from fedmq_edge_agent import AgentSettings
 from fedmq_edge_agent.shell import status as module
-from fedmq_edge_agent.shell.status import FILE, SILENT_S, Found, StatusFile, boot_time, find, start_of
+from fedmq_edge_agent.shell.status import FILE, FORMAT, SILENT_S, Found, StatusFile, boot_time, find, start_of
 from tests.edge_agent.scripted import EVERYBODY
 from tests.edge_agent.shell.conftest import StartAgent, StartProcess
 from tests.edge_agent.shell.on_air import OnAir
@@ -78,8 +78,11 @@ async def test_an_agent_that_was_killed_is_not_running(
     assert not left.running
 
 
+MINE = {"format": FORMAT, "pid": os.getpid(), "started": start_of(os.getpid())}
+
+
 def test_another_process_with_its_number_is_not_the_agent(tmp_path: Path) -> None:
-    said = {"pid": os.getpid(), "started": start_of(os.getpid()), "written_s": boot_time()}
+    said = {**MINE, "written_s": boot_time()}
     StatusFile(tmp_path, {}).write(said)
     assert find(tmp_path).running
     StatusFile(tmp_path, {}).write({**said, "started": said["started"] - 1})  # type: ignore[operator]
@@ -87,7 +90,7 @@ def test_another_process_with_its_number_is_not_the_agent(tmp_path: Path) -> Non
 
 
 def test_silence_is_told_by_a_clock_that_nobody_sets(tmp_path: Path) -> None:
-    said = {"pid": os.getpid(), "started": start_of(os.getpid()), "written_s": 100.0}
+    said = {**MINE, "written_s": 100.0}
     StatusFile(tmp_path, {}).write(said)
     assert not find(tmp_path, boot_s=lambda: 100.0 + SILENT_S).silent
     assert find(tmp_path, boot_s=lambda: 101.0 + SILENT_S).silent
