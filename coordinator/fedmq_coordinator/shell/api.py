@@ -86,6 +86,7 @@ def make_app(service: Service, *, defaults: RunSettings, token: str) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(_routes(service, defaults))
+    app.include_router(_results(service))
     app.include_router(_watched(service))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -94,15 +95,9 @@ def make_app(service: Service, *, defaults: RunSettings, token: str) -> FastAPI:
     return app
 
 
-def _routes(service: Service, defaults: RunSettings) -> APIRouter:  # one small function a route
+def _routes(service: Service, defaults: RunSettings) -> APIRouter:
     routes = APIRouter(prefix=PREFIX)
     starting: set[str] = set()
-
-    def view_of(run: str) -> RunView:
-        try:
-            return service.core.run_view(run, now=service.clock())
-        except KeyError:
-            raise HTTPException(404, f"there is no run {run!r}; `fedmq run ls` lists them") from None
 
     @routes.get("/status")
     async def status() -> FederationView:
@@ -117,7 +112,7 @@ def _routes(service: Service, defaults: RunSettings) -> APIRouter:  # one small 
     @routes.get("/runs")
     async def runs() -> list[RunView]:
         """Every run, the oldest first."""
-        return [view_of(run) for run in service.core.runs]
+        return [_view_of(service, run) for run in service.core.runs]
 
     @routes.post("/runs", status_code=201)
     async def start(request: RunRequest) -> RunStarted:
@@ -162,19 +157,26 @@ def _routes(service: Service, defaults: RunSettings) -> APIRouter:  # one small 
     @routes.get("/runs/{run}")
     async def show(run: str) -> RunView:
         """One run: its settings, its progress, and for what it waits."""
-        return view_of(run)
+        return _view_of(service, run)
 
     @routes.post("/runs/{run}/stop")
     async def stop(run: str) -> RunView:
         """End a run now; its versions stay."""
-        view_of(run)
+        _view_of(service, run)
         await service.submit(StopRequested(run))
-        return view_of(run)
+        return _view_of(service, run)
+
+    return routes
+
+
+def _results(service: Service) -> APIRouter:
+    routes = APIRouter(prefix=PREFIX)
 
     @routes.get("/runs/{run}/report")
     async def report(run: str) -> RunReport:
         """Every figure of a run, row by row and in total."""
-        view_of(run)
+        _view_of(service, run)
+        await service.settled()
         return await asyncio.to_thread(lambda: make_report(run, service.journal.read(leave_out=BULKY_FIELDS)))
 
     @routes.get("/runs/{run}/model", response_class=FileResponse)
@@ -183,12 +185,13 @@ def _routes(service: Service, defaults: RunSettings) -> APIRouter:  # one small 
         version: Annotated[str, Query(pattern="^(latest|best|0|[1-9][0-9]{0,15})$")] = "latest",
     ) -> FileResponse:
         """A published version as a safetensors file."""
-        number = _version(service, view_of(run), version)
+        number = _version(service, _view_of(service, run), version)
         source = service.sources.get(run)
         if source is None:
             raise HTTPException(
                 409, f"it is not known where the task of {run!r} lies, so its model cannot be named"
             )
+        await service.settled()
         path = await _exported(service, service.model_host, run, number, source)
         name = f"{run}-v{number}.safetensors"
         return FileResponse(
@@ -216,6 +219,13 @@ def _watched(service: Service) -> APIRouter:
         return WatchView(federation=federation, run=run, tally=service.tally.view())
 
     return routes
+
+
+def _view_of(service: Service, run: str) -> RunView:
+    try:
+        return service.core.run_view(run, now=service.clock())
+    except KeyError:
+        raise HTTPException(404, f"there is no run {run!r}; `fedmq run ls` lists them") from None
 
 
 def merged(defaults: RunSettings, given: dict[str, Any]) -> RunSettings:

@@ -258,6 +258,14 @@ class Service:
         await self._inbox.put(_Queued(event, done))
         await done
 
+    async def settled(self) -> None:
+        """Return once all that the core has decided by now is on disk: what a view shows may not be in the journal yet.
+
+        Where writing fails, this returns as well, and the coordinator ends.
+        """
+        async with self._handling:
+            pass
+
     # --------------------------------------------------------------------------------------------- tasks
 
     async def _listen(self, link: BrokerLink, sealer: Sealer, topics: Topics) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import socket
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import pytest
 from fastapi import Request
 
 from fedmq_broker.runner import RunningBroker
+from fedmq_coordinator.core.facts import Fact
 from fedmq_coordinator.core.views import FederationView
 from fedmq_coordinator.shell import api
 from fedmq_coordinator.shell.api_server import load_or_create_token
 from fedmq_coordinator.shell.client import Client, NoCoordinatorError
 from fedmq_coordinator.shell.main import run_coordinator
 from fedmq_coordinator.shell.settings import CoordinatorSettings
+from fedmq_coordinator.shell.store import Journal
 from fedmq_coordinator.shell.store_bulk import DroppedError
 from fedmq_protocol.errors import StoreError, UsageError
 from tests.coordinator.shell.doubles import FakeModelHost, RunningCoordinator, coordinator
@@ -134,6 +138,31 @@ async def test_stop_ends_a_run_and_the_next_begins(mosquitto: RunningBroker, tmp
         assert (await running.ask("status")).active_run == "b"
         report = await running.ask("report", "a")
         assert (report.state, report.reason) == ("stopped", "stopped by the operator")
+
+
+async def test_a_report_has_all_that_was_shown_before_it_was_asked_for(
+    mosquitto: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write, append = threading.Event(), Journal.append
+
+    def append_later(journal: Journal, facts: Sequence[Fact]) -> None:
+        assert may_write.wait(20)
+        append(journal, facts)
+
+    async with coordinator(tmp_path, mosquitto.url) as running:
+        await running.connected()
+        await running.ask("start_run", "find.py", name="r")
+        monkeypatch.setattr(Journal, "append", append_later)
+        stopping = asyncio.create_task(running.ask("stop_run", "r"))
+        await running.until("r", "stopped")
+        asked = asyncio.create_task(running.ask("report", "r"))
+        model = asyncio.create_task(call(running, "GET", "/api/v1/runs/r/model"))
+        done, _ = await asyncio.wait([stopping, asked, model], timeout=0.3)
+        assert not done
+        may_write.set()
+        assert (await asked).state == "stopped"
+        assert (await model).status_code == 200
+        await stopping
 
 
 async def test_a_monitor_gets_all_of_one_moment(mosquitto: RunningBroker, tmp_path: Path) -> None:
