@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import resource
 import select
@@ -37,6 +38,8 @@ def settle(peer: socket.socket) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides when to stop; it closes the channel
     sys.stdout.flush()
     os.dup2(_STDERR, _STDOUT)  # a task's prints must not mix with what the command prints
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # `_leave_with` ends us without a flush
     threading.Thread(target=_leave_with, args=(peer,), name="peer-watch", daemon=True).start()
 
 

@@ -141,8 +141,9 @@ async def test_a_cancelled_call_does_not_disturb_the_next(child: TrainerClient, 
 
 
 async def test_a_tasks_prints_do_not_reach_standard_output(
-    write_task: WriteTask, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    write_task: WriteTask, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # nor are they lost with the child
     child = await TrainerClient.spawn(threads=1)
     await child.call("open", task=write_task(task_text(extra="print('hello')")), settings={}, role="device")
     await child.close()
