@@ -58,6 +58,8 @@ class ScriptedCoordinator:
     session: int = 1
     chunk_bytes: int = 1_000
     seed: int = 0
+    lease_s: float = 60.0
+    """How long its leases last, where nothing else is said."""
     key: SigningKey = field(default_factory=lambda: SigningKey(b"c" * 32))
     versions: list[Version] = field(default_factory=list)
     accepted: dict[tuple[str, str, int], bytes] = field(default_factory=dict)
@@ -173,11 +175,12 @@ class ScriptedCoordinator:
         lease: int = 0,
         cohort: Cohort = NOBODY,
         inline: bool = True,
-        lease_s: float = 60.0,
+        lease_s: float | None = None,
         **changes: object,
     ) -> tuple[str, bytes]:
+        lasts_s = self.lease_s if lease_s is None else lease_s
         return self.seal(
-            self.topics.announcement, self.announced(lease, cohort, lease_s, inline=inline, **changes)
+            self.topics.announcement, self.announced(lease, cohort, lasts_s, inline=inline, **changes)
         )
 
     def announced(
@@ -200,8 +203,11 @@ class ScriptedCoordinator:
         }
         return Announcement.model_validate(fields | changes)
 
-    def lease(self, device: str, lease: int, *, version: int = 0, lease_s: float = 60.0) -> tuple[str, bytes]:
-        body = Lease(run=self.run, lease=lease, version=version, lease_s=lease_s)
+    def lease(
+        self, device: str, lease: int, *, version: int = 0, lease_s: float | None = None
+    ) -> tuple[str, bytes]:
+        lasts_s = self.lease_s if lease_s is None else lease_s
+        body = Lease(run=self.run, lease=lease, version=version, lease_s=lasts_s)
         return self.seal(self.topics.down(device, "lease"), body)
 
     def receipt(

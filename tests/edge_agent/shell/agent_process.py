@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fedmq.logs import begin_logging
 from fedmq_edge_agent import AgentSettings, run_agent
+from fedmq_edge_agent.core import outbox
 from fedmq_edge_agent.shell.notify import Notifier
-from tests.edge_agent.shell.fake_child import FakeChild
+from tests.edge_agent.shell.fake_child import UNHURRIED, FakeChild
 
 
 async def main(settings: AgentSettings, payload_bytes: str = "2000", wait_for: str = "") -> None:
@@ -22,6 +23,7 @@ async def main(settings: AgentSettings, payload_bytes: str = "2000", wait_for: s
         return FakeChild(payload_bytes=int(payload_bytes), wait_for=gate)
 
     begin_logging(verbose=True)
+    outbox.RESEND = UNHURRIED
     await run_agent(settings, stop=stop, start_child=start_child, notifier=Notifier())
 
 

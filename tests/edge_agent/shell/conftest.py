@@ -13,10 +13,11 @@ import pytest
 
 from fedmq_broker.runner import RunningBroker
 from fedmq_edge_agent import AgentSettings, run_agent
+from fedmq_edge_agent.core import outbox
 from fedmq_protocol.aio import BrokerSettings
 from tests.broker_fixtures import Connect
 from tests.edge_agent.scripted import ScriptedCoordinator
-from tests.edge_agent.shell.fake_child import FakeChild
+from tests.edge_agent.shell.fake_child import UNHURRIED, FakeChild
 from tests.edge_agent.shell.on_air import OnAir
 from tests.edge_agent.shell.real_agent import AgentProcess, Launch
 from tests.edge_agent.trainer.asking import PLAIN
@@ -26,7 +27,9 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def settings(mosquitto: RunningBroker, tmp_path: Path) -> AgentSettings:
-    broker = BrokerSettings(url=mosquitto.url, reconnect_min_s=0.05, reconnect_max_s=0.5)
+    broker = BrokerSettings(
+        url=mosquitto.url, reconnect_min_s=0.05, reconnect_max_s=0.5, connect_timeout_s=30.0
+    )
     return AgentSettings(id="dev-1", state_dir=tmp_path / "dev-1", task="unused.py", broker=broker)
 
 
@@ -63,7 +66,8 @@ StartAgent = Callable[..., Awaitable[RunningAgent]]
 
 
 @pytest.fixture
-async def start_agent() -> AsyncIterator[StartAgent]:
+async def start_agent(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StartAgent]:
+    monkeypatch.setattr(outbox, "RESEND", UNHURRIED)
     running: list[RunningAgent] = []
 
     async def start(settings: AgentSettings, make_child: Callable[[], FakeChild] = FakeChild) -> RunningAgent:

@@ -10,10 +10,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fedmq_edge_agent.core.backoff import Backoff
 from fedmq_edge_agent.trainer.errors import TrainerError
 from tests.edge_agent.scripted import TASK
 
 _PIECE_BYTES = 1 << 16
+UNHURRIED = Backoff(first_s=100.0, longest_s=100.0)
+"""For `outbox.RESEND`: nothing is sent twice because a machine that does much else answers late."""
 
 
 class FakeChild:

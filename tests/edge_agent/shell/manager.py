@@ -38,7 +38,7 @@ class Manager:
         """How often something was said."""
         return self.drain().count(line)
 
-    async def until(self, start: str, *, timeout_s: float = 20.0) -> str:
+    async def until(self, start: str, *, timeout_s: float = 60.0) -> str:
         """The first message that begins so, from now on."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(timeout_s):

@@ -14,6 +14,11 @@ from tests.edge_agent.scripted import ScriptedCoordinator
 
 B = TypeVar("B", bound=Body)
 
+PATIENCE_S = 60.0
+"""A machine that does much else starts an agent, and PyTorch, within that."""
+LEASE_S = 600.0
+"""No lease runs out because of that."""
+
 
 class OnAir:
     """What devices say arrives in `heard`, in order; `wait_for` takes the next that fits.
@@ -26,6 +31,7 @@ class OnAir:
     def __init__(self, connection: Connection, script: ScriptedCoordinator) -> None:
         self.connection = connection
         self.script = script
+        script.lease_s = LEASE_S
         self.heard: list[Envelope] = []
         self._taken = 0
         self._news = asyncio.Event()
@@ -43,7 +49,7 @@ class OnAir:
                 self._news.set()
 
     async def wait_for(
-        self, kind: type[B], fits: Callable[[B], bool] = lambda _: True, *, timeout_s: float = 20.0
+        self, kind: type[B], fits: Callable[[B], bool] = lambda _: True, *, timeout_s: float = PATIENCE_S
     ) -> B:
         """The next body of a kind, of those not taken yet."""
         async with asyncio.timeout(timeout_s):
@@ -72,7 +78,7 @@ class OnAir:
 
     async def device_up(self, *, after: int = 0) -> Presence:
         """The birth certificate of a device that can train, of a session after the given one, taken already or not."""
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 for presence in self.all_of(Presence):
                     if presence.online and not presence.problem and presence.session > after:
@@ -80,19 +86,24 @@ class OnAir:
                 self._news.clear()
                 await self._news.wait()
 
-    async def receive(self, device: str) -> Update:
-        """An update, offered or whole, without a receipt."""
+    async def receive(self, device: str, *, after: int = 0) -> Update:
+        """An update, offered or whole, without a receipt.
+
+        Args:
+            device: who sends it.
+            after: updates up to this number are passed over: an agent sends one again whose receipt is late.
+        """
         while True:
             body = await self.wait_for(Body)
             match body:
-                case Update():
+                case Update(header=header) if header.counter > after:
                     return body
-                case Offer(header=header, chunk_bytes=chunk_bytes):
+                case Offer(header=header, chunk_bytes=chunk_bytes) if header.counter > after:
                     update = (device, header.run, header.counter)
                     self.script.uploads.setdefault(update, Assembly(header.payload, chunk_bytes))
                     offered = header
                     await self.say(self.script.credit(device, header.run, header.counter))
-                case UploadChunk(run=run, counter=counter, index=index, data=data):
+                case UploadChunk(run=run, counter=counter, index=index, data=data) if counter > after:
                     assembly = self.script.uploads[device, run, counter]
                     assembly.add(index, data)
                     if assembly.complete:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
 from fedmq_broker.runner import RunningBroker
 from fedmq_edge_agent import AgentSettings
+from fedmq_edge_agent.shell import service
 from fedmq_protocol.messages import Body, Presence, Update
 from tests.broker_fixtures import Proxy
 from tests.edge_agent.scripted import EVERYBODY
@@ -19,6 +22,8 @@ pytestmark = pytest.mark.mosquitto
 
 LIMIT = 60_000
 PAYLOAD = 3_000
+NOON_UTC = 1_795_435_200.0
+"""2026-11-23, 12:00 UTC."""
 
 
 async def test_what_crosses_the_socket_stays_within_the_budget(
@@ -27,7 +32,11 @@ async def test_what_crosses_the_socket_stays_within_the_budget(
     settings: AgentSettings,
     start_agent: StartAgent,
     proxy_to: Callable[[int], Awaitable[Proxy]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    noon_s = NOON_UTC - time.monotonic()  # no midnight comes, and a new budget with it
+    clocks = SimpleNamespace(time=lambda: noon_s + time.monotonic(), monotonic=time.monotonic)
+    monkeypatch.setattr(service, "time", clocks)
     proxy = await proxy_to(mosquitto.port)
     broker = settings.broker.model_copy(update={"url": proxy.url})
     thrifty = settings.model_copy(update={"broker": broker, "daily_bytes": LIMIT})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedmq_broker.runner import RunningBroker
 from fedmq_edge_agent import AgentSettings
+from fedmq_edge_agent.core.download import WINDOW
 from fedmq_protocol.chunks import Assembly
 from fedmq_protocol.messages import Get, Offer, Update, UploadChunk
 from tests.broker_fixtures import Connect
@@ -44,6 +45,11 @@ async def ends(process: subprocess.Popen[bytes]) -> None:
     await asyncio.to_thread(process.wait)
 
 
+async def all_retained_came(on_air: OnAir, retained: int) -> None:
+    """Until the coordinator is asked for the last chunk that is asked for at once: so all before them are on disk."""
+    await on_air.wait_for(Get, lambda get: get.index == retained + WINDOW - 1)
+
+
 def received_bytes(update: Update) -> int:
     assert update.header.traffic is not None
     return update.header.traffic[1]
@@ -59,7 +65,7 @@ async def test_killed_in_mid_download_it_fetches_only_what_it_lacks(
 ) -> None:
     others = await begin(on_air, retained=30)
     process = start_process(settings)
-    await on_air.wait_for(Get)  # all that there is has come; what lacks is asked of the coordinator
+    await all_retained_came(on_air, 30)
     await ends(process)
     for topic, packet in others:
         await on_air.connection.publish(topic, packet, retain=True)
@@ -81,10 +87,10 @@ async def test_disconnected_in_mid_download_it_fetches_only_what_it_lacks(
 ) -> None:
     others = await begin(on_air, retained=30)
     start_process(settings)
-    await on_air.wait_for(Get)
-    intruder = await connect(
-        mosquitto.url, "fedmq-home-dev-1"
-    )  # the broker lets the earlier one of a name go
+    await all_retained_came(on_air, 30)
+    # The broker lets the earlier one of a name go; which comes back, once.
+    never = {"reconnect_min_s": 3_600.0, "reconnect_max_s": 3_600.0}
+    intruder = await connect(mosquitto.url, "fedmq-home-dev-1", **never)
     for topic, packet in others:
         await on_air.connection.publish(topic, packet, retain=True)
     await intruder.stop()

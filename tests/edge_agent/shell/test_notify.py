@@ -140,10 +140,11 @@ async def test_a_process_whose_loop_hangs_pings_no_more(
     await manager.until("WATCHDOG=1")
     process.send_signal(signal.SIGTERM)
     await manager.until("STOPPING=1")
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
 
 
 def until_stopped(pid: int) -> None:
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 60
     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
         assert time.monotonic() < give_up
+        time.sleep(0.01)

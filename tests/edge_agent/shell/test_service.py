@@ -26,7 +26,7 @@ from fedmq_edge_agent.trainer.errors import TrainerError
 from fedmq_protocol.aio import BrokerSettings
 from fedmq_protocol.chunks import Assembly
 from fedmq_protocol.errors import ConfigError, StoreError
-from fedmq_protocol.messages import Get, Hello, Offer, Presence, Report, Update
+from fedmq_protocol.messages import Body, Get, Hello, Offer, Presence, Report, Update
 from fedmq_protocol.signing import SigningKey
 from tests.broker_fixtures import Connect
 from tests.edge_agent.scripted import EVERYBODY, ScriptedCoordinator
@@ -38,10 +38,13 @@ pytestmark = pytest.mark.mosquitto
 
 StartBroker = Callable[..., RunningBroker]
 
+AT_ONCE_S = 20.0
+"""An end takes half a second, or more where the machine stalls; elsewhere a minute is waited for acknowledgements."""
+
 
 async def until(holds: Callable[[], bool]) -> None:
     """Look until something holds that no message tells of."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 - there is nothing to wait on but the clock
             await asyncio.sleep(0.01)
 
@@ -83,7 +86,7 @@ async def test_goodbye_comes_with_the_traffic_and_the_same_session(
     birth = await on_air.device_up()
     began = time.monotonic()
     await agent.stop()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < AT_ONCE_S
     goodbye = await on_air.wait_for(Presence, lambda presence: not presence.online)
     assert goodbye.session == birth.session
     assert goodbye.traffic is not None
@@ -225,12 +228,12 @@ async def test_a_damaged_model_file_is_noticed_and_fetched_again(
     first = await start_agent(settings)
     base = settings.state_dir / "runs" / "r1" / "delta-1.bin"
     await until(lambda: bool(first.children) and first.children[0].version == 1)
+    birth = await on_air.device_up()
     await first.stop()
     base.write_bytes(bytes(base.stat().st_size))
-    birth = await on_air.device_up()
     second = await start_agent(settings)
     await on_air.device_up(after=birth.session)
-    await on_air.say(on_air.script.lease("dev-1", 1))
+    await on_air.say(on_air.script.lease("dev-1", 1, version=1))
     update = await on_air.receive("dev-1")
     assert update.header.base_version == 1
     assert [op for op, _ in second.children[0].calls][:4] == [
@@ -249,12 +252,17 @@ async def test_without_retained_messages_hello_and_get_do(
     answer = on_air.script.announced(1, EVERYBODY, 60.0)
     await on_air.say(on_air.script.seal(on_air.script.topics.down("dev-1", "announcement"), answer))
     down = on_air.script.topics.down("dev-1", "chunk")
-    for chunk in on_air.script.chunks("snapshot", 0):  # unasked ones are ignored, so ask is what we wait for
-        get = await on_air.wait_for(Get)
-        wanted = on_air.script.chunks(get.blob, get.version)[get.index]
-        assert wanted.count == chunk.count
+    asked = set[int]()
+    # Unasked chunks are ignored, so ask is what we wait for; it asks again where an answer is late.
+    while not isinstance(
+        said := await on_air.wait_for(Body, lambda body: isinstance(body, Get | Update)), Update
+    ):
+        assert isinstance(said, Get)
+        asked.add(said.index)
+        wanted = on_air.script.chunks(said.blob, said.version)[said.index]
         await on_air.say(on_air.script.seal(down, wanted))
-    assert (await on_air.receive("dev-1")).header.lease == 1
+    assert asked == {chunk.index for chunk in on_air.script.chunks("snapshot", 0)}
+    assert said.header.lease == 1
 
 
 async def test_a_trainer_that_crashes_is_started_again_and_the_lease_given_back(
@@ -391,8 +399,8 @@ async def test_sigterm_says_goodbye(
     process.send_signal(signal.SIGTERM)
     goodbye = await on_air.wait_for(Presence, lambda presence: not presence.online)
     assert goodbye.traffic is not None  # a last will has none
-    await asyncio.to_thread(process.wait, 5)
-    assert time.monotonic() - began < 2
+    await asyncio.to_thread(process.wait, 60)
+    assert time.monotonic() - began < AT_ONCE_S
     assert process.returncode == 0
 
 
@@ -420,7 +428,7 @@ async def test_an_agent_that_is_ended_while_it_commits_does_not_commit_beside_th
 
     def slow(disk: Disk, state: AgentState) -> None:
         written.append(state)
-        release.wait(20)
+        release.wait(60)
         save_state(disk, state)
         done.append(state)
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tests.edge_agent.shell.on_air import OnAir
 
 async def until(state_dir: Path, holds: Callable[[Found], bool]) -> Found:
     """Look until the file says something."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not holds(found := find(state_dir)):  # noqa: ASYNC110 - a file that another writes
             await asyncio.sleep(0.02)
     return found
@@ -127,6 +128,6 @@ def test_a_process_that_has_ended_and_was_not_waited_for_is_gone() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     try:
         while start_of(process.pid) is not None:
-            pass
+            time.sleep(0.01)
     finally:
         process.wait()

@@ -18,11 +18,11 @@ from fedmq_edge_agent.shell.status import find
 from fedmq_protocol.messages import Presence, Report
 from tests.broker_fixtures import Connect
 from tests.edge_agent.scripted import EVERYBODY
-from tests.edge_agent.shell.on_air import OnAir
+from tests.edge_agent.shell.on_air import LEASE_S, OnAir
 from tests.edge_agent.shell.real_agent import AgentProcess, Launch, on_air_with
 from tests.edge_agent.trainer.asking import task_text
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
+pytestmark = [pytest.mark.mosquitto, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LIMIT = 600_000_000
 
@@ -40,9 +40,10 @@ def train(model, data, settings, context):
                 time.sleep(0.1)
         case "eat":
             eaten = []
-            while True:
+            while len(eaten) < 170:  # 680 MB, and so it stays
                 eaten.append(torch.zeros(1_000_000) + len(eaten))
                 time.sleep(0.01)
+            time.sleep(3_600)
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.01
@@ -58,7 +59,7 @@ class Scene:
         self.orders = folder / "orders"
         self.lease = 0
 
-    async def announce(self, *, lease_s: float = 60.0) -> None:
+    async def announce(self, *, lease_s: float = LEASE_S) -> None:
         self.lease += 1
         first = self.lease == 1
         await self.on_air.announce(
@@ -66,11 +67,13 @@ class Scene:
         )
 
 
-async def begin(settings: AgentSettings, connect: Connect, launch: Launch, folder: Path) -> Scene:
+async def begin(
+    settings: AgentSettings, connect: Connect, launch: Launch, folder: Path, *, train_s: float
+) -> Scene:
     task = folder / "obedient.py"
     task.write_text(task_text(extra=OBEDIENT, train="train"), encoding="utf-8")
     on_air, _ = await on_air_with(await connect(settings.broker.url, "coordinator"), task)
-    trainer = TrainerSettings(memory_limit=LIMIT, first_train_timeout_s=30.0, threads=1)
+    trainer = TrainerSettings(memory_limit=LIMIT, first_train_timeout_s=train_s, threads=1)
     given = {"task": str(task), "data": {"partition_id": 0}, "trainer": trainer}
     settings = settings.model_copy(update=given)
     return Scene(on_air, launch(settings), settings, folder)
@@ -79,15 +82,14 @@ async def begin(settings: AgentSettings, connect: Connect, launch: Launch, folde
 async def test_killed_for_memory_again_and_again_it_is_said_everywhere_and_heals(
     settings: AgentSettings, connect: Connect, launch: Launch, tmp_path: Path
 ) -> None:
-    scene = await begin(settings, connect, launch, tmp_path)
+    scene = await begin(settings, connect, launch, tmp_path, train_s=600.0)
     await scene.announce()
     kept = await scene.on_air.receive("dev-1")  # it gets no receipt yet
     scene.orders.write_text("eat")
     for _ in range(LOOP_FAILURES):
         await scene.announce()
-        report = await scene.on_air.wait_for(Report, timeout_s=60)
+        report = await scene.on_air.wait_for(Report, timeout_s=120)
         assert (report.code, report.lease) == ("train-failed", scene.lease)
-        # Looked at five times a second, if this machine has the time for it.
         assert re.search(r"trainer killed during train: took [6-9]\d\d MB", report.detail), report.detail
         assert "600 MB are allowed" in report.detail
     born = await scene.on_air.wait_for(Presence, lambda presence: bool(presence.problem))
@@ -97,7 +99,7 @@ async def test_killed_for_memory_again_and_again_it_is_said_everywhere_and_heals
     process = psutil.Process(scene.agent.process.pid)
     assert process.memory_info().rss < 60_000_000
     scene.orders.unlink()
-    await scene.on_air.wait_for(Presence, lambda presence: not presence.problem, timeout_s=60)
+    await scene.on_air.wait_for(Presence, lambda presence: not presence.problem, timeout_s=120)
     await scene.on_air.accept("dev-1", kept)
     await scene.announce()
     while (healed := await scene.on_air.receive("dev-1")).header.counter == kept.header.counter:
@@ -108,17 +110,18 @@ async def test_killed_for_memory_again_and_again_it_is_said_everywhere_and_heals
 
 
 @pytest.mark.parametrize(
-    ("order", "says"), [("crash", "SIGSEGV"), ("hang", "it hung, and was ended after 3")]
+    ("order", "says"), [("crash", "SIGSEGV"), ("hang", r"it hung, and was ended after [3-9]\d s")]
 )
 async def test_a_crash_or_a_hang_is_reported_with_its_lease_and_the_next_training_goes_well(
     settings: AgentSettings, connect: Connect, launch: Launch, tmp_path: Path, order: str, says: str
 ) -> None:
-    scene = await begin(settings, connect, launch, tmp_path)
+    scene = await begin(settings, connect, launch, tmp_path, train_s=30.0)
     scene.orders.write_text(order)
+    await scene.on_air.device_up()
     await scene.announce(lease_s=20.0)  # and a training is never given less than 30 s
-    report = await scene.on_air.wait_for(Report, timeout_s=90)
+    report = await scene.on_air.wait_for(Report, timeout_s=120)
     assert (report.code, report.lease) == ("train-failed", 1)
-    assert says in report.detail
+    assert re.search(says, report.detail), report.detail
     scene.orders.unlink()
     await scene.announce()
     update = await scene.on_air.receive("dev-1")

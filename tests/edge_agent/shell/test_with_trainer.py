@@ -15,7 +15,7 @@ from tests.edge_agent.shell.on_air import OnAir
 from tests.edge_agent.shell.real_agent import Launch, mass, on_air_with
 from tests.edge_agent.trainer.asking import PLAIN, task_text
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
+pytestmark = [pytest.mark.mosquitto, pytest.mark.slow, pytest.mark.timeout(600)]
 
 MAX_RSS_BYTES = 50_000_000
 
@@ -28,8 +28,10 @@ async def test_rounds_rebases_kills_and_restores_with_a_real_model(
     coordinator.advance()
     await on_air.announce(inline=False, lease=1, cohort=EVERYBODY)
     agent = launch(settings)
+    counter = 0
     for lease in range(1, 6):
-        update = await on_air.receive("dev-1")
+        update = await on_air.receive("dev-1", after=counter)
+        counter = update.header.counter
         assert (update.header.lease, update.header.base_version) == (lease, lease)
         assert np.isfinite(mass(coordinator, update.data)).all()
         assert np.abs(mass(coordinator, update.data)).max() > 0
@@ -39,7 +41,7 @@ async def test_rounds_rebases_kills_and_restores_with_a_real_model(
         )  # version 4 comes with the replica's hash: a wrong bit would show
         await on_air.announce(lease=lease + 1, cohort=EVERYBODY)
     assert agent.rss_bytes < MAX_RSS_BYTES, f"{agent.rss_bytes / 1e6:.1f} MB"
-    pending = await on_air.receive("dev-1")
+    pending = await on_air.receive("dev-1", after=counter)
     assert pending.header.base_version == 6
     run_dir = settings.state_dir / "runs" / "r1"
     assert {file.name for file in run_dir.glob("*-*.bin") if file.name[0] in "bd"} == {
@@ -50,12 +52,12 @@ async def test_rounds_rebases_kills_and_restores_with_a_real_model(
     assert (run_dir / "base-4.bin").read_bytes() == coordinator.versions[4].snapshot
     agent.kill()
     launch(settings)
-    again = await on_air.receive("dev-1")
+    again = await on_air.receive("dev-1", after=counter)
     assert (again.header.counter, again.data) == (pending.header.counter, pending.data)
     await on_air.say(coordinator.receipt("dev-1", again.header.counter, residual="restore"))
     coordinator.advance()
     await on_air.announce(lease=7, cohort=EVERYBODY)
-    restored = await on_air.receive("dev-1")
+    restored = await on_air.receive("dev-1", after=again.header.counter)
     assert (restored.header.lease, restored.header.base_version) == (7, 7)
     assert await on_air.accept("dev-1", restored)
     await on_air.close()
