@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ DEVICE = "dev-1"
 PRIVATE = bytes(range(32))
 HOSTS = ("127.0.0.1", "localhost")
 DAY = timedelta(days=1)
+PATIENCE_S = 60.0
+"""For whatever a check waits for; a check that is cut off says less than one that found something out."""
 NETWORK = frozenset({"torch", "task", "data", "memory", "disk"})
 """What has nothing to do with the network, and is left out where that is looked at."""
 
@@ -202,7 +205,11 @@ def be_known(settings: AgentSettings, *, session: int = 7, private: bytes = PRIV
 async def findings_of(settings: AgentSettings | Device, *names: str) -> dict[str, Finding]:
     """Examine, by all checks of the network or by some checks, and give back what each found."""
     device = settings if isinstance(settings, Device) else Device(settings)
-    checks = [check for check in CHECKS if (check.name in names if names else check.name not in NETWORK)]
+    checks = [
+        replace(check, limit_s=2 * PATIENCE_S)
+        for check in CHECKS
+        if (check.name in names if names else check.name not in NETWORK)
+    ]
     try:
         return {finding.name: finding async for finding in examine(checks, device)}
     finally:

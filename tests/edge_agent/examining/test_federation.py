@@ -64,6 +64,13 @@ async def test_a_federation_that_is_well(hospital: Hospital) -> None:
     assert found["model"].found == "version 3: 5 chunks, 3.4 kB, every hash as promised"
 
 
+@pytest.fixture
+def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something does not come."""
+    monkeypatch.setattr("fedmq_edge_agent.examining.federation.RETAINED_S", 2.0)
+
+
+@pytest.mark.usefixtures("_little_patience")
 async def test_no_coordinator(hospital: Hospital) -> None:
     found = await hospital.examined()
     assert found["coordinator"].level == "warning"
@@ -73,6 +80,7 @@ async def test_no_coordinator(hospital: Hospital) -> None:
     assert found["model"].level == "skipped"
 
 
+@pytest.mark.usefixtures("_little_patience")
 async def test_a_status_that_the_device_may_not_read(clinic: Clinic, connect: Connect) -> None:
     """Mosquitto's access lists grant the subscription, and then deliver nothing."""
     port = clinic.open(access=clinic.access(without="coordinator/status"))
@@ -121,6 +129,7 @@ async def test_a_coordinator_that_does_not_answer(
     assert f"fedmq device doctor {DEVICE}" in found["coordinator"].mend
 
 
+@pytest.mark.usefixtures("_little_patience")
 async def test_a_chunk_that_the_broker_does_not_have(hospital: Hospital) -> None:
     await hospital.air.announce()
     lacking = hospital.script.topics.chunk("r1", 0, "snapshot", 1)
@@ -134,6 +143,7 @@ async def test_a_chunk_that_the_broker_does_not_have(hospital: Hospital) -> None
     assert "start the coordinator" in found["model"].mend
 
 
+@pytest.mark.usefixtures("_little_patience")
 async def test_chunks_that_the_device_may_not_read(clinic: Clinic, connect: Connect) -> None:
     port = clinic.open(access=clinic.access(without="model/"))
     reach = clinic.reach(port)

@@ -47,7 +47,10 @@ async def test_a_port_on_which_nothing_listens(clinic: Clinic) -> None:
     assert "fedmq broker status" in found["route"].mend
 
 
-async def test_a_peer_that_takes_the_connection_and_says_nothing(clinic: Clinic) -> None:
+async def test_a_peer_that_takes_the_connection_and_says_nothing(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmq_edge_agent.examining.handshake.CONNECT_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         found = await findings_of(
             clinic.settings(server.getsockname()[1]),

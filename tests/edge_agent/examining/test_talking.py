@@ -9,7 +9,7 @@ import pytest
 from fedmq_edge_agent.examining.findings import Finding
 from fedmq_protocol.aio import Message
 from tests.broker_fixtures import Connect, silence
-from tests.edge_agent.examining.clinic import DEVICE, Clinic, be_known, findings_of
+from tests.edge_agent.examining.clinic import DEVICE, PATIENCE_S, Clinic, be_known, findings_of
 
 NAMES = (
     "agent",
@@ -88,8 +88,11 @@ async def test_mqtt_3_1_1_does_not_tell_who_may_speak(clinic: Clinic) -> None:
     assert "MQTT 3.1.1 does not say" in found["rights"].found
 
 
-async def test_a_second_board_with_the_same_identity(clinic: Clinic, connect: Connect) -> None:
+async def test_a_second_board_with_the_same_identity(
+    clinic: Clinic, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its agent is thrown out, and comes back at once."""
+    monkeypatch.setattr("fedmq_edge_agent.examining.talking.ALONE_S", PATIENCE_S)
     port = clinic.open()
     reach = clinic.reach(port, DEVICE, reconnect_min_s=0.1, reconnect_max_s=0.1)
     await connect(reach.pop("url"), "the clone", **reach)

@@ -99,14 +99,20 @@ def sshd_into(root: Root, folder: Path, *, chroot: bool = False) -> Iterator[Ssh
     with (folder / "sshd.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log)
     try:
-        deadline = time.monotonic() + 10
-        while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
+        deadline = time.monotonic() + 60
+        while not _listens(port):
+            assert process.poll() is None, (folder / "sshd.log").read_text(errors="replace")
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         board = Sshd(root, port, folder)
         board.know((folder / "host.pub").read_text())
         yield board
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10):
+        return True
+    return False

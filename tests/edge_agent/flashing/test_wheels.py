@@ -62,6 +62,8 @@ def test_an_index_that_is_not_reached_is_not_one_without_wheels(
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{find_free_port('127.0.0.1')}/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.setenv("PIP_RETRIES", "1")
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     monkeypatch.delenv("PIP_NO_INDEX", raising=False)
     with pytest.raises(FlashError, match=r"does not reach an index that it looks into for msgpack"):
