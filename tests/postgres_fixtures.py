@@ -58,10 +58,10 @@ class PostgresServer:
             f"-k {self.folder} -c listen_addresses= -c fsync=off -c max_connections=60 -c shared_buffers=16MB"
         )
         log = str(self.folder / "log")
-        self._run("pg_ctl", "--wait", "--pgdata", str(self.data), "--log", log, "--options", options, "start")
+        self._control("--log", log, "--options", options, "start")
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        self._run("pg_ctl", "--wait", "--pgdata", str(self.data), "--mode", mode, "stop")
+        self._control("--mode", mode, "stop")
 
     def create_database(self) -> str:
         """A new database; returns its URL."""
@@ -78,6 +78,10 @@ class PostgresServer:
     def remove(self) -> None:
         self.stop("immediate")
         shutil.rmtree(self.folder)
+
+    def _control(self, *arguments: str) -> None:
+        """Start or stop it, and wait until that is done, also on a machine that has little time for it."""
+        self._run("pg_ctl", "--wait", "--timeout=110", "--pgdata", str(self.data), *arguments)
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(

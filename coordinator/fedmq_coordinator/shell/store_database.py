@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -166,8 +167,8 @@ class Database:
             return work(connection)
 
     def _repeat(self, doing: str, act: Callable[[], T]) -> T:
-        """Do it until it is done, or until patience ends."""
-        began = time.monotonic()
+        """Do it until it is done, or until patience ends, which begins with the first loss."""
+        lost_at = math.inf
         wait_s, losses = _FIRST_WAIT_S, 0
         while True:
             try:
@@ -183,7 +184,9 @@ class Database:
                     case Fault.LOST:
                         self.losses += 1
                         self._to_hold_again = self._holds  # who only looks keeps nobody out
-                        waited = time.monotonic() - began
+                        now = time.monotonic()
+                        lost_at = min(lost_at, now)
+                        waited = now - lost_at
                         if _in_a_loop():
                             raise AwayError(f"the journal {self.name} is out of reach: {cause}") from error
                         if waited + wait_s > self._patience_s or self._hurried.is_set():
@@ -200,7 +203,7 @@ class Database:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         self._connected = True
         if losses:
-            _log.warning("the journal %s is back after %.1f s", self.name, time.monotonic() - began)
+            _log.warning("the journal %s is back after %.1f s", self.name, time.monotonic() - lost_at)
         if self._to_hold_again and not _in_a_loop():
             self._to_hold_again = False
             self._hold_again()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmq_coordinator.shell import store_postgresql
 from fedmq_coordinator.shell.settings import DatabaseSettings
 from fedmq_coordinator.shell.store import Journal
 from tests.coordinator.shell.places import Place
@@ -19,8 +20,10 @@ def sqlite_place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def postgres_place(postgres: PostgresServer, tmp_path: Path) -> Place:
-    settings = DatabaseSettings(url=postgres.create_database(), timeout_s=20.0)
+def postgres_place(postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    # On a busy machine the server may notice late that a session is over, and lets go of its lock then.
+    monkeypatch.setattr(store_postgresql, "_SETTLING_S", 20.0)
+    settings = DatabaseSettings(url=postgres.create_database(), timeout_s=60.0)
     return Place("postgresql", tmp_path / "state", settings)
 
 

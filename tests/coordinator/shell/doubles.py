@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,9 +68,9 @@ PLAIN = RunSettings(
     compression=CompressionSettings(
         up="float32", density=1.0, down="float32", down_density=1.0, snapshot="float32"
     ),
-    selection=SelectionSettings(min_available_devices=2, round_timeout_s=20.0),
+    selection=SelectionSettings(min_available_devices=2, deadline_factor=0.0, round_timeout_s=120.0),
 )
-"""Three rounds, nothing compressed."""
+"""Three rounds, nothing compressed, and nobody is too late: a machine may stand still for a while."""
 
 
 def loss_of(vector: NDArray[np.float32]) -> float:
@@ -136,6 +137,9 @@ class VirtualDevice:
     version: int = -1
     session: int = 1
     trains: bool = True
+    waits_at: float = math.inf
+    """From this version on it trains no more until `may_go_on`, and hears nothing else meanwhile."""
+    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
     _counter: int = 0
     _lease: int = 0
     _epoch: int = 0
@@ -169,6 +173,14 @@ class VirtualDevice:
 
     async def say(self, topic: str, body: Body, *, retain: bool = False) -> None:
         await self.connection.publish(topic, self.sealer.seal(topic, body), retain=retain)
+
+    async def receives(self, number: int) -> None:
+        """Return once so many updates have a receipt: the last ones may be on their way when a run is over."""
+
+        async def counters() -> set[int]:
+            return {receipt.counter for receipt in self.receipts}
+
+        await eventually(counters, lambda seen: len(seen) >= number)
 
     def _presence(self, *, online: bool) -> Presence:
         return Presence(
@@ -231,6 +243,8 @@ class VirtualDevice:
         self._lease = lease
         if not self.trains:
             return
+        if self.version >= self.waits_at:
+            await self.may_go_on.wait()
         data, _ = encode_update(np.float32(0.5) * (TARGET - self.replica), None, SCHEMA, CodecSpec("float32"))
         self._counter += 1
         traffic = self.connection.traffic
@@ -275,7 +289,7 @@ class RunningCoordinator:
 
 
 async def eventually(
-    look: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *, timeout_s: float = 30.0
+    look: Callable[[], Awaitable[T]], accept: Callable[[T], bool], *, timeout_s: float = 60.0
 ) -> T:
     """Look at another process or thread again and again, until what is seen is accepted."""
     async with asyncio.timeout(timeout_s):

@@ -78,7 +78,7 @@ from pathlib import Path
 from fedmq_coordinator.shell.settings import DatabaseSettings
 from fedmq_coordinator.shell.store import Journal
 url = {url!r}
-settings = None if url is None else DatabaseSettings(url=url, timeout_s=20)
+settings = None if url is None else DatabaseSettings(url=url, timeout_s=60)
 journal = Journal.open(Path({str(place.state_dir)!r}), federation="home", settings=settings, take_over={take_over})
 {textwrap.dedent(body)}
 """

@@ -146,11 +146,12 @@ async def test_a_report_has_all_that_was_shown_before_it_was_asked_for(
     may_write, append = threading.Event(), Journal.append
 
     def append_later(journal: Journal, facts: Sequence[Fact]) -> None:
-        assert may_write.wait(20)
+        assert may_write.wait(100)
         append(journal, facts)
 
     async with coordinator(tmp_path, mosquitto.url) as running:
         await running.connected()
+        running.host.may_evaluate.clear()  # no evaluation is to be journaled before the end is decided
         await running.ask("start_run", "find.py", name="r")
         monkeypatch.setattr(Journal, "append", append_later)
         stopping = asyncio.create_task(running.ask("stop_run", "r"))
@@ -167,6 +168,7 @@ async def test_a_report_has_all_that_was_shown_before_it_was_asked_for(
 
 async def test_a_monitor_gets_all_of_one_moment(mosquitto: RunningBroker, tmp_path: Path) -> None:
     async with coordinator(tmp_path, mosquitto.url) as running:
+        await running.connected()  # a run begins with a broker
         before = await asyncio.to_thread(running.client.watch)
         assert before.run is None
         assert before.tally.steps["deadline"] == before.tally.updates_accepted == 0

@@ -178,7 +178,8 @@ async def test_a_coordinator_on_the_copy_goes_on_and_the_original_is_sent_home(
 ) -> None:
     """Copied while it works; the original is even started once more before the copy is."""
     original, copy = tmp_path / "original", tmp_path / "copy"
-    devices = [VirtualDevice(f"dev-{number}", mosquitto.url) for number in range(2)]
+    # They do not outrun the copy, which they could not follow: these devices do not know how to go back.
+    devices = [VirtualDevice(f"dev-{number}", mosquitto.url, waits_at=1) for number in range(2)]
     async with contextlib.AsyncExitStack() as stack:
         for device in devices:
             await stack.enter_async_context(device.online())
@@ -189,15 +190,16 @@ async def test_a_coordinator_on_the_copy_goes_on_and_the_original_is_sent_home(
         copied = facts_in(copy)
 
         async def overtaken() -> None:
-            async with (
-                coordinator(original, mosquitto.url) as second,
-                coordinator(copy, mosquitto.url) as third,
-            ):
-                await asyncio.wait([second.task], timeout=20)
-                await eventually(
-                    lambda: asyncio.to_thread(third.client.run, run),
-                    lambda view: view.state == "finished",
-                )
+            async with coordinator(original, mosquitto.url) as second:
+                await second.connected()
+                async with coordinator(copy, mosquitto.url) as third:
+                    await asyncio.wait([second.task], timeout=60)
+                    for device in devices:
+                        device.may_go_on.set()
+                    await eventually(
+                        lambda: asyncio.to_thread(third.client.run, run),
+                        lambda view: view.state == "finished",
+                    )
 
         with pytest.raises(HaltedError, match="has taken over, with epoch 1000"):
             await overtaken()

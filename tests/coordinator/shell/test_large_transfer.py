@@ -11,10 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedmq_broker.runner import RunningBroker
 from fedmq_coordinator.shell.client import Client
 from fedmq_coordinator.shell.outbox import KEPT_EVERY
+from fedmq_coordinator.shell.standing import Standing
+from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.aio import Connected, Connection, Message
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.chunks import blob_ref, split
@@ -49,6 +52,7 @@ PROGRAM = """
 import asyncio, logging, sys
 from pathlib import Path
 import numpy as np
+from fedmq_coordinator.shell import service
 from fedmq_coordinator.shell.main import run_coordinator_forever
 from fedmq_coordinator.shell.model_host import Beginning, TaskDescription
 from fedmq_coordinator.shell.settings import CoordinatorSettings
@@ -63,11 +67,15 @@ class Host(FakeModelHost):
     async def initial(self, task, *, seed, checkpoint, start="snapshot", snapshot="int8"):
         return Beginning(np.random.default_rng(seed).standard_normal(PARAMETERS, dtype=np.float32))
 
-class SlowConnection(Connection):
+class HaltingConnection(Connection):
+    left = int(sys.argv[3])  # so many chunks go over the link, then no more
+
     async def publish(self, topic, payload, **options):
-        await super().publish(topic, payload, **options)
         if "/model/" in topic:
-            await asyncio.sleep(0.02)  # a link of some megabytes a second
+            if self.left == 0:
+                await asyncio.Event().wait()
+            self.left -= 1
+        await super().publish(topic, payload, **options)
 
 async def main():
     settings = CoordinatorSettings(
@@ -77,17 +85,23 @@ async def main():
 
 logging.basicConfig(level=logging.INFO)
 import fedmq_coordinator.shell.main as shell
-shell.Connection = SlowConnection
+shell.Connection = HaltingConnection
+service._WITNESS_S = 60.0  # a broker that stands still for a while has lost nothing
 asyncio.run(main())
 """
 
 
 @contextlib.asynccontextmanager
-async def process(broker: RunningBroker, state_dir: Path) -> AsyncIterator[tuple[Process, Client]]:
-    """A coordinator whose API is up; killed at the end if it is still there."""
+async def process(
+    broker: RunningBroker, state_dir: Path, *, chunks: int = -1
+) -> AsyncIterator[tuple[Process, Client]]:
+    """A coordinator whose API is up, and that publishes so many chunks, or all; killed at the end if it is there."""
     (state_dir / "api.json").unlink(missing_ok=True)
     running = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PROGRAM, broker.url, str(state_dir), cwd=ROOT, stdout=PIPE, stderr=PIPE
+        *(sys.executable, "-c", PROGRAM, broker.url, str(state_dir), str(chunks)),
+        cwd=ROOT,
+        stdout=PIPE,
+        stderr=PIPE,
     )
 
     async def is_up() -> bool:
@@ -110,6 +124,7 @@ class Observer:
         self.connection = Connection(BrokerSettings(url=url), client_id="observer")
         self.seen: list[str] = []
         self.announced: list[Announcement] = []
+        self.connected = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def online(self) -> AsyncIterator[Observer]:
@@ -117,6 +132,7 @@ class Observer:
         async with self.connection:
             task = asyncio.create_task(self._follow())
             try:
+                await self.connected.wait()
                 yield self
             finally:
                 task.cancel()
@@ -124,17 +140,25 @@ class Observer:
 
     async def _follow(self) -> None:
         async for event in self.connection.events():
-            if isinstance(event, Message) and not event.retained and event.payload:
+            if isinstance(event, Connected):
+                self.connected.set()
+            elif isinstance(event, Message) and not event.retained and event.payload:
                 if event.topic != TOPICS.announcement:
                     self.seen.append(event.topic)
                 elif isinstance(body := open_envelope(event.topic, event.payload).body, Announcement):
                     self.announced.append(body)
 
 
+@pytest.mark.timeout(300)
 async def test_killed_in_mid_publication_it_publishes_what_the_broker_lacks(
     mosquitto: RunningBroker, tmp_path: Path
 ) -> None:
     observer = Observer(mosquitto.url)
+    seen_before = KEPT_EVERY + 8
+
+    async def known_to_stand() -> int:
+        with contextlib.closing(Journal.look(tmp_path)) as journal:
+            return Standing.load(journal.note("standing")).num_chunks
 
     async def num_seen() -> int:
         return len(observer.seen)
@@ -143,9 +167,10 @@ async def test_killed_in_mid_publication_it_publishes_what_the_broker_lacks(
         return len(observer.announced)
 
     async with observer.online():
-        async with process(mosquitto, tmp_path) as (running, client):
+        async with process(mosquitto, tmp_path, chunks=seen_before) as (running, client):
             await asyncio.to_thread(client.start_run, "large", name="r")
-            await eventually(num_seen, lambda count: count >= KEPT_EVERY + 8)
+            await eventually(num_seen, lambda count: count == seen_before)
+            await eventually(known_to_stand, lambda count: count == KEPT_EVERY)
             running.kill()
             await running.wait()
         before = list(observer.seen)
@@ -229,6 +254,7 @@ def lacking(credit: Credit, count: int) -> list[int]:
     return [index for index in range(count) if not credit.have[index // 8] >> (index % 8) & 1]
 
 
+@pytest.mark.timeout(300)
 async def test_an_upload_that_was_cut_off_goes_on_where_it_was(
     mosquitto: RunningBroker, tmp_path: Path
 ) -> None:
@@ -237,7 +263,7 @@ async def test_an_upload_that_was_cut_off_goes_on_where_it_was(
     data, _ = encode_update(change, None, SCHEMA, CodecSpec("topk-log4", 0.01))
     chunks = split(data, 4_096)
     assert len(chunks) > 20
-    async with process(mosquitto, tmp_path) as (_, client), asyncio.timeout(90):
+    async with process(mosquitto, tmp_path) as (_, client), asyncio.timeout(240):
         async with device.online() as answers:
             settings = {
                 "selection": {"min_available_devices": 1},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from pathlib import Path
 
 import pytest
@@ -62,7 +61,7 @@ async def test_a_new_journal_beside_an_old_one_is_said(
         assert "is new, but" not in caplog.text
 
 
-@pytest.mark.parametrize("timeout_s", [0.5, 60.0])
+@pytest.mark.parametrize("timeout_s", [0.5, 600.0])
 async def test_a_server_that_stays_away_ends_it_in_time_or_when_it_is_asked_to(
     mosquitto: RunningBroker, postgres: PostgresServer, tmp_path: Path, timeout_s: float
 ) -> None:
@@ -75,20 +74,21 @@ async def test_a_server_that_stays_away_ends_it_in_time_or_when_it_is_asked_to(
             await asyncio.to_thread(postgres.stop, "immediate")
             async with device.online():  # an enrolment is a fact
                 if timeout_s < 10:
-                    await asyncio.wait([running.task], timeout=30)
+                    await asyncio.wait([running.task], timeout=60)
                 else:
                     await eventually(
                         lambda: asyncio.sleep(0, running.task.done()),
                         lambda done: done or device.connection.traffic.bytes_sent > 300,
                     )
 
-    began = time.monotonic()
     try:
-        if timeout_s < 10:
-            with pytest.raises(StoreError, match=r"cannot write to the journal postgresql://.* s of trying"):
+        async with asyncio.timeout(90):  # far less than the patience of the one that is asked to end
+            if timeout_s < 10:
+                with pytest.raises(
+                    StoreError, match=r"cannot write to the journal postgresql://.* s of trying"
+                ):
+                    await left_alone()
+            else:
                 await left_alone()
-        else:
-            await left_alone()
     finally:
         await asyncio.to_thread(postgres.start)
-    assert time.monotonic() - began < 30

@@ -68,7 +68,7 @@ async def test_messages_leave_side_by_side_in_the_order_of_their_making(link: Li
     await settled()
     assert len(link.handed) == 32  # none is acknowledged yet
     link.open.set()
-    await outbox.flush(5.0)
+    await outbox.flush(60.0)
     envelopes = [open_envelope(topic, payload).verified(KEY.public_key) for topic, payload, _ in link.handed]
     assert [envelope.sequence for envelope in envelopes] == list(range(1, 101))
     assert [envelope.body for envelope in envelopes] == [notice(number).body for number in range(100)]
@@ -79,7 +79,7 @@ async def test_clear_is_nothing_retained(link: Link, outbox: Outbox) -> None:
     link.open.set()
     outbox.put(Clear("t"))
     outbox.put(Send("u", Notice(code="n", detail=""), retain=True))
-    await outbox.flush(5.0)
+    await outbox.flush(60.0)
     assert [(topic, retain) for topic, _, retain in link.handed] == [("u", True), ("t", True)]
     assert link.handed[1][1] == b""
 
@@ -91,11 +91,11 @@ async def test_what_is_queued_when_the_connection_goes_is_dropped(link: Link, ou
     await settled()
     outbox.drop_all()
     link.open.set()
-    await outbox.flush(5.0)
+    await outbox.flush(60.0)
     assert len(link.handed) == 32
     link.fails = None
     outbox.put(notice(7))
-    await outbox.flush(5.0)
+    await outbox.flush(60.0)
     assert len(link.handed) == 33
 
 
@@ -114,11 +114,11 @@ async def test_a_failure_is_told_by_whose_it_is_and_nothing_stops(
     link.open.set()
     link.fails = error
     outbox.put(notice(0))
-    await outbox.flush(5.0)
+    await outbox.flush(60.0)
     assert (said in caplog.text) if said is not None else (caplog.text == "")
     link.fails = None
     outbox.put(notice(1))
-    await outbox.flush(5.0)
+    await outbox.flush(60.0)
     assert len(link.handed) == 2
 
 
@@ -129,7 +129,7 @@ async def test_a_full_queue_drops_and_says_so_once(
     for number in range(40):
         outbox.put(notice(number))
     link.open.set()
-    await outbox.flush(5.0)
+    await outbox.flush(60.0)
     assert len(link.handed) == 10
     assert caplog.text.count("messages wait for the broker") == 1
 
@@ -215,7 +215,7 @@ async def test_words_overtake_a_model_which_is_read_as_it_goes(slow: tuple[SlowL
     while outbox.queued:
         await link.acknowledge()
     await link.acknowledge()
-    await outbox.flush(1.0)
+    await outbox.flush(60.0)
     model = [(topic, payload) for topic, payload, _ in link.handed if topic.startswith("m/")]
     assert [topic for topic, _ in model] == [f"m/{index}" for index in range(40)]
     bodies = [open_envelope(topic, payload).verified(KEY.public_key).body for topic, payload in model]
@@ -237,7 +237,7 @@ async def test_chunks_wait_for_a_database_that_is_away(link: Link, outbox: Outbo
     link.open.set()
     for chunk in chunks(OutOfReach(bytes(range(200)) * 1_000)):
         outbox.put(chunk)
-    await outbox.flush(5.0)
+    await outbox.flush(60.0)
     bodies = [
         open_envelope(topic, payload).verified(KEY.public_key).body for topic, payload, _ in link.handed
     ]

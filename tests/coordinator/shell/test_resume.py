@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -32,7 +33,6 @@ from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol.errors import StoreError
 from tests.coordinator.core.test_checkpoint import act, begin, taken
 from tests.coordinator.core.world import World
-from tests.coordinator.shell.doubles import eventually
 
 T = TypeVar("T")
 
@@ -342,13 +342,14 @@ async def test_they_are_taken_after_so_many_facts_or_so_much_work_and_at_a_good_
     async def numbers() -> list[int]:
         return [stored.number for stored in journal.checkpoints.list()]
 
-    await eventually(numbers, bool)
+    assert checkpointer._writing is not None
+    await asyncio.wait([checkpointer._writing])
     assert await numbers() == [first]
     while len(world.journal) == first:
         act(world, int(rng.integers(24)), rng)
     append()
     assert not is_due()
-    checkpointer.work_s = 0.6
+    checkpointer.work_s, checkpointer._cost_s = 0.6, 0.02
     assert is_due(), "a few facts that were much work are as good a reason"
     checkpointer._cost_s = 0.1
     assert not is_due(), "but taking one must be worth it"

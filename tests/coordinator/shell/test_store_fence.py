@@ -89,11 +89,11 @@ def test_a_newer_one_that_comes_in_the_middle_has_the_last_word(postgres_place: 
 
     thread = threading.Thread(target=write_on)
     thread.start()
-    assert started.wait(20)
+    assert started.wait(60)
     newer = postgres_place.elsewhere.open(take_over=True)
     seen = newer.num_facts
     newer.append([EpochBegun(at=2.0, epoch=newer.epoch)])
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
     facts = list(newer.read())
     assert [fact.counter for fact in facts[:-1] if isinstance(fact, UpdateAccepted)] == written

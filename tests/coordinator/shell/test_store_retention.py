@@ -262,7 +262,11 @@ def test_the_best_version_is_found_in_the_journal(journal: Journal) -> None:
     assert best_versions(journal) == {"central": 4, "federated": 1, "over": 7, "new": None}
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     mode=st.sampled_from(["sync", "fedbuff", "fedasync"]),
     seed=st.integers(0, 1000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -80,7 +81,8 @@ async def test_a_stopped_coordinator_wakes_up_after_another_has_taken_over(
     mosquitto: RunningBroker, postgres_place: Place, connect: Connect, wakes_up: str
 ) -> None:
     rounds = 12
-    devices = [VirtualDevice(f"dev-{number}", mosquitto.url) for number in range(3)]
+    # However late the older one is stopped, the run is not over: it is the newer one that ends it.
+    devices = [VirtualDevice(f"dev-{number}", mosquitto.url, waits_at=rounds - 3) for number in range(3)]
     settings = {"rounds": rounds, "selection": {"min_available_devices": 3, "deadline_factor": 0}}
     other = postgres_place.elsewhere
     async with contextlib.AsyncExitStack() as stack:
@@ -93,19 +95,22 @@ async def test_a_stopped_coordinator_wakes_up_after_another_has_taken_over(
         other.state_dir.mkdir()
         shutil.copy(postgres_place.state_dir / "key", other.state_dir / "key")
         newer, asked = await stack.enter_async_context(process(mosquitto, other, take_over=True))
+        for device in devices:
+            device.may_go_on.set()
         if wakes_up == "in the run":
             older.send_signal(signal.SIGCONT)
         await eventually(lambda: asyncio.to_thread(asked.run, "r"), lambda view: view.state == "finished")
         if wakes_up != "in the run":  # else it may have ended already
             older.send_signal(signal.SIGCONT)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             stdout, stderr = await older.communicate()
         assert (older.returncode, stderr.decode().count("Traceback")) == (0, 0), stderr.decode()
         assert re.fullmatch(
             rf"fenced: another coordinator \(pid {newer.pid} on \S+\) has begun epoch 3 on .*\n",
             stdout.decode(),
         )
-        assert await _retained_status(connect, mosquitto) == (True, 3)
+        # The older one may have put the newer one out for a moment before it asked the store.
+        await eventually(lambda: _retained_status(connect, mosquitto), lambda seen: seen == (True, 3))
         newer.terminate()
         await newer.communicate()
     journal = other.open()
@@ -132,9 +137,10 @@ async def test_a_coordinator_without_the_federations_key_says_so(
 
 
 async def _retained_status(connect: Connect, broker: RunningBroker) -> tuple[bool, int]:
-    watcher = await connect(broker.url, "watcher")
+    watcher = await connect(broker.url, f"watcher-{os.urandom(4).hex()}")
     await watcher.subscribe([TOPICS.coordinator_status])
-    message = await next_message(watcher.events())
+    message = await next_message(watcher.events(), timeout_s=60.0)
     body = open_envelope(message.topic, message.payload).body
     assert isinstance(body, Status)
+    await watcher.stop()
     return body.online, body.session
