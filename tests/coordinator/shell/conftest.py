@@ -20,11 +20,14 @@ def sqlite_place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def postgres_place(postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def postgres_place(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
     # On a busy machine the server may notice late that a session is over, and lets go of its lock then.
     monkeypatch.setattr(store_postgresql, "_SETTLING_S", 20.0)
-    settings = DatabaseSettings(url=postgres.create_database(), timeout_s=60.0)
-    return Place("postgresql", tmp_path / "state", settings)
+    url = postgres.create_database()
+    yield Place("postgresql", tmp_path / "state", DatabaseSettings(url=url, timeout_s=60.0))
+    postgres.drop_database(url)
 
 
 @pytest.fixture(params=["sqlite_place", "postgres_place"], ids=["sqlite", "postgresql"])

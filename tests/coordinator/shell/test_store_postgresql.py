@@ -328,7 +328,7 @@ class TestRefusals:
         postgres.execute("CREATE ROLE guarded LOGIN PASSWORD 'first'")
         postgres.execute(f"ALTER DATABASE {name} OWNER TO guarded")
         yield url.replace("fedmq@", "guarded@", 1)
-        postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        postgres.drop_database(url)
         postgres.execute("DROP ROLE guarded")
 
     def test_a_wrong_password_is_said_at_once_and_never_shown(self, guarded: str, tmp_path: Path) -> None:
