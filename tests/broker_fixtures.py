@@ -28,6 +28,8 @@ from fedmq_broker.sizing import plan as limits_for
 from fedmq_protocol.access import OPERATOR
 from fedmq_protocol.aio import BrokerSettings, Connection, Event, Message
 
+PATIENCE_S = 60.0
+"""So long a loaded machine is waited for, by whoever waits for something that must come."""
 NO_MOSQUITTO = "mosquitto is not installed (apt-get install mosquitto, or brew install mosquitto)"
 
 Connect: TypeAlias = Callable[..., Coroutine[None, None, Connection]]
@@ -45,7 +47,8 @@ def require_mosquitto() -> Path:
 def mosquitto(tmp_path: Path) -> Iterator[RunningBroker]:
     """A Mosquitto of this test's own."""
     require_mosquitto()
-    with start_broker("mosquitto", port=0, state_dir=tmp_path / "mosquitto") as broker:
+    folder = tmp_path / "mosquitto"
+    with start_broker("mosquitto", port=0, state_dir=folder, start_timeout_s=PATIENCE_S) as broker:
         yield broker
 
 
@@ -59,7 +62,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., RunningBroker]]:
     ) -> RunningBroker:
         if kind == "mosquitto":
             require_mosquitto()
-        broker = start_broker(kind, port=port, state_dir=state_dir or tmp_path / f"broker-{len(running)}")
+        folder = state_dir or tmp_path / f"broker-{len(running)}"
+        broker = start_broker(kind, port=port, state_dir=folder, start_timeout_s=PATIENCE_S)
         running.append(broker)
         return broker
 
@@ -75,13 +79,14 @@ async def connect() -> AsyncIterator[Connect]:
 
     async def connect_one(url: str, client_id: str, *, wait: bool = True, **options: object) -> Connection:
         own = {"will", "receive_maximum", "rng", "flush_timeout_s"}
+        patient = {"url": url, "connect_timeout_s": PATIENCE_S / 2}
         settings = BrokerSettings.model_validate(
-            {"url": url} | {name: value for name, value in options.items() if name not in own}
+            patient | {name: value for name, value in options.items() if name not in own}
         )
         chosen = {name: value for name, value in options.items() if name in own}
         connection = Connection(settings, client_id=client_id, **chosen)  # type: ignore[arg-type]
         connections.append(connection)
-        await connection.start(wait=wait, timeout_s=10.0)
+        await connection.start(wait=wait, timeout_s=PATIENCE_S)
         return connection
 
     yield connect_one
@@ -89,7 +94,7 @@ async def connect() -> AsyncIterator[Connect]:
         await connection.stop(graceful=False)
 
 
-async def next_of(events: AsyncIterator[Event], kind: type[Event], *, timeout_s: float = 20.0) -> Event:
+async def next_of(events: AsyncIterator[Event], kind: type[Event], *, timeout_s: float = PATIENCE_S) -> Event:
     """The next event of a kind; others are passed over."""
     async with asyncio.timeout(timeout_s):
         async for event in events:
@@ -98,7 +103,7 @@ async def next_of(events: AsyncIterator[Event], kind: type[Event], *, timeout_s:
     raise AssertionError(f"the stream ended before a {kind.__name__}")
 
 
-async def next_message(events: AsyncIterator[Event], *, timeout_s: float = 20.0) -> Message:
+async def next_message(events: AsyncIterator[Event], *, timeout_s: float = PATIENCE_S) -> Message:
     """The next message; what else happens is passed over."""
     event = await next_of(events, Message, timeout_s=timeout_s)
     assert isinstance(event, Message)
@@ -124,20 +129,25 @@ class CustomBroker:
     """A Mosquitto with a configuration of the test's own."""
 
     port: int
+    other_port: int
     pid: int
     log_path: Path
 
 
 @pytest.fixture
 def custom_mosquitto(tmp_path: Path) -> Iterator[Callable[[str], CustomBroker]]:
-    """Mosquitto with a given configuration, in which `{port}` and `{other_port}` stand for free ports."""
+    """Mosquitto with a given configuration, in which `{port}` and `{other_port}` stand for free ports.
+
+    It listens on all of them when it is handed out.
+    """
     program = require_mosquitto()
     processes: list[subprocess.Popen[bytes]] = []
 
     def start_one(text: str) -> CustomBroker:
-        port = find_free_port("127.0.0.1")
+        port, other_port = find_free_port("127.0.0.1"), find_free_port("127.0.0.1")
+        ports = [port, other_port] if "{other_port}" in text else [port]
         config_path = tmp_path / f"mosquitto-{port}.conf"
-        text = text.replace("{port}", str(port)).replace("{other_port}", str(find_free_port("127.0.0.1")))
+        text = text.replace("{port}", str(port)).replace("{other_port}", str(other_port))
         config_path.write_text(f"user {getpass.getuser()}\n{text}\n")
         log_path = config_path.with_suffix(".log")
         with log_path.open("wb") as log:
@@ -145,17 +155,19 @@ def custom_mosquitto(tmp_path: Path) -> Iterator[Callable[[str], CustomBroker]]:
                 [program, "-v", "-c", config_path], stdout=log, stderr=subprocess.STDOUT
             )
         processes.append(process)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                return CustomBroker(port, process.pid, log_path)
+            with contextlib.suppress(OSError):
+                for each in ports:
+                    socket.create_connection(("127.0.0.1", each), timeout=PATIENCE_S).close()
+                return CustomBroker(port, other_port, process.pid, log_path)
             time.sleep(0.02)
         raise AssertionError(f"mosquitto did not start: {log_path.read_text()}")
 
     yield start_one
     for process in processes:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE_S)
 
 
 # ------------------------------------------------------------------------------------- a site, as in production
@@ -178,6 +190,7 @@ class SiteBroker:
         files = self.site.member(member)
         own: dict[str, object] = {
             "ca_file": self.site.authority.ca,
+            "connect_timeout_s": PATIENCE_S / 2,
             "reconnect_min_s": 0.05,
             "reconnect_max_s": 0.5,
         }
@@ -239,7 +252,7 @@ def site_broker(tmp_path: Path) -> Iterator[MakeSite]:
             prepare(site, plan, running=False)
             if names:
                 _elsewhere(membership.enrol(site, names, live=None))
-            return SiteBroker(site, plan, stack.enter_context(start_site(site)))
+            return SiteBroker(site, plan, stack.enter_context(start_site(site, timeout_s=PATIENCE_S)))
 
         yield start_one
 
@@ -254,12 +267,14 @@ class Proxy:
         up_bytes: from clients to the broker, over all connections.
         down_bytes: from the broker to clients.
         connections: how many were made.
+        levels: of the protocol, that their CONNECTs asked for; 0 where that cannot be told.
         mute_version: a CONNECT of this protocol level gets no answer, as with some brokers.
-        flowing: while this is cleared, nothing from the broker is passed on.
+        flowing: while this is cleared, nothing from the broker is passed on, nor that it hung up.
     """
 
     def __init__(self, target_port: int) -> None:
         self.up_bytes = self.down_bytes = self.connections = 0
+        self.levels: list[int] = []
         self.mute_version: int | None = None
         self.flowing = asyncio.Event()
         self._came = asyncio.Event()
@@ -291,7 +306,7 @@ class Proxy:
 
     async def passed(self, up_bytes: int) -> None:
         """Return once so many bytes have come from clients."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while self.up_bytes < up_bytes:
                 self._came.clear()
                 await self._came.wait()
@@ -313,6 +328,8 @@ class Proxy:
         self._writers.append(writer)
         first = await reader.read(65536)
         self.up_bytes += len(first)
+        name = first[:16].find(b"MQTT")
+        self.levels.append(int.from_bytes(first[name + 4 : name + 5]) if name >= 0 else 0)
         if self.mute_version is not None and b"MQTT" + bytes([self.mute_version]) in first[:16]:
             await reader.read()
             writer.close()
@@ -332,6 +349,8 @@ class Proxy:
                         self.down_bytes += len(data)
                     sink.write(data)
                     await sink.drain()
+            if not up:
+                await self.flowing.wait()
             with contextlib.suppress(OSError):
                 sink.close()
 

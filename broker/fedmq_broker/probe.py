@@ -13,6 +13,7 @@ _CONNECT = b"\x00\x04MQTT\x04\x02\x00\x05" + len(_CLIENT_ID).to_bytes(2) + _CLIE
 _CONNECT_PACKET = bytes([0x10, len(_CONNECT)]) + _CONNECT
 _DISCONNECT_PACKET = b"\xe0\x00"
 _CONNACK_BYTES = 4
+_MOST_REMEMBERED = 4_096
 _ANY = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104  # recognised, not bound
 
 
@@ -65,11 +66,20 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
+_found: set[int] = set()
+"""Ports that this process was told of: who asks for three gets three, though none of them is taken yet."""
+
+
 def find_free_port(host: str) -> int:
-    """A port that is free now. Somebody else may take it before we do."""
+    """A port that is free now, and another one at each call. Somebody else may take it before we do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.bind((host, 0))
-        port = sock.getsockname()[1]
+    if len(_found) >= _MOST_REMEMBERED:
+        _found.clear()
+    while True:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.bind((host, 0))
+            port = sock.getsockname()[1]
         assert isinstance(port, int)
-        return port
+        if port not in _found:
+            _found.add(port)
+            return port

@@ -38,7 +38,7 @@ from fedmq_protocol.errors import UsageError
 NOT_INSTALLED: Final = "mosquitto is not installed: apt-get install mosquitto, or brew install mosquitto"
 _POLL_S: Final = 0.02
 _START_S: Final = 20.0
-_GRACE_S: Final = 10.0
+_GRACE_S: Final = 30.0
 _OWN_FILES: Final = 64
 
 

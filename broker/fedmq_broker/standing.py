@@ -35,9 +35,9 @@ _TOPICS: Final = (
     "retained messages/count",
 )
 _NEEDED: Final = frozenset({"version", "uptime", "clients/connected", "publish/messages/dropped"})
-_ANSWER_S: Final = 3.0
+_ANSWER_S: Final = 10.0
 _MORE_S: Final = 0.3
-_LOCK_S: Final = 10.0
+_LOCK_S: Final = 30.0
 _AUTHORITY: Final = "the authority"
 
 

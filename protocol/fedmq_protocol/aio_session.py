@@ -360,7 +360,7 @@ class Session:
         wire.linger()
         self._client.disconnect()
         self._end(Reason("we closed the connection", Fault.UNREACHABLE))
-        await wire.wait_for_end(1.0)
+        await wire.wait_for_end(flush_timeout_s)
 
     def abort(self) -> None:
         """Drop the connection without a word: the broker publishes the last will."""

@@ -343,7 +343,7 @@ class Wire:
             except BlockingIOError:
                 break
             except OSError as error:
-                self.error = error
+                self.error = self._alert() or error
                 if self._loop is not None:
                     self._loop.call_soon(self._on_broken)
                 break
@@ -352,6 +352,23 @@ class Wire:
         if not self._out or self.error is not None:
             self._wake_drained()
         self._arm()
+
+    def _alert(self) -> ssl.SSLError | None:
+        """After a write that failed: the alert of TLS that the peer sent before it hung up, which nobody has read."""
+        if self._tls is None:
+            return None
+        with contextlib.suppress(OSError):
+            while data := self._sock.recv(_READ_BYTES):
+                self._meter.bytes_received += len(data)
+                self._tls_in.write(data)
+        try:
+            while self._tls.read(_READ_BYTES):
+                pass
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return None
+        except ssl.SSLError as error:
+            return error
+        return None
 
     def _read_on(self) -> None:
         if not (self._closed or self._paused):

@@ -26,7 +26,7 @@ def _text(text: str) -> bytes:
 class RawClient:
     """One connection to a port of the loopback interface."""
 
-    def __init__(self, port: int, client_id: str, *, timeout_s: float = 20) -> None:
+    def __init__(self, port: int, client_id: str, *, timeout_s: float = 60) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
         self._buffer = bytearray()
         self._send(0x10, _text("MQTT") + b"\x04\x02\x00\x00" + _text(client_id))
@@ -49,6 +49,10 @@ class RawClient:
                 self._send(_PUBLISH | 0x02 | retain, _text(topic) + mid.to_bytes(2) + payload)
             for _ in window:
                 assert self._packet()[0] == _PUBACK
+
+    def say(self, topic: str, payload: bytes) -> None:
+        """Publish at QoS 1, and leave the acknowledgement to whoever reads next."""
+        self._send(_PUBLISH | 0x02, _text(topic) + b"\x00\x01" + payload)
 
     def take(self) -> bytes:
         """The next message's payload; it is acknowledged."""

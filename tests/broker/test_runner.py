@@ -7,8 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -19,7 +19,7 @@ from fedmq_broker.mosquitto import find_mosquitto
 from fedmq_broker.probe import answers_mqtt, find_free_port, port_is_free
 from fedmq_broker.runner import RunningBroker, run_foreground, start_broker
 from fedmq_protocol.errors import UsageError
-from tests.broker_fixtures import require_mosquitto
+from tests.broker_fixtures import PATIENCE_S, require_mosquitto
 
 KINDS = [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"]
 Start = Callable[..., RunningBroker]
@@ -40,12 +40,12 @@ def test_it_answers_when_start_returns_and_is_gone_when_stop_does(
 ) -> None:
     broker = start(kind, state_dir=tmp_path / "state")
     assert broker.kind == kind
-    assert answers_mqtt("127.0.0.1", broker.port)
+    assert answers_mqtt("127.0.0.1", broker.port, timeout_s=PATIENCE_S)
     assert broker.url == f"mqtt://127.0.0.1:{broker.port}"
     assert broker.wait(0) is None
     assert psutil.pid_exists(broker.pid)
     assert broker.log_path.parent == tmp_path / "state"
-    broker.stop()
+    broker.stop(grace_s=PATIENCE_S)
     broker.stop()
     assert not broker.is_running
     assert not psutil.pid_exists(broker.pid)
@@ -67,10 +67,11 @@ def test_auto_prefers_mosquitto_and_does_without(start: Start, monkeypatch: pyte
         start_broker("mosquitto", port=0)
 
 
-def test_a_port_that_is_taken_is_named(start: Start, taken: int) -> None:
+def test_a_port_that_is_taken_is_named(start: Start, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=rf"port {taken} on 127.0.0.1 is taken by another program"):
         start_broker("embedded", port=taken)
     broker = start("embedded")
+    monkeypatch.setattr("fedmq_broker.runner.answers_mqtt", partial(answers_mqtt, timeout_s=PATIENCE_S))
     with pytest.raises(
         UsageError, match=rf"taken by a broker that runs already: use that one \({broker.url}\)"
     ):
@@ -110,7 +111,7 @@ def test_a_broker_that_stays_mute_is_not_waited_for_for_ever(
     before = {child.pid for child in psutil.Process().children()}
     with pytest.raises(BrokerStartError, match=r"does not answer after 0.3 s"):
         start_broker("mosquitto", port=find_free_port("127.0.0.1"), start_timeout_s=0.3)
-    assert {child.pid for child in psutil.Process().children()} == before
+    assert {child.pid for child in psutil.Process().children()} <= before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,7 +119,7 @@ def test_a_broker_that_does_not_listen_to_terminate_is_killed(kind: str, start: 
     broker = start(kind)
     os.kill(broker.pid, signal.SIGSTOP)
     broker.stop(grace_s=0.2)
-    assert broker.wait(5) == -signal.SIGKILL
+    assert broker.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 PARENT = """
@@ -142,7 +143,7 @@ def test_the_broker_dies_with_its_parent(kind: str, how: signal.Signals) -> None
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.send_signal(how)
-        psutil.wait_procs([child], timeout=10)
+        psutil.wait_procs([child], timeout=PATIENCE_S)
         assert not child.is_running()
 
 
@@ -152,7 +153,7 @@ def test_starting_from_a_thread_that_ends_does_not_end_the_broker(start: Start) 
 
     with ThreadPoolExecutor(1) as pool:
         broker = pool.submit(start, "embedded").result()
-    assert answers_mqtt("127.0.0.1", broker.port)
+    assert answers_mqtt("127.0.0.1", broker.port, timeout_s=PATIENCE_S)
     assert broker.wait(0.1) is None
 
 
@@ -161,13 +162,13 @@ def test_mosquitto_keeps_what_is_retained_over_a_restart(start: Start, tmp_path:
     state = tmp_path / "kept"
     first = start("mosquitto", state_dir=state)
     with socket.create_connection(("127.0.0.1", first.port)) as sock:
-        sock.sendall(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x05\x00\x01a" + b"\x31\x04\x00\x01mx" + b"\xe0\x00")
+        sock.sendall(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a" + b"\x31\x04\x00\x01mx" + b"\xe0\x00")
         while sock.recv(100):
             pass
-    first.stop()
+    first.stop(grace_s=PATIENCE_S)  # it saves before it ends
     second = start("mosquitto", state_dir=state)
     with socket.create_connection(("127.0.0.1", second.port)) as sock:
-        sock.sendall(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x05\x00\x01a" + b"\x82\x06\x00\x01\x00\x01m\x00")
+        sock.sendall(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a" + b"\x82\x06\x00\x01\x00\x01m\x00")
         received = b""
         while b"\x31\x04\x00\x01mx" not in received:
             data = sock.recv(100)
@@ -199,9 +200,9 @@ def test_ctrl_c_ends_it_in_order(how: signal.Signals) -> None:
         assert "Ctrl-C" in process.stdout.readline()
         children = psutil.Process(process.pid).children()
         process.send_signal(how)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
         assert process.stderr.read() == ""
-        assert psutil.wait_procs(children, timeout=5)[1] == []
+        assert psutil.wait_procs(children, timeout=PATIENCE_S)[1] == []
 
 
 def test_listening_beyond_loopback_is_warned_about() -> None:
@@ -215,7 +216,7 @@ def test_listening_beyond_loopback_is_warned_about() -> None:
             in process.stdout.readline()
         )
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 def test_a_broker_that_dies_in_the_foreground_is_an_error(tmp_path: Path) -> None:
@@ -234,7 +235,6 @@ def test_a_broker_that_dies_in_the_foreground_is_an_error(tmp_path: Path) -> Non
 def test_the_probe_knows_a_broker_from_other_things(start: Start, taken: int) -> None:
     assert not answers_mqtt("127.0.0.1", taken, timeout_s=0.2)
     assert not answers_mqtt("127.0.0.1", find_free_port("127.0.0.1"))
-    started = time.monotonic()
-    assert answers_mqtt("127.0.0.1", start("embedded").port)
-    assert time.monotonic() - started < 20
+    # It says so at the answer: until its time is over it would wait for more, and then say no.
+    assert answers_mqtt("127.0.0.1", start("embedded").port, timeout_s=PATIENCE_S)
     assert not port_is_free("127.0.0.1", taken)

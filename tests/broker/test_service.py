@@ -33,7 +33,7 @@ from fedmq_broker.standing import look
 from fedmq_protocol.access import COORDINATOR, OPERATOR
 from fedmq_protocol.errors import ConnectionFailedError, UsageError
 from fedmq_protocol.topics import Topics
-from tests.broker_fixtures import Connect, MakeSite, next_message, require_mosquitto
+from tests.broker_fixtures import PATIENCE_S, Connect, MakeSite, next_message, require_mosquitto
 
 pytestmark = pytest.mark.mosquitto
 TOPICS = Topics("home")
@@ -296,7 +296,7 @@ def test_one_that_does_not_listen_to_terminate_is_killed(site: Site) -> None:
     with start_site(site) as broker:
         os.kill(broker.pid, signal.SIGSTOP)
         assert stop(site, grace_s=0.2)
-        assert broker.wait(10) == -signal.SIGKILL
+        assert broker.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def test_what_keeps_it_from_starting_is_said(site: Site) -> None:
@@ -345,7 +345,7 @@ async def test_its_standing_while_it_runs_and_when_it_does_not(
     near = await look(broker.site, broker.settings(OPERATOR), resident_limit=2**40, now=late)
     assert any(text.startswith("the server's certificate expires on") for text in near.troubles)
     broker.running.stop()
-    stopped = await look(broker.site, broker.settings(OPERATOR, connect_timeout_s=1), resident_limit=2**40)
+    stopped = await look(broker.site, broker.settings(OPERATOR, connect_timeout_s=3), resident_limit=2**40)
     assert not stopped.answers
     assert stopped.pid is None
     assert "no broker at localhost" in stopped.why_not

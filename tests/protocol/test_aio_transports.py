@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from fedmq_protocol.aio import BrokerSettings, Connected, Connection, Disconnected, Traffic, Will
 from fedmq_protocol.errors import ConnectionFailedError
-from tests.broker_fixtures import Connect, CustomBroker, Proxy, next_message, next_of
+from tests.broker_fixtures import PATIENCE_S, Connect, CustomBroker, Proxy, next_message, next_of
 
 CustomMosquitto = Callable[[str], CustomBroker]
 ProxyTo = Callable[[int], Awaitable[Proxy]]
@@ -151,7 +151,9 @@ async def test_a_client_certificate(
         key_file=certificates.path("client.key"),
     )
     assert connection.is_connected
-    without = Connection(BrokerSettings(url=url, ca_file=ca_file), client_id="b")
+    without = Connection(
+        BrokerSettings(url=url, ca_file=ca_file, connect_timeout_s=PATIENCE_S / 2), client_id="b"
+    )
     with pytest.raises(ConnectionFailedError, match=r"client certificate|closes? the connection"):
         await without.start(wait=True)
 
@@ -166,21 +168,19 @@ async def test_failures_of_tls_name_the_fix(
         (BrokerSettings(url=f"mqtts://127.0.0.1:{tls}"), "is not trusted .*: set ca_file to"),
         (BrokerSettings(url=f"mqtts://localhost:{tls}", ca_file=ca_file), "use the name in the certificate"),
         (BrokerSettings(url=f"mqtts://127.0.0.1:{plain}", ca_file=ca_file), "TLS"),
-        (
-            BrokerSettings(url=f"mqtt://127.0.0.1:{tls}", connect_timeout_s=1),
-            "is it an MQTT port, and without TLS",
-        ),
+        (BrokerSettings(url=f"mqtt://127.0.0.1:{tls}"), "is it an MQTT port, and without TLS"),
         (
             BrokerSettings(url=f"mqtts://127.0.0.1:{tls}", ca_file=Path("/none")),
             "ca_file '/none' cannot be used",
         ),
     ]
     for settings, text in expected:
-        connection = Connection(settings, client_id="a")
+        patient = settings.model_copy(update={"connect_timeout_s": PATIENCE_S / 2})
+        connection = Connection(patient, client_id="a")
         with pytest.raises(ConnectionFailedError, match=text):
             await connection.start(wait=True)
     unverified = Connection(BrokerSettings(url=f"mqtts://localhost:{tls}", tls_insecure=True), client_id="a")
-    await unverified.start(wait=True)
+    await unverified.start(wait=True, timeout_s=PATIENCE_S)
     await unverified.stop()
 
 
@@ -208,7 +208,8 @@ async def test_websockets(
 
 async def test_a_port_without_websockets_is_named(custom_mosquitto: CustomMosquitto) -> None:
     broker = custom_mosquitto(PLAIN)
-    connection = Connection(BrokerSettings(url=f"ws://127.0.0.1:{broker.port}"), client_id="a")
+    settings = BrokerSettings(url=f"ws://127.0.0.1:{broker.port}", connect_timeout_s=PATIENCE_S / 2)
+    connection = Connection(settings, client_id="a")
     with pytest.raises(ConnectionFailedError, match="does not accept WebSockets at /mqtt"):
         await connection.start(wait=True)
 
@@ -237,6 +238,7 @@ async def test_the_traffic_is_what_a_proxy_counts(
         ca_file=certificates.path("authority.pem") if secure else None,
         reconnect_min_s=0.01,
         will=Will("will", b"x" * 100),
+        flush_timeout_s=PATIENCE_S,  # what the broker says at last is counted, too
     )
     await connection.subscribe(["m"])
     events = connection.events()

@@ -11,7 +11,7 @@ import pytest
 from fedmq_broker.site import Site
 from fedmq_protocol.aio import BrokerSettings, Connection
 from tests.broker.gate.world import World
-from tests.broker_fixtures import require_mosquitto
+from tests.broker_fixtures import PATIENCE_S, require_mosquitto
 
 ComeIn: TypeAlias = Callable[..., Coroutine[None, None, Connection]]
 
@@ -41,7 +41,7 @@ async def come_in() -> AsyncIterator[ComeIn]:
     async def one(settings: BrokerSettings, *, wait: bool = True, **options: Any) -> Connection:
         connection = Connection(settings, client_id="any", **options)
         connections.append(connection)
-        await connection.start(wait=wait, timeout_s=5.0)
+        await connection.start(wait=wait, timeout_s=PATIENCE_S)
         return connection
 
     yield one

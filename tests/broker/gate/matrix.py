@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from fedmq_broker.embedded.topics import matches
 from fedmq_protocol.aio import Connection, Message, RefusedError
 from fedmq_protocol.errors import ConnectionFailedError
+from tests.broker_fixtures import PATIENCE_S
 
 ROOT = "fedmq/v1/home"
 OTHER = "fedmq/v1/other"
@@ -179,7 +180,7 @@ class Ear:
 
     async def until(self, payload: bytes) -> list[tuple[str, bytes]]:
         """All that came before this payload, which is left out; forgotten from here on."""
-        async with asyncio.timeout(10), self._came:
+        async with asyncio.timeout(PATIENCE_S), self._came:
             await self._came.wait_for(lambda: any(each[1] == payload for each in self.heard))
         place = [each[1] for each in self.heard].index(payload)
         before, self.heard = self.heard[:place], self.heard[place + 1 :]

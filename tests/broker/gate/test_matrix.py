@@ -33,6 +33,7 @@ from tests.broker.gate.matrix import (
     needs,
 )
 from tests.broker.gate.world import World
+from tests.broker_fixtures import PATIENCE_S
 
 pytestmark = pytest.mark.mosquitto
 
@@ -183,7 +184,7 @@ async def test_a_last_will_says_nothing_in_another_s_name(stage: Stage, who: str
         else:
             await connection.stop(graceful=False)
     # The broker publishes a will when it sees the connection gone; the own one, which is allowed, was the first.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not any(payload.startswith(b"will on") for _, payload in stage.witness.heard):  # noqa: ASYNC110 - it is told by nothing else
             await asyncio.sleep(0.01)
     await stage.witness.publish("marker", b"end")
@@ -223,7 +224,7 @@ async def test_one_identity_has_one_session_and_takes_no_other_s(stage: Stage) -
         ].connection.stop()  # it would push the one with the other name out, which is itself
         for name in (COORDINATOR, "home-coordinator", "dev-2"):
             imposter = Connection(stage.settings(who), client_id=name)
-            await imposter.start(wait=True, timeout_s=5)
+            await imposter.start(wait=True, timeout_s=PATIENCE_S)
             await imposter.publish(f"{ROOT}/dev/{who}/up/hello", f"{who} as {name}".encode())
             await imposter.stop()
     await stage.ears["dev-2"].publish(f"{ROOT}/dev/dev-2/up/hello", b"end")

@@ -24,7 +24,7 @@ from fedmq_protocol.aio import BrokerSettings, Disconnected, Will
 from fedmq_protocol.errors import ConnectionFailedError, UsageError
 from tests.broker.gate.conftest import ComeIn
 from tests.broker.gate.world import World
-from tests.broker_fixtures import next_message, next_of
+from tests.broker_fixtures import PATIENCE_S, next_message, next_of
 
 pytestmark = pytest.mark.mosquitto
 
@@ -272,7 +272,7 @@ async def test_a_broker_that_runs_where_its_file_said_before_is_not_taken_for_st
         applied = await membership.revoke(world.site, ["dev-1"], live=live)
         assert applied.how == "later"
         assert "Mosquitto runs, but does not listen where" in applied.note
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while await is_in(come_in, world, tmp_path / "kept"):  # it takes a signal when it comes round to it
             pass
     assert (await membership.settle(world.site, live=world.live)).how == "live"

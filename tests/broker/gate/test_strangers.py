@@ -24,6 +24,7 @@ from fedmq_protocol.errors import ConnectionFailedError
 from tests.broker.gate.conftest import ComeIn
 from tests.broker.gate.matrix import ROOT, Ear
 from tests.broker.gate.world import HOST, World
+from tests.broker_fixtures import PATIENCE_S
 
 pytestmark = pytest.mark.mosquitto
 
@@ -75,7 +76,7 @@ async def test_with_an_expired_certificate(world: World, come_in: ComeIn, tmp_pa
     assert await refused(
         come_in, world.settings("dev-1", files=write_identity(tmp_path / "old", key, expired))
     )
-    fresh = world.authority.signer.member("dev-1", key.public_key(), now=now, not_after=now + minute)
+    fresh = world.authority.signer.member("dev-1", key.public_key(), now=now, not_after=now + 60 * minute)
     assert not await refused(
         come_in, world.settings("dev-1", files=write_identity(tmp_path / "new", key, fresh))
     )
@@ -96,7 +97,7 @@ async def test_with_the_broker_s_own_certificate(world: World, come_in: ComeIn, 
     left, right = socket.socketpair()
     with left, right:
         serving = asyncio.get_running_loop().run_in_executor(None, handshake, server, right)
-        left.settimeout(5)
+        left.settimeout(PATIENCE_S)
         with pytest.raises(ssl.SSLCertVerificationError, match="purpose"):
             context.wrap_socket(left, server_hostname=HOST)
         left.close()
@@ -104,7 +105,7 @@ async def test_with_the_broker_s_own_certificate(world: World, come_in: ComeIn, 
 
 
 def handshake(context: ssl.SSLContext, sock: socket.socket) -> None:
-    sock.settimeout(5)
+    sock.settimeout(PATIENCE_S)
     try:
         context.wrap_socket(sock, server_side=True).close()
     except OSError:
@@ -180,7 +181,7 @@ def knock(
 ) -> tuple[bool, Any]:
     """Connect with what an earlier TLS session left; whether MQTT answered, and what this one leaves."""
     connect = b"\x10\x10\x00\x04MQTT\x04\x02\x00\x3c\x00\x04same"
-    with socket.create_connection((HOST, world.port), timeout=5) as raw:
+    with socket.create_connection((HOST, world.port), timeout=PATIENCE_S) as raw:
         try:
             with context.wrap_socket(raw, server_hostname=HOST, session=before) as tls:
                 tls.sendall(connect)
@@ -261,11 +262,11 @@ async def test_an_expired_list_locks_everybody_out_and_the_next_command_mends_it
     for path in (authority.files.crl, world.site.mosquitto.crl):
         replace_file(path, expired, mode=0o644)
     assert membership.signal_reload(world.site)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not await refused(come_in, world.settings(COORDINATOR)):
             pass  # Mosquitto takes the signal when it comes round to it
     applied = await membership.settle(world.site, live=world.live)
     assert applied.how == "live"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while await refused(come_in, world.settings(COORDINATOR)):
             pass

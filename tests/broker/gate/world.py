@@ -18,6 +18,7 @@ from fedmq_broker.sizing import plan
 from fedmq_protocol.access import OPERATOR
 from fedmq_protocol.aio import BrokerSettings
 from fedmq_protocol.topics import Topics
+from tests.broker_fixtures import PATIENCE_S
 
 HOST = "localhost"
 
@@ -74,7 +75,7 @@ class World:
                 stderr=subprocess.STDOUT,
             )
         # Before it says so, its listeners are open already, and SIGHUP would still end it.
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while self.process.poll() is None and time.monotonic() < deadline:
             if self.log.rpartition(" starting")[2].count(" running"):
                 return
@@ -84,7 +85,7 @@ class World:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(PATIENCE_S)
             self.process = None
 
     def settings(self, member: str, *, files: Path | None = None, port: int = 0) -> BrokerSettings:
@@ -95,6 +96,7 @@ class World:
             ca_file=self.site.authority.ca,
             cert_file=folder / "cert.pem",
             key_file=folder / "key.pem",
+            connect_timeout_s=PATIENCE_S / 2,
             reconnect_min_s=0.05,
             reconnect_max_s=0.1,
         )
@@ -113,6 +115,7 @@ class World:
                 "ca_file": self.site.authority.ca,
                 "username": member,
                 "password": secret,
+                "connect_timeout_s": PATIENCE_S / 2,
                 "reconnect_min_s": 0.05,
                 "reconnect_max_s": 0.1,
             }

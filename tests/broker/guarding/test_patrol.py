@@ -24,7 +24,7 @@ from fedmq_protocol.messages import Notice
 from fedmq_protocol.signing import SigningKey
 from tests.broker.gate.conftest import ComeIn, come_in, stopped, world
 from tests.broker.gate.world import World
-from tests.broker_fixtures import next_of
+from tests.broker_fixtures import PATIENCE_S, next_of
 
 __all__ = ["come_in", "stopped", "world"]
 
@@ -47,19 +47,20 @@ async def patrol(world: World) -> AsyncIterator[Patrol]:
     stop = asyncio.Event()
     task = asyncio.create_task(made.run(stop))
     try:
-        await until(lambda: knows(world))
+        await until(lambda: listens(world))
         yield made
     finally:
         stop.set()
         await task
 
 
-async def knows(world: World) -> bool:
-    return "as @guard" in world.log
+async def listens(world: World) -> bool:
+    """Connected is not enough: what happens before it has subscribed, nobody tells it."""
+    return "Sending SUBACK to @guard" in world.log
 
 
 async def until(looks: Callable[[], Coroutine[Any, Any, bool]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not await looks():  # noqa: ASYNC110 - it looks from outside
             await asyncio.sleep(0.02)
 
@@ -79,7 +80,7 @@ async def may_publish(world: World, come_in: ComeIn, name: str) -> bool:
     marker = world.topics.coordinator_status
     await listener.subscribe([marker])
     await listener.publish(marker, b"marker")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         async for event in listener.events():
             match event:
                 case Connected() | Disconnected():
@@ -124,7 +125,7 @@ async def test_denied_messages_and_subscriptions_count_too(
     """Nobody hears them but the kernel, which counts bytes."""
     device = await come_in(world.settings("dev-1"))
     with contextlib.suppress(ConnectionFailedError, TimeoutError):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not await cut_off(patrol):
                 await device.publish(world.topics.up("dev-2", "update"), bytes(100_000), qos=0)
     assert "beyond 0.0 MB a second" in patrol.quarantine.active()["dev-1"].why
