@@ -107,7 +107,7 @@ class Postgresql:
 
     def connect(self) -> Engine:
         try:
-            from psycopg import Cursor, pq  # noqa: PLC0415  # an extra brings it
+            from psycopg import Cursor, ServerCursor, pq  # noqa: PLC0415  # an extra brings it
         except ModuleNotFoundError:
             raise UsageError("PostgreSQL needs psycopg: pip install 'fedmq[postgres]'") from None
 
@@ -118,6 +118,16 @@ class Postgresql:
                 super().__init__(*args, **kwargs)
                 self.format = pq.Format.BINARY
 
+        class StreamingCursor(ServerCursor[Any]):
+            """SQLAlchemy does not close one whose connection is lost: with that, it has gone, and is no leak."""
+
+            def __del__(self, *warn: Any) -> None:  # noqa: ANN401  # psycopg's own
+                if not self.connection.closed:
+                    super().__del__(*warn)
+
+        def use_it(connection: Any, _record: object) -> None:  # noqa: ANN401  # psycopg's
+            connection.server_cursor_factory = StreamingCursor
+
         given = dict(self._url.query)
         session = " ".join(f"-c {name}={value}" for name, value in self._session.items())
         own = {name: value for name, value in _CLIENT.items() if name not in given} | {
@@ -127,6 +137,7 @@ class Postgresql:
         }
         engine = create_engine(self._url.set(query=given), connect_args=own)
         event.listen(engine, "do_connect", self._let_in)
+        event.listen(engine, "connect", use_it)
         return engine
 
     def fault(self, error: SQLAlchemyError, *, connected: bool) -> Fault:

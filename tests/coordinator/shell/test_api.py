@@ -40,7 +40,7 @@ async def call(
     if token is None:
         token = (running.settings.state_dir / "api-token").read_text().strip()
     headers = {"Authorization": f"Bearer {token}".encode(), **options.pop("headers", {})}
-    async with httpx.AsyncClient(base_url=running.client.url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=running.client.url, trust_env=False, timeout=60.0) as http:
         return await http.request(method, path, headers=headers, **options)
 
 
@@ -53,7 +53,7 @@ async def test_only_the_bearer_of_the_token_is_let_in(tmp_path: Path) -> None:
                 assert answer.json() == {
                     "detail": "show the token of this coordinator: the text in <state_dir>/api-token"
                 }
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=60.0) as http:
             assert (await http.get(f"{running.client.url}/api/v1/runs")).status_code == 401
         assert (await call(running, "GET", "/api/v1/status")).status_code == 200
     for name in ("api-token", "key", "lock"):

@@ -233,7 +233,8 @@ class UploadingDevice:
                     codecs=["topk-log4/1", "float32/1", "int8/1"],
                 )
                 await self.say("presence", birth)
-                connected.set_result(None)
+                if not connected.done():
+                    connected.set_result(None)
             if not isinstance(event, Message) or not event.payload:
                 continue
             with contextlib.suppress(RemoteError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import re
@@ -133,6 +134,24 @@ class TestLostConnections:
         assert isinstance(newest, VersionPublished)
         assert newest.private is not None
         assert newest.private.data == bytes(2 * PIECE_BYTES) + b"the end"
+
+    def test_a_session_that_ends_while_rows_are_streamed_leaves_nothing_open(
+        self, journal: Journal, postgres_place: Place
+    ) -> None:
+        """Else psycopg warns of a leak, whenever the garbage is collected."""
+        journal.append([created(), published(0, private=b"p"), published(1, private=b"q")])
+        lost: list[str] = []
+
+        def lose(_connection: object, cursor: object, statement: str, *_: object) -> None:
+            if isinstance(cursor, psycopg.ServerCursor) and not lost:
+                lost.append(statement)
+                end_sessions(postgres_place)
+
+        event.listen(journal.database.engine, "before_cursor_execute", lose)
+        plan = journal.plan(RetentionSettings(), best={"r": None}, now=10.0)
+        assert [(each.fact, each.field) for each in plan.going] == [(2, "private")]
+        assert len(lost) == 1
+        gc.collect()
 
     def test_sessions_that_end_at_any_moment_lose_nothing_and_write_nothing_twice(
         self, journal: Journal, postgres_place: Place

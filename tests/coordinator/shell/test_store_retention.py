@@ -276,6 +276,7 @@ def test_the_best_version_is_found_in_the_journal(journal: Journal) -> None:
     best=st.none() | st.integers(0, 12),
 )
 @pytest.mark.usefixtures("all_beside")
+@pytest.mark.timeout(600)
 def test_after_any_collection_at_any_moment_the_replay_gives_the_same_bits(
     tmp_path_factory: pytest.TempPathFactory,
     mode: str,
