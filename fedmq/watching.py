@@ -130,16 +130,17 @@ class Watching:
     async def _look_at_files(self) -> None:
         """Certificates are renewed, and limits raised, while we run."""
         while True:
+            register = None if self._watched.site is None else self._watched.site.authority.register
+            before = _stamp(register)  # what changes while it is read is read once more
             if self._watched.site is not None:
                 self._watch.certificates = await asyncio.to_thread(expiries, self._watched.site)
                 self._watch.revoked = await asyncio.to_thread(revoked, self._watched.site)
             self._watch.limits = self._watched.limits
-            await self._files_changed()
+            await self._changed(register, before)
 
-    async def _files_changed(self) -> None:
+    async def _changed(self, register: Path | None, before: int | None) -> None:
         """Return once a member came or went, or after a while."""
-        register = None if self._watched.site is None else self._watched.site.authority.register
-        before, until = _stamp(register), time.monotonic() + _FILES_EVERY_S
+        until = time.monotonic() + _FILES_EVERY_S
         while _stamp(register) == before and time.monotonic() < until:  # noqa: ASYNC110 - a file is looked at
             await asyncio.sleep(self._ask_every_s)
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _EVERY_S: Final = 1.0
 _FIRST_S: Final = 5.0
+_ONLY_S: Final = 20.0
+"""The only picture is worth a longer wait."""
 
 
 @click.command()
@@ -100,7 +102,7 @@ def _printer(console: Console) -> Callable[[Picture, str], None]:
 async def _first(watched: Watched) -> tuple[Picture, str]:
     from fedmq.looking import pictures
 
-    async with contextlib.aclosing(pictures(watched, every_s=_EVERY_S, settle_s=_FIRST_S)) as looks:
+    async with contextlib.aclosing(pictures(watched, every_s=_EVERY_S, settle_s=_ONLY_S)) as looks:
         async for picture, note in looks:
             return picture, note
     raise AssertionError("pictures never end")

@@ -15,9 +15,9 @@ from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.errors import ConfigError, FedmqError
 from fedmq_protocol.topics import Topics
 
-_TIDY_WITHIN_S: Final = 5.0
-_QUIET_S: Final = 0.5
-"""A broker hands out what it has retained at once; after so long without a message there is no more."""
+_TIDY_WITHIN_S: Final = 15.0
+_QUIET_S: Final = 3.0
+"""Where a broker does not let us hear ourselves: after so long without a message there is no more."""
 
 
 async def check_broker(url: str) -> None:
@@ -38,17 +38,22 @@ async def tidy_up(url: str, federation: str) -> None:
     with contextlib.suppress(FedmqError, TimeoutError):
         async with asyncio.timeout(_TIDY_WITHIN_S):
             await connection.start(wait=True)
-            await connection.subscribe([f"{Topics(federation).root}/#"])
-            await _clear_retained(connection)
+            topics = Topics(federation)
+            await connection.subscribe([f"{topics.root}/#"])
+            await connection.publish(topics.monitor_probe, b"!")
+            await _clear_retained(connection, topics.monitor_probe)
     await connection.stop()
 
 
-async def _clear_retained(connection: Connection) -> None:
+async def _clear_retained(connection: Connection, last: str) -> None:
+    """Until what was said last comes back: a broker hands out what it has retained before."""
     events = connection.events()
     while True:
         async with asyncio.timeout(_QUIET_S):
             event = await anext(events)
         match event:
+            case Message(topic=topic) if topic == last:
+                return
             case Message(topic=topic, retained=True, payload=payload) if payload:
                 await connection.publish(topic, b"", retain=True)
             case Message() | Connected() | Disconnected():

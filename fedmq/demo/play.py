@@ -319,7 +319,7 @@ def _out_folder(out: Path) -> Iterator[None]:
         raise ConfigError(f"--out {str(out)!r} cannot be written to: {error.strerror}") from None
     try:
         yield
-    finally:
-        if is_new:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # where nothing has come of it
+    except BaseException:
+        if is_new:  # a model without its report is of no use
+            shutil.rmtree(out, ignore_errors=True)
+        raise

@@ -22,7 +22,7 @@ print(" ".join(sorted({name.partition(".")[0] for name in sys.modules})))
 def loaded_by(*modules: str) -> set[str]:
     """The top-level modules that a new interpreter has loaded after importing `modules` and all that is in them."""
     done = subprocess.run(
-        [sys.executable, "-c", SHOW, *modules], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", SHOW, *modules], capture_output=True, text=True, check=True, timeout=110
     )
     return set(done.stdout.split())
 

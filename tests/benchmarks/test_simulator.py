@@ -15,7 +15,7 @@ def test_it_measures_fleets_and_histories(tmp_path: Path) -> None:
     script = str(ROOT / "benchmarks" / "simulator.py")
     sizes = ["--devices", "20", "--versions", "3", "--histories", "2"]
     command = [sys.executable, script, *sizes, "--json", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["fleets"][0]["updates"] == 30

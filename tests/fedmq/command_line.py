@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 _MARK = "FEDMQ_TEST_MARK"
-_PATIENCE_S = 10.0
+_PATIENCE_S = 60.0
 
 
 class CommandLine:

@@ -91,7 +91,7 @@ def test_in_the_foreground_it_ends_with_ctrl_c_and_takes_hangups(toml: Path) -> 
         assert pid is not None
         os.kill(pid, 0)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stdout.read() == "stopping\n"
         assert process.stderr.read() == ""
     assert running_pid(Site(toml.parent / "site")) is None

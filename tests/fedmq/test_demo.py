@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 from html.parser import HTMLParser
@@ -17,8 +18,11 @@ from fedmq_broker.runner import RunningBroker
 from tests.broker_fixtures import Connect, silence
 from tests.fedmq.command_line import CommandLine, one_line
 
-SMALL = ("demo", "--devices", "3", "--rounds", "3", "--task", "iris")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+PATIENT = ("--set", "selection.deadline_factor=0")
+"""A round waits for all: a machine that stalls for a second makes no straggler."""
+SMALL = ("demo", "--devices", "3", "--rounds", "3", "--task", "iris", *PATIENT)
+WITHIN_S = 400.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class Ids(HTMLParser):
@@ -60,7 +64,7 @@ def report_of(result: subprocess.CompletedProcess[str], out: Path) -> dict[str, 
 
 @pytest.mark.parametrize("mode", ["sync", "fedbuff"])
 def test_a_small_demo_from_end_to_end(fedmq: CommandLine, mode: str) -> None:
-    result = fedmq.run(*SMALL, "--mode", mode)
+    result = fedmq.run(*SMALL, "--mode", mode, timeout_s=WITHIN_S)
     report = report_of(result, fedmq.folder / "fedmq-demo")
     assert fedmq.all_gone()
     assert list(fedmq.temporary.iterdir()) == []
@@ -77,7 +81,7 @@ def test_a_small_demo_from_end_to_end(fedmq: CommandLine, mode: str) -> None:
     assert report["compression_ratio"] == pytest.approx(report["bytes_float32"] / measured)
     assert measured == sum(row["bytes_up"] + row["bytes_down"] for row in report["rounds"])
     assert 0 < report["participation_rate"] <= 1
-    assert 0 < report["time_to_first_round_s"] < 100
+    assert 0 < report["time_to_first_round_s"] < WITHIN_S
     assert [device["id"] for device in report["devices"]] == ["dev-1", "dev-2", "dev-3"]
     assert report["settings"]["run"]["mode"] == mode
     assert set(report["versions"]) >= {"fedmq", "python", "torch", "broker"}
@@ -90,7 +94,9 @@ def test_a_small_demo_from_end_to_end(fedmq: CommandLine, mode: str) -> None:
 
 
 def test_json_is_alone_on_stdout(fedmq: CommandLine) -> None:
-    result = fedmq.run(*SMALL, "--rounds", "1", "--json", "--out", "there", "--compression", "none")
+    result = fedmq.run(
+        *SMALL, "--rounds", "1", "--json", "--out", "there", "--compression", "none", timeout_s=WITHIN_S
+    )
     assert json.loads(result.stdout) == report_of(result, fedmq.folder / "there")
     run = json.loads(result.stdout)["settings"]["run"]
     assert run["compression"]["up"] == run["compression"]["down"] == "float32"
@@ -101,7 +107,7 @@ def test_a_second_demo_into_the_same_folder_works_without_mosquitto(fedmq: Comma
     """The embedded broker plays when there is no other; what is in the folder from before is replaced."""
     (fedmq.folder / "fedmq-demo").mkdir()
     (fedmq.folder / "fedmq-demo/report.json").write_text("{}", encoding="utf-8")
-    result = fedmq.run(*SMALL, "--rounds", "1", "--broker", "embedded")
+    result = fedmq.run(*SMALL, "--rounds", "1", "--broker", "embedded", timeout_s=WITHIN_S)
     report = report_of(result, fedmq.folder / "fedmq-demo")
     assert report["versions"]["broker"] == "the embedded broker"
 
@@ -109,7 +115,7 @@ def test_a_second_demo_into_the_same_folder_works_without_mosquitto(fedmq: Comma
 def test_devices_that_vanish_and_devices_that_are_slow(fedmq: CommandLine) -> None:
     options = ["--devices", "4", "--rounds", "60", "--seed", "3"]
     options += ["--dropouts", "1", "--stragglers", "1", "--straggler-delay", "1"]
-    result = fedmq.run("demo", "--task", "iris", *options)
+    result = fedmq.run("demo", "--task", "iris", *options, timeout_s=WITHIN_S)
     report = report_of(result, fedmq.folder / "fedmq-demo")
     assert fedmq.all_gone()
     [killed] = [device for device in report["devices"] if device["killed_s"] is not None]
@@ -136,11 +142,16 @@ def test_devices_that_vanish_and_devices_that_are_slow(fedmq: CommandLine) -> No
 def test_a_signal_at_any_moment_leaves_nothing_behind(
     fedmq: CommandLine, moment: str, number: signal.Signals
 ) -> None:
-    with fedmq.start("demo", "--devices", "3", "--rounds", "8", "--task", "iris") as demo:
-        assert demo.stdout is not None
-        assert any(moment in line for line in demo.stdout)
-        demo.send_signal(number)
-        _, said = demo.communicate(timeout=30)
+    rounds = "8" if moment == "fetching" else "1000"  # so many that the signal does not come too late
+    for _ in range(5):
+        with fedmq.start("demo", "--devices", "3", "--rounds", rounds, "--task", "iris") as demo:
+            assert demo.stdout is not None
+            assert any(moment in line for line in demo.stdout)
+            demo.send_signal(number)
+            _, said = demo.communicate(timeout=60)
+        if moment != "fetching" or not (fedmq.folder / "fedmq-demo" / "report.json").exists():
+            break
+        shutil.rmtree(fedmq.folder / "fedmq-demo")  # it was over before the signal came: once more
     assert demo.returncode == 128 + number
     assert said == "fedmq: interrupted; everything has been ended\n"
     assert fedmq.all_gone()
@@ -150,11 +161,11 @@ def test_a_signal_at_any_moment_leaves_nothing_behind(
 
 @pytest.mark.parametrize("moment", ["starting the coordinator", "loading PyTorch", "round   1"])
 def test_not_even_a_kill_leaves_processes_behind(fedmq: CommandLine, moment: str) -> None:
-    with fedmq.start("demo", "--devices", "3", "--rounds", "100", "--task", "iris") as demo:
+    with fedmq.start("demo", "--devices", "3", "--rounds", "1000", "--task", "iris") as demo:
         assert demo.stdout is not None
         assert any(moment in line for line in demo.stdout)
         demo.kill()
-        demo.communicate(timeout=30)
+        demo.communicate(timeout=60)
     assert fedmq.all_gone()
 
 
@@ -176,7 +187,7 @@ async def test_an_outside_broker_is_left_as_it_was(
     fedmq: CommandLine, mosquitto: RunningBroker, connect: Connect
 ) -> None:
     options = ("--rounds", "1", "--broker", mosquitto.url)
-    result = await asyncio.to_thread(fedmq.run, *SMALL, *options)
+    result = await asyncio.to_thread(fedmq.run, *SMALL, *options, timeout_s=WITHIN_S)
     report = report_of(result, fedmq.folder / "fedmq-demo")
     assert report["versions"]["broker"] == "outside broker"
     assert mosquitto.url not in json.dumps(report)

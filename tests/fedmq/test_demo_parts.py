@@ -111,7 +111,7 @@ async def test_a_process_that_does_not_want_to_end_is_ended_with_its_children(
 def _await_end(handle: int) -> None:
     poll = select.poll()
     poll.register(handle, select.POLLIN)
-    assert poll.poll(10_000)
+    assert poll.poll(60_000)
 
 
 def test_settings_in_the_environment_do_not_reach_the_parts(

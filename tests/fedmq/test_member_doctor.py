@@ -70,7 +70,7 @@ task = "fedmq.tasks.iris"
 async def device(home: World) -> AsyncIterator[Connection]:
     """The device itself, connected."""
     connection = Connection(home.settings(NAME), client_id=NAME)
-    await connection.start(wait=True, timeout_s=5.0)
+    await connection.start(wait=True, timeout_s=60.0)
     yield connection
     await connection.stop()
 

@@ -15,13 +15,14 @@ from fedmq.simulation.fleet.run import simulate
 from fedmq_coordinator.core.settings import RunSettings
 from tests.fedmq.command_line import CommandLine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_round_moves_as_many_bytes_as_with_real_devices(tmp_path: Path) -> None:
     fedmq = CommandLine(tmp_path)
     command = ["demo", "--devices", "3", "--rounds", "12", "--task", "breast-cancer", "--seed", "1", "--json"]
-    done = fedmq.run(*command)
+    command += ["--set", "selection.deadline_factor=0"]  # a machine that stalls makes no straggler
+    done = fedmq.run(*command, timeout_s=400.0)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     plan = Plan(
@@ -42,4 +43,4 @@ def test_a_round_moves_as_many_bytes_as_with_real_devices(tmp_path: Path) -> Non
     for way in ("up", "down"):
         total = np.array([getattr(version, f"{way}_bytes") for version in found.versions])
         real = [version[f"bytes_{way}"] for version in report["rounds"]]
-        assert np.diff(total)[steady].mean() == pytest.approx(np.mean(real[steady]), rel=0.06)
+        assert np.diff(total)[steady].mean() == pytest.approx(np.median(real[steady]), rel=0.06)
