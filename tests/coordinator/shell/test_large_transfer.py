@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from fedmq_broker.runner import RunningBroker
 from fedmq_coordinator.shell.client import Client
@@ -149,7 +148,6 @@ class Observer:
                     self.announced.append(body)
 
 
-@pytest.mark.timeout(300)
 async def test_killed_in_mid_publication_it_publishes_what_the_broker_lacks(
     mosquitto: RunningBroker, tmp_path: Path
 ) -> None:
@@ -255,7 +253,6 @@ def lacking(credit: Credit, count: int) -> list[int]:
     return [index for index in range(count) if not credit.have[index // 8] >> (index % 8) & 1]
 
 
-@pytest.mark.timeout(300)
 async def test_an_upload_that_was_cut_off_goes_on_where_it_was(
     mosquitto: RunningBroker, tmp_path: Path
 ) -> None:

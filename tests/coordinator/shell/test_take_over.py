@@ -76,7 +76,6 @@ async def process(
             await running.communicate()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("wakes_up", ["in the run", "after it"])
 async def test_a_stopped_coordinator_wakes_up_after_another_has_taken_over(
     mosquitto: RunningBroker, postgres_place: Place, connect: Connect, wakes_up: str
