@@ -75,6 +75,8 @@ def _gpt(disk: BinaryIO) -> Iterator[tuple[int, int, int]]:
         entry = _read(disk, entries_at * SECTOR + (number - 1) * size, 48)
         if len(entry) == 48 and any(entry[:16]):  # noqa: PLR2004 - so much of an entry is read
             first, last = struct.unpack_from("<QQ", entry, 32)
+            if last < first:
+                raise ValueError("a partition that ends before it begins")
             yield number, first * SECTOR, (last - first + 1) * SECTOR
 
 

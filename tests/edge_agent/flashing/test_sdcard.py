@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedmq_edge_agent.flashing.errors import FlashError
@@ -82,6 +82,7 @@ def test_the_table_is_read_as_another_program_reads_it(tmp_path: Path) -> None:
     at=st.sampled_from([0, 446, 450, 454, 510, 512, 584, 592, 1024, 1056]),
     count=st.integers(1, 4),
 )
+@example(noise=bytes(15) + b"\1" + bytes(16) + b"\1", at=1024, count=1)  # ends before it begins
 def test_nonsense_is_no_image(noise: bytes, at: int, count: int) -> None:
     disk = bytearray(4096)
     disk[446:462] = bytes([0, 0, 0, 0, 0xEE, 0, 0, 0, 1, 0, 0, 0, 255, 255, 255, 255])
