@@ -206,7 +206,7 @@ async def findings_of(settings: AgentSettings | Device, *names: str) -> dict[str
     """Examine, by all checks of the network or by some checks, and give back what each found."""
     device = settings if isinstance(settings, Device) else Device(settings)
     checks = [
-        replace(check, limit_s=2 * PATIENCE_S)
+        replace(check, limit_s=10 * PATIENCE_S)
         for check in CHECKS
         if (check.name in names if names else check.name not in NETWORK)
     ]

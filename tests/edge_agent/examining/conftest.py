@@ -31,6 +31,7 @@ def _no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         "unit._PATIENCE_S",
     ):
         monkeypatch.setattr(f"fedmq_edge_agent.examining.{limit}", PATIENCE_S)
+    monkeypatch.setattr("fedmq_edge_agent.examining.training.CHILD_S", 8 * PATIENCE_S)
 
 
 @pytest.fixture

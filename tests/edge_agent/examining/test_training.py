@@ -18,13 +18,15 @@ from fedmq_protocol.messages import TaskRef
 from tests.edge_agent.examining.clinic import findings_of
 from tests.edge_agent.scripted import NOBODY, ScriptedCoordinator
 
+pytestmark = pytest.mark.timeout(600)
+
 NAMES = ("torch", "task", "data", "memory")
 IRIS = "fedmq.tasks.iris"
 
 
 def device(folder: Path, *, task: str = IRIS, run: TaskRef | None = None, **changes: object) -> Device:
     settings = AgentSettings.model_validate(
-        {"id": "dev-1", "task": task, "state_dir": folder / "state", **changes}
+        {"id": "dev-1", "task": task, "state_dir": folder / "state", "trainer": {"nice": 0}, **changes}
     )
     made = Device(settings)
     if run is not None:
@@ -66,7 +68,7 @@ async def test_a_device_that_can_train(tmp_path: Path, monkeypatch: pytest.Monke
         finding = await try_task(other)
         assert finding.level == level
         assert words in finding.found
-    bounded = device(tmp_path, trainer={"memory_limit": "20 MB"})
+    bounded = device(tmp_path, trainer={"memory_limit": "20 MB", "nice": 0})
     bounded.probe = one.probe
     finding = await look_at_memory(bounded)
     assert finding.level == "failed"

@@ -14,6 +14,7 @@ import pytest
 from fedmq_broker.runner import RunningBroker
 from fedmq_edge_agent import AgentSettings, run_agent
 from fedmq_edge_agent.core import outbox
+from fedmq_edge_agent.shell.settings import TrainerSettings
 from fedmq_protocol.aio import BrokerSettings
 from tests.broker_fixtures import Connect
 from tests.edge_agent.scripted import ScriptedCoordinator
@@ -30,7 +31,10 @@ def settings(mosquitto: RunningBroker, tmp_path: Path) -> AgentSettings:
     broker = BrokerSettings(
         url=mosquitto.url, reconnect_min_s=0.05, reconnect_max_s=0.5, connect_timeout_s=30.0
     )
-    return AgentSettings(id="dev-1", state_dir=tmp_path / "dev-1", task="unused.py", broker=broker)
+    trainer = TrainerSettings(nice=0)  # a niceness makes it wait for whatever else this machine does
+    return AgentSettings(
+        id="dev-1", state_dir=tmp_path / "dev-1", task="unused.py", broker=broker, trainer=trainer
+    )
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ async def begin(
     task = folder / "obedient.py"
     task.write_text(task_text(extra=OBEDIENT, train="train"), encoding="utf-8")
     on_air, _ = await on_air_with(await connect(settings.broker.url, "coordinator"), task)
-    trainer = TrainerSettings(memory_limit=LIMIT, first_train_timeout_s=train_s, threads=1)
+    trainer = TrainerSettings(memory_limit=LIMIT, first_train_timeout_s=train_s, threads=1, nice=0)
     given = {"task": str(task), "data": {"partition_id": 0}, "trainer": trainer}
     settings = settings.model_copy(update=given)
     return Scene(on_air, launch(settings), settings, folder)
