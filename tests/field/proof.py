@@ -120,7 +120,7 @@ class Operator:
         for process in reversed(self.processes):
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(15)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -142,9 +142,9 @@ def federation(folder: Path, *, rounds: int, density: float) -> Iterator[Operato
     try:
         operator.fedmq("broker", "init", "--config", "fed.toml")
         operator.start("broker", "broker", "start", "--config", "fed.toml")
-        until("Mosquitto listens", lambda: _listens(port), 20)
+        until("Mosquitto listens", lambda: _listens(port), 60)
         operator.start("coordinator", "coordinator", "start", "--config", "fed.toml")
-        until("the coordinator has a key", (folder / "coordinator" / "key").exists, 30)
+        until("the coordinator has a key", (folder / "coordinator" / "key").exists, 120)
         yield operator
     finally:
         operator.stop()
@@ -387,17 +387,17 @@ def _train(operator: Operator, device: Device, outcome: Outcome, *, rounds: int,
 
         return look
 
-    until("READY=1 to systemd", lambda: "READY=1" in device.notices(), 60 * patience)
+    until("READY=1 to systemd", lambda: "READY=1" in device.notices(), 120 * patience)
     outcome.note("ready, from the command's start on", time.monotonic() - started, unit="s")
     for what, line in (
         ("connected", "connected to the broker"),
         ("task open", " is open, with "),
         ("first update made", "trained on version 0"),
     ):
-        until(what, said(line), 120 * patience)
+        until(what, said(line), 300 * patience)
         outcome.note(f"{what}, from the command's start on", time.monotonic() - started, unit="s")
     watch = operator.processes[-1]
-    until("the end of the run", lambda: watch.poll() is not None, 60 * rounds * patience)
+    until("the end of the run", lambda: watch.poll() is not None, 120 * rounds * patience)
     agent, trainer = device.resident()
     outcome.note("supervisor resident", agent / 1e6, unit="MB")
     outcome.note("trainer resident", trainer / 1e6, unit="MB")
@@ -414,7 +414,7 @@ def _throw_out(operator: Operator, device: Device, outcome: Outcome, *, patience
     outcome.note("revoked in", time.monotonic() - began, unit="s")
     # By the plugin it is ended, by a session in its place closed.
     gone = re.compile(r"(ended|closed) the connection")
-    until("the agent is thrown out", lambda: gone.search(device.log()[before:]), 60 * patience)
+    until("the agent is thrown out", lambda: gone.search(device.log()[before:]), 120 * patience)
     outcome.note("thrown out, from the command on", time.monotonic() - began, unit="s")
     # It tries again, and by then its certificate is on the list. How TLS says so may be lost with the connection: the
     # agent hears of it at one of its attempts.
@@ -424,7 +424,9 @@ def _throw_out(operator: Operator, device: Device, outcome: Outcome, *, patience
     device.stop()
     before = len(device.log())
     device.start()
-    until("the agent is refused at its next start", lambda: "revoked" in device.log()[before:], 60 * patience)
+    until(
+        "the agent is refused at its next start", lambda: "revoked" in device.log()[before:], 120 * patience
+    )
     outcome.note("started again", "refused")
 
 

@@ -24,14 +24,12 @@ from fedmq_edge_agent.examining.findings import Finding
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.signing import SigningKey
 from fedmq_protocol.topics import Topics
-from tests.broker_fixtures import CustomBroker
+from tests.broker_fixtures import PATIENCE_S, CustomBroker
 
 DEVICE = "dev-1"
 PRIVATE = bytes(range(32))
 HOSTS = ("127.0.0.1", "localhost")
 DAY = timedelta(days=1)
-PATIENCE_S = 60.0
-"""For whatever a check waits for; a check that is cut off says less than one that found something out."""
 NETWORK = frozenset({"torch", "task", "data", "memory", "disk"})
 """What has nothing to do with the network, and is left out where that is looked at."""
 

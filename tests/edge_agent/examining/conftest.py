@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker_fixtures import CustomBroker
-from tests.edge_agent.examining.clinic import PATIENCE_S, Clinic
+from tests.broker_fixtures import PATIENCE_S, CustomBroker
+from tests.edge_agent.examining.clinic import Clinic
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 
 from fedmq_edge_agent.examining.findings import Finding
 from fedmq_protocol.aio import Message
-from tests.broker_fixtures import Connect, silence
-from tests.edge_agent.examining.clinic import DEVICE, PATIENCE_S, Clinic, be_known, findings_of
+from tests.broker_fixtures import PATIENCE_S, Connect, silence
+from tests.edge_agent.examining.clinic import DEVICE, Clinic, be_known, findings_of
 
 NAMES = (
     "agent",

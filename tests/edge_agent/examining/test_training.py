@@ -18,8 +18,6 @@ from fedmq_protocol.messages import TaskRef
 from tests.edge_agent.examining.clinic import findings_of
 from tests.edge_agent.scripted import NOBODY, ScriptedCoordinator
 
-pytestmark = pytest.mark.timeout(600)
-
 NAMES = ("torch", "task", "data", "memory")
 IRIS = "fedmq.tasks.iris"
 

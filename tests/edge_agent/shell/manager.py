@@ -6,6 +6,8 @@ import asyncio
 import socket
 from pathlib import Path
 
+from tests.broker_fixtures import PATIENCE_S
+
 
 class Manager:
     """Listens as systemd would.
@@ -38,7 +40,7 @@ class Manager:
         """How often something was said."""
         return self.drain().count(line)
 
-    async def until(self, start: str, *, timeout_s: float = 60.0) -> str:
+    async def until(self, start: str, *, timeout_s: float = PATIENCE_S) -> str:
         """The first message that begins so, from now on."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(timeout_s):

@@ -10,14 +10,13 @@ from fedmq_protocol.aio import Connection, Message
 from fedmq_protocol.chunks import Assembly
 from fedmq_protocol.envelope import Envelope, open_envelope
 from fedmq_protocol.messages import Body, Offer, Presence, Update, UploadChunk
+from tests.broker_fixtures import PATIENCE_S
 from tests.edge_agent.scripted import ScriptedCoordinator
 
 B = TypeVar("B", bound=Body)
 
-PATIENCE_S = 60.0
-"""A machine that does much else starts an agent, and PyTorch, within that."""
 LEASE_S = 600.0
-"""No lease runs out because of that."""
+"""No lease runs out because a machine does much else."""
 
 
 class OnAir:

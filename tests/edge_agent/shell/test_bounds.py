@@ -295,7 +295,6 @@ async def test_beside_a_busy_process_on_its_core_it_gets_what_its_niceness_says(
     assert child_took < 0.3 * hog_took
 
 
-@pytest.mark.timeout(600)
 async def test_the_trainer_itself_stands_back(tmp_path: Path) -> None:
     client = await TrainerClient.spawn(threads=1, nice=7)
     try:
