@@ -101,7 +101,7 @@ class Actor:
             os.kill(self.pid, signal.SIGCONT)
             self._paused = False
 
-    def end(self, *, within_s: float = 15.0) -> int | None:
+    def end(self, *, within_s: float = 60.0) -> int | None:
         """Ask it to end by itself; its exit code, or None if it had to be killed, or was down."""
         if self.state == "down":
             return None

@@ -29,8 +29,8 @@ from tests.chaos.witness import COORDINATOR
 _LOOK_S: Final = 0.05
 _WEIGH_S: Final = 2.0
 _GROWN_UP_S: Final = 10.0
-_STALL_S: Final = 90.0
-_AFTERMATH_S: Final = 8.0
+_STALL_S: Final = 150.0
+_AFTERMATH_S: Final = 30.0
 """For so long after a disk was full, a process may end because of it."""
 _KILLED: Final = {COORDINATOR: 0.25, "broker": 0.15, "device": 0.4, "trainer": 0.2}
 """Whom a kill hits."""

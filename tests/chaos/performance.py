@@ -12,8 +12,8 @@ from tests.chaos.audit import Audit
 from tests.chaos.director import Director
 from tests.chaos.stage import FEDERATION, RUN, Stage
 
-_FIRST_S: Final = 60.0
-_BACK_S: Final = 150.0
+_FIRST_S: Final = 180.0
+_BACK_S: Final = 240.0
 _SIGTERM: Final = -15
 
 

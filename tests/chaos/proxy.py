@@ -19,7 +19,7 @@ Way: TypeAlias = Literal["up", "down"]
 Heard: TypeAlias = Callable[[str, Way, Publish], None]
 
 _READ_BYTES: Final = 16_384
-_PATIENCE_S: Final = 5.0
+_PATIENCE_S: Final = 30.0
 
 
 @dataclass(eq=False)

@@ -69,6 +69,7 @@ class Stage:
         profile: of the run; a name in `PROFILES`.
         persistent: whether Mosquitto saves what it retains.
         train_s: the longest that a training takes.
+        keepalive_s: of every connection; three times as long an acknowledgement may take.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class Stage:
     profile: str = "exact"
     persistent: bool = False
     train_s: float = 0.6
+    keepalive_s: int = 5
     actors: dict[str, Actor] = field(default_factory=dict)
     doors: dict[str, Door] = field(default_factory=dict)
     networks: dict[str, ground.Network] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class Stage:
             await self.add_device(number)
         for actor in self.actors.values():
             actor.start()
-        await self.until((self.state_dir / "api.json").exists, 60)
+        await self.until((self.state_dir / "api.json").exists, 180)
         with Client(self.state_dir) as client:
             await asyncio.to_thread(client.start_run, TASK, name=RUN, settings=self._settings())
         self.witness.on_accepted = Ledger(self.state_dir / "journal.sqlite", self.witness.complaints).check
@@ -219,9 +221,14 @@ class Stage:
         """Where a device's trainings are noted."""
         return self.folder / f"{device}.ledger"
 
-    @staticmethod
-    def _broker_table(url: str) -> dict[str, Any]:
-        return {"url": url, "keepalive_s": 5, "ack_timeout_s": 15.0, "reconnect_max_s": 4.0}
+    def _broker_table(self, url: str) -> dict[str, Any]:
+        ack_timeout_s = 3.0 * self.keepalive_s
+        return {
+            "url": url,
+            "keepalive_s": self.keepalive_s,
+            "ack_timeout_s": ack_timeout_s,
+            "reconnect_max_s": 4.0,
+        }
 
     # ------------------------------------------------------------------------------------------ looking at it
 
