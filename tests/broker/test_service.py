@@ -191,6 +191,8 @@ async def test_reading_the_files_again_cuts_nobody_off(
         "ca_file": broker.site.authority.ca,
         "cert_file": kept / "cert.pem",
         "key_file": kept / "key.pem",
+        "reconnect_min_s": 0.05,
+        "reconnect_max_s": 0.5,
     }
     with pytest.raises(ConnectionFailedError):
         await connect(client_id="z", url=f"mqtts://localhost:{broker.plan.port}", **revoked)

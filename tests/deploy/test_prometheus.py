@@ -33,6 +33,7 @@ from fedmq_broker.probe import find_free_port
 from fedmq_broker.site import Site
 from fedmq_broker.watching.http import Pages
 from fedmq_broker.watching.metrics import names
+from fedmq_broker.watching.picture import DevicePicture
 from fedmq_protocol.broker_settings import BrokerSettings
 from fedmq_protocol.messages import Hello
 from tests.broker.watching.stalled import stalled_subscriber
@@ -42,6 +43,8 @@ from tests.coordinator.shell.doubles import RunningCoordinator, VirtualDevice, c
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text(encoding="utf-8"))
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboard.json").read_text(encoding="utf-8"))
+PATIENCE_S = 180.0
+"""An exporter that waited long for its coordinator gives it ten times as long to rest."""
 NO_PROMETHEUS = "prometheus and promtool are not installed (apt-get install prometheus)"
 
 needs_prometheus = pytest.mark.skipif(
@@ -72,7 +75,7 @@ def promtool(*arguments: str | Path, text: str = "") -> str:
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -159,7 +162,7 @@ class Stage:
         url = f"{self.prometheus_url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
 
         def fetch() -> Any:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 return json.load(answer)["data"]
 
         return await asyncio.to_thread(fetch)
@@ -170,7 +173,7 @@ class Stage:
 
     async def fires(self, alert: str, **labels: str) -> dict[str, str]:
         """Wait until an alert fires; returns its labels."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 for each in (await self.ask("alerts"))["alerts"]:
                     told = each["labels"]
@@ -179,13 +182,28 @@ class Stage:
                         return dict(told)
                 await asyncio.sleep(0.1)
 
+    async def rests(self, *names: str) -> None:
+        """Wait until none of some alerts fires: a machine that stood still may have given one a moment's cause."""
+        async with asyncio.timeout(PATIENCE_S):
+            while await self.firing() & set(names):  # noqa: ASYNC110 - it is polled
+                await asyncio.sleep(0.1)
+
+    async def known(self, query: str) -> float:
+        """What a query says, as soon as it says something: a scrape may have been missed just now."""
+        return await self.until(query, lambda _: True)
+
     async def firing(self) -> set[str]:
         told = (await self.ask("alerts"))["alerts"]
         return {each["labels"]["alertname"] for each in told if each["state"] == "firing"}
 
+    def row(self, device: str) -> DevicePicture:
+        """What the exporter has of a device."""
+        [row] = [each for each in self.watching.picture().devices if each.device == device]
+        return row
+
     async def until(self, query: str, fits: Callable[[float], bool] = bool) -> float:
         """Wait until a query has a value that fits."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while (value := await self.value(query)) is None or not fits(value):  # noqa: ASYNC110 - it is polled
                 await asyncio.sleep(0.1)
         return value
@@ -194,7 +212,7 @@ class Stage:
 def hastened(folder: Path, exporter_url: str) -> Path:
     """Prometheus' own configuration and rules, with shorter times, in `folder`."""
     config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
-    config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms"}
+    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "200ms"}
     [job] = config["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["127.0.0.1:9234"]}]  # where the exporter listens by default
     job["static_configs"] = [{"targets": [exporter_url.removeprefix("http://")]}]
@@ -224,7 +242,7 @@ def prometheus(folder: Path, exporter_url: str) -> Any:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while True:
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline
@@ -237,7 +255,7 @@ def prometheus(folder: Path, exporter_url: str) -> Any:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.fixture
@@ -250,7 +268,7 @@ async def stage(custom_mosquitto: Callable[[str], CustomBroker], tmp_path: Path)
     certificate(site.member("dev-0").certificate, days=90)
     conf = broker.log_path.with_suffix(".conf")
     site.mosquitto.pid.write_text(f"{broker.pid}\n")
-    settings = BrokerSettings(url=url, reconnect_max_s=0.3)
+    settings = BrokerSettings(url=url, reconnect_max_s=0.3, connect_timeout_s=30)
     watched = Watched("home", settings, tmp_path / "coordinator", site, conf, planned_bytes=100_000_000)
     watching = Watching(watched, ask_every_s=0.2, probe_every_s=0.2)
     pages = Pages(watching.picture)
@@ -277,6 +295,7 @@ async def stage(custom_mosquitto: Callable[[str], CustomBroker], tmp_path: Path)
 
 @needs_prometheus
 @pytest.mark.mosquitto
+@pytest.mark.timeout(900)
 class TestWithPrometheus:
     async def test_all_that_is_asked_for_is_there(self, stage: Stage) -> None:
         """Every metric of rules and dashboard is in a real scrape, and the scrape keeps to the conventions."""
@@ -286,7 +305,6 @@ class TestWithPrometheus:
         await stage.until("fedmq_round_age_seconds")
         with stalled_subscriber(stage.broker.port, "x", "y"), stalled_subscriber(stage.broker.port, "x", "y"):
             await stage.until('fedmq_client_troubles_total{client="x", kind="taken-over"}')
-        known = set(await stage.ask("label/__name__/values"))
         text = (
             (await asyncio.to_thread(urllib.request.urlopen, f"{stage.exporter_url}/metrics")).read().decode()
         )
@@ -301,11 +319,13 @@ class TestWithPrometheus:
             "fedmq_messages_refused_total",
             "fedmq_device_floods",
         }
-        assert asked - known <= only_when_it_happens
         assert len(asked) > 30
-        assert names(text.splitlines()) <= known
-        assert await stage.value(f'fedmq_run_info{{run="{run}", state="active"}}') == 1
-        assert await stage.value("fedmq_round_goal") == 2
+        wanted = (asked - only_when_it_happens) | names(text.splitlines())
+        async with asyncio.timeout(PATIENCE_S):
+            while wanted - set(await stage.ask("label/__name__/values")):  # noqa: ASYNC110 - it is polled
+                await asyncio.sleep(0.1)
+        assert await stage.known(f'fedmq_run_info{{run="{run}", state="active"}}') == 1
+        assert await stage.known("fedmq_round_goal") == 2
 
     async def test_a_queue_that_fills_is_told_before_anything_is_dropped(
         self, stage: Stage, connect: Connect
@@ -316,13 +336,13 @@ class TestWithPrometheus:
             for _ in range(230):  # of the 400 that may wait, and 5 on the way
                 await publisher.publish("work", b"x" * 100)
             await stage.fires("FedmqBrokerQueueFilling")
-            assert await stage.value("broker_publish_messages_dropped") == 0
+            assert await stage.known("broker_publish_messages_dropped") == 0
             assert stage.watching.picture().broker.figures["broker_publish_messages_dropped"] == 0
             assert not {"FedmqBrokerDropping", "FedmqBrokerQueueNearlyFull"} & await stage.firing()
             for _ in range(120):
                 await publisher.publish("work", b"x" * 100)
             await stage.fires("FedmqBrokerQueueNearlyFull")
-            assert await stage.value("broker_publish_messages_dropped") == 0
+            assert await stage.known("broker_publish_messages_dropped") == 0
             for _ in range(120):
                 await publisher.publish("work", b"x" * 100)
             await stage.fires("FedmqBrokerDropping")
@@ -332,34 +352,47 @@ class TestWithPrometheus:
     async def test_a_device_that_floods_is_named(self, stage: Stage) -> None:
         device, hello = stage.devices[1], Hello()
         connection = device.connection
-        packets = [device.sealer.seal(device.topics.up("dev-1", "hello"), hello) for _ in range(1_500)]
-        for packet in packets:
-            await connection.publish(device.topics.up("dev-1", "hello"), packet, qos=0)
-        told = await stage.fires("FedmqDeviceFloods")
-        assert told["device"] == "dev-1"
-        [row] = [each for each in stage.watching.picture().devices if each.device == "dev-1"]
-        assert row.floods
-        assert "dropped" in row.problem
+        topic = device.topics.up("dev-1", "hello")
+        packets = [device.sealer.seal(topic, hello) for _ in range(1_500)]
+
+        async def flood() -> None:
+            while True:
+                for packet in packets:
+                    await connection.publish(topic, packet, qos=0)
+                await asyncio.sleep(1.0)
+
+        flooding = asyncio.create_task(flood())
+        try:
+            told = await stage.fires("FedmqDeviceFloods")
+            assert told["device"] == "dev-1"
+            async with asyncio.timeout(PATIENCE_S):
+                while not (row := stage.row("dev-1")).floods:  # noqa: ASYNC110 - it is polled
+                    await asyncio.sleep(0.1)
+            assert "dropped" in row.problem
+        finally:
+            flooding.cancel()
+            await asyncio.gather(flooding, return_exceptions=True)
 
     async def test_whatever_goes_is_missed(self, stage: Stage) -> None:
         """One after the other: a round's deadline, a device, the coordinator, the broker."""
         told = await stage.fires("FedmqCertificateEndsSoon")
         assert told["name"] == "server"
-        # A machine that does much else may be slow, and may well say so.
-        assert await stage.firing() - {"FedmqBrokerSlow"} == {"FedmqCertificateEndsSoon"}
+        # A machine that does much else may be slow, and may well say so; or have stood still for a moment.
+        others = {rule["alert"] for rule in alerts()} - {"FedmqBrokerSlow", "FedmqCertificateEndsSoon"}
+        await stage.rests(*others)
 
         stage.devices[0].trains = False
-        settings = {"rounds": 1, "selection": {"round_timeout_s": 2.0}}
+        settings = {"rounds": 1, "selection": {"round_timeout_s": 600.0, "deadline_factor": 2.0}}
         await stage.coordinator.ask("start_run", "find.py", settings=settings)
         told = await stage.fires("FedmqRoundMissedDeadline")
         assert told["closed_by"] in {"deadline", "timeout"}
 
-        assert "FedmqDeviceSilent" not in await stage.firing()
+        await stage.rests("FedmqDeviceSilent")
         await stage.devices[1].connection.stop(graceful=False)
         told = await stage.fires("FedmqDeviceSilent")
         assert (told["device"], told["severity"]) == ("dev-1", "warning")
 
-        assert not {"FedmqCoordinatorDown", "FedmqBrokerDown"} & await stage.firing()
+        await stage.rests("FedmqCoordinatorDown", "FedmqBrokerDown")
         await asyncio.to_thread(subprocess.run, ["kill", str(stage.broker.pid)], check=True)
         await stage.fires("FedmqBrokerDown")
         await stage.fires("FedmqCoordinatorOffBroker")

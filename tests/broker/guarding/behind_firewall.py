@@ -12,11 +12,15 @@ import subprocess
 import sys
 import time
 
+LEAST_BYTES = 5 << 20
+AT_ONCE = 20
+"""So many new connections are answered, if by a refusal; what is beyond gets no answer at all."""
 
-def connect(port: int, source: str) -> socket.socket | None:
+
+def connect(port: int, source: str, *, timeout_s: float = 10.0) -> socket.socket | None:
     """A connection from an address; None where the kernel does not let it through."""
     try:
-        return socket.create_connection(("127.0.0.1", port), timeout=0.05, source_address=(source, 0))
+        return socket.create_connection(("127.0.0.1", port), timeout=timeout_s, source_address=(source, 0))
     except OSError:
         return None
 
@@ -28,7 +32,8 @@ def main() -> None:
     for _ in range(2):  # a second time replaces the first
         subprocess.run(["nft", "-f", rules], check=True)
     found: dict[str, float] = {}
-    held = [sock for _ in range(60) if (sock := connect(port, "127.0.0.2"))]
+    patience = [10.0] * AT_ONCE + [0.05] * 40
+    held = [sock for each in patience if (sock := connect(port, "127.0.0.2", timeout_s=each))]
     found["held"] = len(held)
     other = connect(port, "127.0.0.3")
     found["other"] = other is not None
@@ -40,7 +45,7 @@ def main() -> None:
     other.setblocking(False)  # noqa: FBT003
     receiver.setblocking(False)  # noqa: FBT003
     began, got, piece = time.monotonic(), 0, bytes(65_536)
-    while (passed := time.monotonic() - began) < 2.0:
+    while (passed := time.monotonic() - began) < 2.0 or (got < LEAST_BYTES and passed < 30.0):
         with contextlib.suppress(OSError):
             other.send(piece)
         with contextlib.suppress(OSError):

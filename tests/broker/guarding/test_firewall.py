@@ -45,11 +45,12 @@ def test_one_address_is_bounded_and_another_is_not_touched(tmp_path: Path) -> No
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert limits.new_burst == behind_firewall.AT_ONCE
     assert found["held"] == limits.connections
     assert found["other"]
     most = limits.bytes_per_s * (4 + found["seconds"])
