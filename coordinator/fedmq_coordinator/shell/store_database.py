@@ -174,6 +174,8 @@ class Database:
             try:
                 result = act()
                 break
+            except UnicodeDecodeError as error:  # SQLite quotes what it cannot read in its own tables
+                raise self.damaged(str(error)) from error
             except SQLAlchemyError as error:
                 cause = _cause(error)
                 match self._dialect.fault(error, connected=self._connected):

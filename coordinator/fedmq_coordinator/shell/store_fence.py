@@ -71,6 +71,8 @@ class Fence:
         rows = connection.execute(_LOCK).all()
         if len(rows) != 1:
             raise self._database.damaged(f"its table fence has {len(rows)} rows instead of one")
+        if not isinstance(rows[0].epoch, int):
+            raise self._database.damaged(f"the epoch in its table fence is {rows[0].epoch!r}")
         return rows[0]
 
     def reach(self, connection: Connection, epoch: int) -> None:

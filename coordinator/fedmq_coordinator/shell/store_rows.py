@@ -61,8 +61,10 @@ def to_rows(facts: Sequence[Fact], *, after: int) -> tuple[list[dict[str, Any]],
 
 
 def is_sound(row: Row[Any]) -> bool:
-    """Whether a row of `facts` is what was written."""
-    return bool(row.checksum == _checksum(row.kind, row.body, row.beside))
+    """Whether a row of `facts` is what was written; SQLite keeps the type with the value, and gives any."""
+    of_its_kind = isinstance(row.kind, str) and isinstance(row.body, bytes)
+    of_its_kind &= isinstance(row.beside, bytes | None)
+    return of_its_kind and bool(row.checksum == _checksum(row.kind, row.body, row.beside))
 
 
 def from_row(row: Row[Any]) -> Fact:

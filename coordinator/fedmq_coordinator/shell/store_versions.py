@@ -105,6 +105,9 @@ def _meta(database: Database, connection: Connection, columns: set[str]) -> Any:
     rows = connection.execute(select(META.c.journal_version, META.c.federation, written_by)).all()
     if len(rows) != 1:
         raise database.damaged(f"its table meta has {len(rows)} rows instead of one")
+    version = rows[0].journal_version
+    if not isinstance(version, int) or version < 1:
+        raise database.damaged(f"its version is {version!r}")
     return rows[0]
 
 

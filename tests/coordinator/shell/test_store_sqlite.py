@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 from pathlib import Path
@@ -64,6 +65,40 @@ def test_flipped_bits_anywhere_are_never_read_as_something_else(sqlite_place: Pl
             assert found == facts
     assert len(refusals) > 50
     assert all("journal.sqlite" in refusal for refusal in refusals)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE facts SET kind = CAST(kind AS BLOB) WHERE seq = 2",
+        "UPDATE facts SET kind = CAST(x'ff' AS TEXT) WHERE seq = 2",
+        "UPDATE facts SET body = 'text' WHERE seq = 2",
+        "UPDATE facts SET body = 7 WHERE seq = 2",
+        "UPDATE facts SET beside = 'text' WHERE seq = 2",
+        "UPDATE bulk SET data = 'text'",
+        "UPDATE meta SET journal_version = 'x'",
+        "UPDATE meta SET journal_version = 0",
+        "UPDATE fence SET epoch = x'00'",
+    ],
+)
+def test_a_value_of_another_type_is_damage(sqlite_place: Place, damage: str) -> None:
+    """SQLite keeps the type with the value, where a bit may flip."""
+    with contextlib.closing(sqlite_place.open()) as journal:
+        journal.append([created(), accepted(1, b"x" * 300)])
+    sqlite_place.query(damage)
+    with pytest.raises(StoreError, match=re.escape(str(sqlite_place.state_dir / "journal.sqlite"))):
+        sqlite_place.read()
+
+
+def test_a_table_that_cannot_be_read_is_damage_whatever_stands_there(sqlite_place: Place) -> None:
+    """SQLite quotes the place, which may be no text."""
+    sqlite_place.open().close()
+    path = sqlite_place.state_dir / "journal.sqlite"
+    healthy = path.read_bytes()
+    comma = healthy.index(b",", healthy.index(b"CREATE TABLE facts"))
+    path.write_bytes(healthy[:comma] + b"\xac" + healthy[comma + 1 :])
+    with pytest.raises(StoreError, match=r"journal\.sqlite is damaged"):
+        sqlite_place.read()
 
 
 def test_a_second_coordinator_is_refused_with_the_pid_of_the_first(sqlite_place: Place) -> None:
