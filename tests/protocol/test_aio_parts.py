@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime as dt
 import random
 import socket
 import ssl
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -212,6 +219,52 @@ async def test_a_broken_write_is_told(pair: tuple[Wire, socket.socket, TrafficMe
     await wire.drain()  # returns, as there is nothing to wait for
     with pytest.raises(ConnectionAbortedError):
         wire.send(b"y")
+    wire.abort()
+
+
+def refusing(folder: Path) -> ssl.SSLContext:
+    """A server that wants a certificate of its client; its own is nobody's."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = dt.datetime.now(dt.UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
+    pem = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    pem += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    folder.joinpath("server.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(folder / "server.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+async def test_an_alert_that_nobody_has_read_is_why_a_write_fails(
+    pair: tuple[Wire, socket.socket, TrafficMeter], tmp_path: Path
+) -> None:
+    """In TLS 1.3 the client may write before it reads that its certificate was refused, and find a closed door."""
+    wire, theirs, _ = pair
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    wire._tls = trusting.wrap_bio(wire._tls_in, wire._tls_out)
+    heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = refusing(tmp_path).wrap_bio(heard, said, server_side=True)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        wire._tls.do_handshake()
+    heard.write(wire._tls_out.read())
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.do_handshake()
+    wire._tls_in.write(said.read())
+    wire._tls.do_handshake()
+    heard.write(wire._tls_out.read())
+    with pytest.raises(ssl.SSLError):
+        server.do_handshake()
+    theirs.sendall(said.read())
+    theirs.close()
+    broken = asyncio.Event()
+    wire.start(asyncio.get_running_loop(), on_readable=lambda: None, on_broken=broken.set)
+    wire.send(b"CONNECT")
+    await broken.wait()
+    assert wire.error is not None
+    assert "refuses our TLS handshake" in explain_failed_connect(wire.error, SETTINGS).text
     wire.abort()
 
 
