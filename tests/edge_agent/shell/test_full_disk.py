@@ -21,7 +21,7 @@ from tests.edge_agent.scripted import EVERYBODY
 from tests.edge_agent.shell.on_air import OnAir
 from tests.edge_agent.shell.real_agent import Launch, on_air_with
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
+pytestmark = [pytest.mark.mosquitto, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DISK_BYTES = 1 << 20
 

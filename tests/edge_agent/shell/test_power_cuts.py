@@ -37,7 +37,7 @@ from tests.edge_agent.shell.on_air import OnAir
 from tests.edge_agent.shell.power_cut import Moment, Recorder, Tree, lay_out, left_behind
 from tests.edge_agent.shell.real_agent import ModelCoordinator, on_air_with
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
+pytestmark = [pytest.mark.mosquitto, pytest.mark.slow, pytest.mark.timeout(900)]
 
 CHUNK_BYTES = 100  # the snapshot comes in several
 STATE_DIR = "lib/fedmq"

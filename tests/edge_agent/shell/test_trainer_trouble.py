@@ -22,7 +22,7 @@ from tests.edge_agent.shell.on_air import LEASE_S, OnAir
 from tests.edge_agent.shell.real_agent import AgentProcess, Launch, on_air_with
 from tests.edge_agent.trainer.asking import task_text
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
+pytestmark = [pytest.mark.mosquitto, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LIMIT = 600_000_000
 

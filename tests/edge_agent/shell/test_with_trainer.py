@@ -15,7 +15,7 @@ from tests.edge_agent.shell.on_air import OnAir
 from tests.edge_agent.shell.real_agent import Launch, mass, on_air_with
 from tests.edge_agent.trainer.asking import PLAIN, task_text
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
+pytestmark = [pytest.mark.mosquitto, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MAX_RSS_BYTES = 50_000_000
 
