@@ -27,7 +27,7 @@ class CommandLine:
         self.environment = {**kept, _MARK: self._mark, "TMPDIR": str(self.temporary), "COLUMNS": "120"}
 
     def run(
-        self, *arguments: str, timeout_s: float = 100.0, **variables: str
+        self, *arguments: str, timeout_s: float = 250.0, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
         return subprocess.run(

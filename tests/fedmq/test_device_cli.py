@@ -238,7 +238,7 @@ async def test_with_a_running_broker_it_takes_effect_at_once(world: World) -> No
 
 def _in_process(arguments: list[str]) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "fedmq", *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "fedmq", *arguments], capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -67,7 +67,7 @@ def test_for_programs(fedmq: CommandLine, tmp_path: Path, mosquitto: RunningBrok
     assert found["connection"] == "ok"
     assert found["coordinator"] == "warning"
     assert "torch" not in found
-    assert sum(one["took_s"] for one in told["findings"]) < 20
+    assert sum(one["took_s"] for one in told["findings"]) < 60
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_running_agent_is_left_in_peace(
         assert agent.poll() is None
     finally:
         agent.terminate()
-        rest = agent.communicate(timeout=30)[1]
+        rest = agent.communicate(timeout=60)[1]
     assert "another client" not in rest
     assert "trying again" not in rest
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedmq.tables import CoordinatorTable, DeviceTable, FederationTable, read
 from fedmq_coordinator.core.settings import RunSettings
@@ -62,6 +63,7 @@ def test_digits_learns_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES / "digits"))
     for name, metrics in (("digits.py", {"accuracy"}), ("own_training.py", {"accuracy", "top_2_accuracy"})):
         path = str(EXAMPLES / "digits" / name)
+        torch.manual_seed(0)  # of the first weights
         opened = open_task(path, {"partition_id": 1, "num_partitions": 2}, "device")
         central = open_task(path, {}, "coordinator").test_data
         assert opened.train_data is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_info(say: Say, state_dir: Path) -> None:
     code, out, _ = say("info")
     assert code == 0
     assert "the journal of 'home'" in out
-    assert "121 facts, from 1970-01-12" in out
+    assert re.search(r"121 facts, from 1970-01-1[1-3] ", out)  # the day depends on the time zone
     assert "newest version 15" in out
     code, out, _ = say("info", "--json")
     told = json.loads(out)

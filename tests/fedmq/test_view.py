@@ -29,7 +29,7 @@ SCENE = Scene(
 
 
 def drawn(scene: Scene) -> str:
-    console = Console(file=io.StringIO(), width=100)
+    console = Console(file=io.StringIO(), width=100, _environ={})
     console.print(picture(HEADING, scene))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -69,7 +69,7 @@ def test_a_sparkline_shows_the_last_values() -> None:
 
 
 def test_lines_tell_each_thing_once() -> None:
-    console = Console(file=io.StringIO(), width=100)
+    console = Console(file=io.StringIO(), width=100, _environ={})
     with PlainView(console, HEADING) as view:
         for scene in (
             Scene(elapsed_s=0.1, doing="starting the broker"),
@@ -88,7 +88,7 @@ def test_lines_tell_each_thing_once() -> None:
 
 
 def test_the_live_view_draws_on_a_terminal() -> None:
-    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, _environ={})
     with LiveView(console, HEADING) as view:
         view.show(SCENE)
     assert isinstance(console.file, io.StringIO)

@@ -95,19 +95,20 @@ async def test_beside_an_exporter_the_view_asks_that_one(site_broker: MakeSite, 
     watched = watched_on(broker, tmp_path)
     place = exporter_file(watched)
     assert place is not None
-    async with watching(watched) as exporting:
-        pages = Pages(exporting.picture)
-        url = await pages.start("127.0.0.1", 0)
-        place.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-        async with contextlib.aclosing(pictures(watched, every_s=0.05, settle_s=10)) as looks:
+    async with contextlib.aclosing(pictures(watched, every_s=0.05, settle_s=60)) as looks:
+        async with watching(watched) as exporting:
+            pages = Pages(exporting.picture)
+            url = await pages.start("127.0.0.1", 0)
+            place.write_text(json.dumps({"url": url, "pid": os.getpid()}))
             for _ in range(3):
                 picture, note = await anext(looks)
                 assert picture.broker.up
                 assert url in note
             assert "taken-over" not in exporting.picture().broker.events
-            place.unlink()
-            await pages.stop()
-            async with asyncio.timeout(60):
-                while note:
-                    picture, note = await anext(looks)
+        # From here on there is one session again: two would push each other out.
+        place.unlink()
+        await pages.stop()
+        async with asyncio.timeout(60):
+            while note:
+                picture, note = await anext(looks)
         assert picture.broker.up  # it went on by itself
