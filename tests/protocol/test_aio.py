@@ -74,7 +74,9 @@ async def test_an_unreachable_broker_is_named_with_the_fix(unused_tcp_port: int)
 
 
 async def test_a_name_that_does_not_exist() -> None:
-    connection = Connection(BrokerSettings(url="mqtt://no-such-host.invalid"), client_id="a")
+    # A resolver that reaches nobody takes long to say so.
+    settings = BrokerSettings(url="mqtt://no-such-host.invalid", connect_timeout_s=100)
+    connection = Connection(settings, client_id="a")
     with pytest.raises(ConnectionFailedError, match=r"'no-such-host.invalid' cannot be resolved"):
         await connection.start(wait=True)
 
