@@ -4,8 +4,9 @@ paho makes a table of all properties that MQTT 5 knows for each packet that it r
 PUBLISH without properties and a PUBACK that says nothing but yes, which are nearly all, neither is of use: they are
 taken apart here. Whatever is not as plain as that goes to paho, malformed packets among it.
 
-paho's private methods that are touched here: `_create_socket_connection`, by which it gets our wire for a socket, and
-`_handle_publish` and `_handle_pubackcomp`. Should a later paho not call the latter two any more, all goes its way.
+paho's private methods that are touched here: `_create_socket_connection`, by which it gets our wire for a socket,
+`_send_pingreq` and `_handle_pingresp`, and `_handle_publish` and `_handle_pubackcomp`. Should a later paho not call the
+latter two any more, all goes its way.
 """
 
 from __future__ import annotations
@@ -36,13 +37,30 @@ class PahoClient(Client):
     Attributes:
         wire: the connection.
         hears: called with each plain PUBLISH; what is not plain goes to `on_message`.
+        on_pong: called when the broker answers a ping, whether paho's own or one by `ping`.
     """
 
     wire: Wire
     hears: Hears
+    on_pong: Callable[[], None] | None = None
+
+    def ping(self) -> None:
+        """Ask the broker for a sign of life, whenever the last one was."""
+        self._send_pingreq()
+
+    def forget(self, mid: int) -> None:
+        """Wait no more for the acknowledgement of a message; one that comes all the same is passed over."""
+        with self._out_message_mutex:
+            self._out_messages.pop(mid, None)
 
     def _create_socket_connection(self) -> Any:  # noqa: ANN401  # paho says socket.socket and uses five of its methods
         return self.wire
+
+    def _handle_pingresp(self) -> MQTTErrorCode:
+        answered = super()._handle_pingresp()
+        if answered == MQTTErrorCode.MQTT_ERR_SUCCESS and self.on_pong is not None:
+            self.on_pong()
+        return answered
 
     def _handle_publish(self) -> MQTTErrorCode:
         first, packet = self._in_packet["command"], self._in_packet["packet"]

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from paho.mqtt.client import MQTTMessage, WebsocketConnectionError
@@ -49,6 +50,9 @@ _FILTERS_A_PACKET = 8  # AWS IoT takes no more in one SUBSCRIBE
 _PUBLISH_WINDOW = 20  # messages without PUBACK; a broker's own receive maximum may be lower
 _PUBLISH_WINDOW_BYTES = 262_144
 _PACKETS_A_TURN = 64  # then the event loop's other work gets its chance
+# Of `ack_timeout_s`: when a broker that acknowledges nothing is pinged, and how long after its answer it is given up.
+_PING_SHARE = 1 / 6
+_PONG_SHARE = 1 / 12
 
 
 class AttemptError(ConnectionFailedError):
@@ -100,6 +104,8 @@ class Session:
         self._unacknowledged: dict[int, object] = {}
         self._window = Window(_PUBLISH_WINDOW, _PUBLISH_WINDOW_BYTES)
         self._progress_at = self._loop.time()
+        self._pinged = False  # since the last progress
+        self._pong_at: float | None = None
         self._paused = False
         self._tick: asyncio.TimerHandle | None = None
         self._said: str | None = None
@@ -197,6 +203,7 @@ class Session:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.hears = self._hears
+        client.on_pong = self._on_pong
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_answer
@@ -278,7 +285,10 @@ class Session:
 
     def _note_wait(self) -> None:
         if not self.waits:
-            self._progress_at = self._loop.time()
+            self._note_progress()
+
+    def _note_progress(self) -> None:
+        self._progress_at, self._pinged, self._pong_at = self._loop.time(), False, None
 
     def _require_open(self) -> None:
         if self.ended.done():
@@ -291,7 +301,7 @@ class Session:
         if self._wire is None or paused == self._paused:
             return
         self._paused = paused
-        self._progress_at = self._loop.time()  # what we did not read cannot be held against the broker
+        self._note_progress()  # what we did not read cannot be held against the broker
         if paused:
             self._wire.pause()
         else:
@@ -339,8 +349,28 @@ class Session:
                 text = f"the broker at {self._settings.address} acknowledged nothing for {limit_s:g} s"
             self._end(Reason(text, Fault.UNREACHABLE))
             return
+        if self._has_lost_acknowledgements(limit_s):
+            text = (
+                f"the broker at {self._settings.address} answers, and has lost {len(self._publishing)} "
+                "acknowledgements: it drops packets when too many wait for us"
+            )
+            self._end(Reason(text, Fault.UNREACHABLE))
+            return
         wait_s = min(self._settings.keepalive_s / 4, limit_s / 4, 5.0)
         self._tick = self._loop.call_later(wait_s, self._keep_alive)
+
+    def _has_lost_acknowledgements(self, limit_s: float) -> bool:
+        """Whether the broker has answered a ping that came behind what it has still not acknowledged.
+
+        Mosquitto (from 2.0.16 on, and 2.0.11 of Debian) drops whatever packet it makes for a client while
+        `max_queued_messages` of them wait for its socket, and says nothing: under a flood acknowledgements are lost.
+        """
+        if not self._publishing or self._paused:
+            return False
+        if not self._pinged and self._loop.time() - self._progress_at > _PING_SHARE * limit_s:
+            self._pinged = True
+            self._client.ping()
+        return self._pong_at is not None and self._loop.time() - self._pong_at > _PONG_SHARE * limit_s
 
     # ------------------------------------------------------------------------------ closing
 
@@ -479,17 +509,30 @@ class Session:
     def _on_publish(
         self, _client: Client, _userdata: object, mid: int, code: ReasonCode, _properties: object
     ) -> None:
-        future, cost = self._publishing.pop(mid, (None, 0))
-        if future is None:
+        if mid not in self._publishing:
             return
-        self._window.release(cost)
+        # Brokers acknowledge in the order in which they received (MQTT-4.6.0-2): what is passed over was received, and
+        # its acknowledgement is lost.
+        for earlier in list(takewhile(lambda each: each != mid, self._publishing)):
+            self._client.forget(earlier)
+            self._acknowledged(earlier, None)
+        refused = f"the broker refuses the message: {str(code).lower()}" if code.is_failure else None
+        self._acknowledged(mid, refused)
         self._progressed()
+
+    def _acknowledged(self, mid: int, refused: str | None) -> None:
+        future, cost = self._publishing.pop(mid)
+        self._window.release(cost)
         if future.done():
             return
-        if code.is_failure:
-            future.set_exception(RefusedError(f"the broker refuses the message: {str(code).lower()}"))
+        if refused is not None:
+            future.set_exception(RefusedError(refused))
         else:
             future.set_result(None)
+
+    def _on_pong(self) -> None:
+        if self._pinged:
+            self._pong_at = self._loop.time()
 
     def _on_answer(
         self, _client: Client, _userdata: object, mid: int, codes: list[ReasonCode], _properties: object
@@ -502,7 +545,7 @@ class Session:
             future.set_result([code.value for code in codes])
 
     def _progressed(self) -> None:
-        self._progress_at = self._loop.time()
+        self._note_progress()
         self._waits_changed()
 
 
