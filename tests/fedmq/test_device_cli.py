@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +52,16 @@ class Operator:
 
 
 @pytest.fixture
-def operator(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Operator:
+def operator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Operator]:
     monkeypatch.chdir(tmp_path)
+    umask = os.umask(0o022)
     operator = Operator(tmp_path, capsys)
     operator.config.write_text('[federation]\nname = "home"\n[mosquitto]\nhosts = ["localhost"]\nport = 1\n')
     membership.prepare(operator.site, "home", ["localhost"])
-    return operator
+    yield operator
+    os.umask(umask)
 
 
 def test_what_enroll_makes_is_what_an_agent_starts_with(operator: Operator) -> None:
