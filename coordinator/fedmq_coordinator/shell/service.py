@@ -51,6 +51,7 @@ from fedmq_coordinator.core.retention import DAY_S, RetentionSettings
 from fedmq_coordinator.core.showing import best_version
 from fedmq_coordinator.shell.checkpointing import Checkpointer
 from fedmq_coordinator.shell.clock import Clock
+from fedmq_coordinator.shell.echo import Echo
 from fedmq_coordinator.shell.evaluator import Evaluator
 from fedmq_coordinator.shell.model_host import ModelHost
 from fedmq_coordinator.shell.outbox import Outbox, Publisher
@@ -111,6 +112,8 @@ class BrokerLink(Publisher, Protocol):
     async def subscribe(self, filters: Sequence[str]) -> None: ...
 
     async def unsubscribe(self, filters: Sequence[str]) -> None: ...
+
+    def reconnect(self) -> None: ...
 
 
 @dataclass
@@ -201,8 +204,12 @@ class Service:
         standing = Standing.load(await asyncio.to_thread(self.journal.note, _STANDING))
         self._outbox = Outbox(link, sealer, standing=standing, keep=self._keep_standing)
         self._outbox.start()
+        here = Status(online=True, session=sealer.epoch, public_key=sealer.public_key, detail=self._who)
+        still_here = partial(self._outbox.put, Send(topics.coordinator_status, here, retain=True))
+        echo = Echo(still_here, link.reconnect, lambda: self.core.active is not None)
         tasks = [
-            asyncio.create_task(self._listen(link, sealer, topics), name="listen"),
+            asyncio.create_task(self._listen(link, here, topics, echo), name="listen"),
+            asyncio.create_task(echo.run(), name="echo"),
             asyncio.create_task(self._work(), name="work"),
             asyncio.create_task(self._prepare(), name="prepare"),
             asyncio.create_task(self._prune(), name="prune"),
@@ -268,10 +275,9 @@ class Service:
 
     # --------------------------------------------------------------------------------------------- tasks
 
-    async def _listen(self, link: BrokerLink, sealer: Sealer, topics: Topics) -> None:
+    async def _listen(self, link: BrokerLink, here: Status, topics: Topics, echo: Echo) -> None:
         """From the broker into the inbox; what does not fit stays with the broker."""
         assert self._outbox is not None
-        here = Status(online=True, session=sealer.epoch, public_key=sealer.public_key, detail=self._who)
         strangers: set[bytes] = set()
         async for event in link.events():
             match event:
@@ -279,8 +285,9 @@ class Service:
                     if not self._witness[1].done():
                         self._witness[1].set_result(payload)
                 case aio.Message(topic=topic, payload=payload, retained=retained):
+                    echo.heard()
                     if topic == topics.coordinator_status:
-                        _warn_of_strangers(sealer.public_key, topic, payload, strangers)
+                        _warn_of_strangers(here.public_key, topic, payload, strangers)
                     packet = PacketArrived(topic, payload, retained)
                     if not self.core.ignores(packet, now=self.clock()):
                         await self._tell(packet)
@@ -288,6 +295,7 @@ class Service:
                     for topic_filter in refused:
                         _log.error("the broker refuses the coordinator's subscription to %s", topic_filter)
                     _log.info("connected to the broker")
+                    echo.set_connected(True)
                     await asyncio.to_thread(self.journal.check_fence)  # who was stopped meanwhile is silent
                     self._outbox.put(Send(topics.coordinator_status, here, retain=True))
                     self._call_witness(link, self._outbox)
@@ -295,6 +303,7 @@ class Service:
                     await self._tell(BrokerConnected(min(ours, theirs or ours)))
                 case aio.Disconnected(reason=reason, retry_in_s=retry_in_s):
                     _log.warning("broker: %s; trying again in %.1f s, and from then on", reason, retry_in_s)
+                    echo.set_connected(False)
                     self._hearing.cancel()
                     self._outbox.drop_all()
                     await self._tell(BrokerDisconnected(reason))

@@ -68,6 +68,9 @@ class Link:
     async def unsubscribe(self, filters: Sequence[str]) -> None:
         self.subscribed = [each for each in self.subscribed if each not in filters]
 
+    def reconnect(self) -> None:
+        self.incoming.put_nowait(aio.Disconnected("asked for", permanent=False, retry_in_s=0.0))
+
     def kinds(self) -> list[str]:
         return [open_envelope(topic, payload).kind for topic, payload in self.handed]
 
