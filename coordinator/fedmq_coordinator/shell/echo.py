@@ -16,10 +16,10 @@ from typing import Final
 
 _log = logging.getLogger(__name__)
 
-_SILENCE_S: Final = 15.0
+_SILENCE_S: Final = 10.0
 """So long nobody says anything before the coordinator does; then twice as long each time, while silence lasts."""
-_LONGEST_S: Final = 480.0
-_ANSWER_S: Final = 10.0
+_LONGEST_S: Final = 320.0
+_ANSWER_S: Final = 5.0
 _TIMES: Final = 2
 """While a flood goes on, what is said may be dropped itself."""
 
