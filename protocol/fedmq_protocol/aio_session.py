@@ -351,7 +351,7 @@ class Session:
             return
         if self._has_lost_acknowledgements(limit_s):
             text = (
-                f"the broker at {self._settings.address} answers, and has lost {len(self._publishing)} "
+                f"the broker at {self._settings.address} answers, and has lost {self.waits} "
                 "acknowledgements: it drops packets when too many wait for us"
             )
             self._end(Reason(text, Fault.UNREACHABLE))
@@ -365,7 +365,7 @@ class Session:
         Mosquitto (from 2.0.16 on, and 2.0.11 of Debian) drops whatever packet it makes for a client while
         `max_queued_messages` of them wait for its socket, and says nothing: under a flood acknowledgements are lost.
         """
-        if not self._publishing or self._paused:
+        if not (self._publishing or self._asking) or self._paused:
             return False
         if not self._pinged and self._loop.time() - self._progress_at > _PING_SHARE * limit_s:
             self._pinged = True

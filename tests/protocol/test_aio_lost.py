@@ -90,6 +90,18 @@ async def test_a_broker_that_answers_and_lost_all_acknowledgements_is_left_soon(
         await next_of(events, Connected)
 
 
+async def test_an_answer_to_a_subscription_may_be_lost_as_well(connect: Connect) -> None:
+    async with forgetful(lambda _: False) as url:
+        connection = await connect(url, "a", ack_timeout_s=1.2)
+        events = connection.events()
+        await next_of(events, Connected)
+        async with asyncio.timeout(PATIENCE_S):
+            await connection.subscribe(["m"])  # which is asked for again after the next connection
+        lost = await next_of(events, Disconnected)
+        assert isinstance(lost, Disconnected)
+        assert "has lost 1 acknowledgements" in lost.reason
+
+
 async def test_a_broker_that_answers_no_ping_either_has_all_its_time(connect: Connect) -> None:
     async with forgetful(lambda _: False, pongs=False) as url:
         connection = await connect(url, "a", ack_timeout_s=2.0)

@@ -1,4 +1,4 @@
-"""Whether the broker still delivers: where all is silent while devices are waited for, the coordinator hears itself.
+"""Whether the broker still delivers: where all is silent while devices are waited for, something is asked of it.
 
 Mosquitto drops whatever it makes for a client while `max_queued_messages` packets wait for its socket (from 2.0.16 on,
 and 2.0.11 of Debian), as when somebody floods it with QoS 0; and of a message of QoS 1 it takes for granted that it was
@@ -11,40 +11,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
+
+from fedmq_protocol.aio import RefusedError
+from fedmq_protocol.errors import ConnectionFailedError
 
 _log = logging.getLogger(__name__)
 
-_SILENCE_S: Final = 10.0
-"""So long nobody says anything before the coordinator does; then twice as long each time, while silence lasts."""
+_SILENCE_S: Final = 5.0
+"""So long nobody says anything before something is asked for; then twice as long each time, while silence lasts."""
 _LONGEST_S: Final = 320.0
-_ANSWER_S: Final = 5.0
-_TIMES: Final = 2
-"""While a flood goes on, what is said may be dropped itself."""
+_ANSWER_S: Final = 3.0
+
+Way = Callable[[], Awaitable[None]]
 
 
 class Echo:
-    """Says something that comes back, when it has been silent for a while.
+    """Makes the broker deliver something, when it has been silent for a while.
 
     Args:
-        say: publishes something that the coordinator is subscribed to.
+        ways: of having something delivered to us, the cheapest first. Each returns once the broker has acknowledged,
+            so that a slow link, or a reader that is held up, is not taken for a deaf connection.
         reconnect: drops the connection, and makes another one.
-        waits: whether anybody should say anything.
+        waits: whether anybody should say anything, and would be listened to.
         silence_s: how long a silence is long.
-        answer_s: how long to wait for what was said, each of two times.
+        answer_s: how long to wait for the delivery after each acknowledgement.
     """
 
     def __init__(
         self,
-        say: Callable[[], None],
+        ways: Sequence[Way],
         reconnect: Callable[[], None],
         waits: Callable[[], bool],
         *,
         silence_s: float = _SILENCE_S,
         answer_s: float = _ANSWER_S,
     ) -> None:
-        self._say = say
+        self._ways = ways
         self._reconnect = reconnect
         self._waits = waits
         self._silence_s = silence_s
@@ -71,7 +75,7 @@ class Echo:
             await asyncio.sleep(patience_s)
             if self._heard_at != heard_at or not self._connected or not self._waits():
                 patience_s = self._silence_s
-            elif await self._comes_back():
+            elif await self._hears():
                 patience_s = min(2 * patience_s, max(_LONGEST_S, self._silence_s))
             else:
                 _log.warning(
@@ -80,14 +84,21 @@ class Echo:
                 self._reconnect()
                 patience_s = self._silence_s
 
-    async def _comes_back(self) -> bool:
+    async def _hears(self) -> bool:
         self._heard.clear()
-        for _ in range(_TIMES):
-            self._say()
+        asked = False
+        for ask in self._ways:
+            try:
+                await ask()
+            except ConnectionFailedError:
+                return True  # which is known, and seen to
+            except RefusedError:
+                continue
+            asked = True
             try:
                 async with asyncio.timeout(self._answer_s):
                     await self._heard.wait()
             except TimeoutError:
                 continue
             return True
-        return False
+        return not asked

@@ -205,11 +205,11 @@ class Service:
         self._outbox = Outbox(link, sealer, standing=standing, keep=self._keep_standing)
         self._outbox.start()
         here = Status(online=True, session=sealer.epoch, public_key=sealer.public_key, detail=self._who)
-        still_here = partial(self._outbox.put, Send(topics.coordinator_status, here, retain=True))
-        echo = Echo(still_here, link.reconnect, lambda: self.core.active is not None)
+        echo = self._echo(link, sealer, topics.coordinator_status, here)
+        echoing = asyncio.create_task(echo.run(), name="echo")
         tasks = [
             asyncio.create_task(self._listen(link, here, topics, echo), name="listen"),
-            asyncio.create_task(echo.run(), name="echo"),
+            echoing,
             asyncio.create_task(self._work(), name="work"),
             asyncio.create_task(self._prepare(), name="prepare"),
             asyncio.create_task(self._prune(), name="prune"),
@@ -221,6 +221,7 @@ class Service:
             done, _ = await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
                 task.result()
+            echoing.cancel()  # it must not say after the goodbye that somebody is here
             if self._halted is None:
                 goodbye = Status(
                     online=False,
@@ -274,6 +275,21 @@ class Service:
             pass
 
     # --------------------------------------------------------------------------------------------- tasks
+
+    def _echo(self, link: BrokerLink, sealer: Sealer, topic: str, here: Status) -> Echo:
+        """Whoever subscribes is sent what is retained: that costs devices nothing, as saying it again would."""
+
+        async def subscribe() -> None:
+            await link.subscribe([topic])
+
+        async def publish() -> None:
+            await link.publish(topic, sealer.seal(topic, here), retain=True)
+
+        return Echo(
+            [subscribe, publish],
+            link.reconnect,
+            lambda: self.core.active is not None and not self._inbox.full(),
+        )
 
     async def _listen(self, link: BrokerLink, here: Status, topics: Topics, echo: Echo) -> None:
         """From the broker into the inbox; what does not fit stays with the broker."""

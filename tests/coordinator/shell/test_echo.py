@@ -14,7 +14,9 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fedmq_coordinator.shell.echo import Echo
+from fedmq_coordinator.shell.echo import Echo, Way
+from fedmq_protocol.aio import RefusedError
+from fedmq_protocol.errors import ConnectionFailedError
 from tests.broker_fixtures import PATIENCE_S, CustomBroker
 from tests.coordinator.shell.doubles import VirtualDevice, coordinator, eventually
 
@@ -28,17 +30,28 @@ max_inflight_messages 20
 
 @contextlib.asynccontextmanager
 async def at_work(
-    answers: int | None, *, waits: bool = True, answer_s: float = 0.01
+    answered: str | None = None, *, waits: bool = True, answer_s: float = 0.01, error: Exception | None = None
 ) -> AsyncIterator[tuple[Echo, list[str]]]:
-    """An echo that is connected, and comes back from the n-th time on or never; and what happens."""
+    """An echo that is connected; one of its ways brings an answer, or fails; and what happens."""
     happened: list[str] = []
 
-    def say() -> None:
-        happened.append("say")
-        if answers is not None and len(happened) >= answers:
-            asyncio.get_running_loop().call_soon(echo.heard)
+    def way(name: str) -> Way:
+        async def ask() -> None:
+            happened.append(name)
+            if error is not None:
+                raise error
+            if name == answered:
+                asyncio.get_running_loop().call_soon(echo.heard)
 
-    echo = Echo(say, lambda: happened.append("reconnect"), lambda: waits, silence_s=0.02, answer_s=answer_s)
+        return ask
+
+    echo = Echo(
+        [way("quiet"), way("loud")],
+        lambda: happened.append("reconnect"),
+        lambda: waits,
+        silence_s=0.02,
+        answer_s=answer_s,
+    )
     echo.set_connected(True)
     task = asyncio.create_task(echo.run())
     yield echo, happened
@@ -54,47 +67,75 @@ async def until(accept: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_where_nobody_is_waited_for_or_nothing_can_be_heard_nothing_is_said(*, waits: bool) -> None:
-    async with at_work(1, waits=waits) as (echo, happened):
+async def test_where_nobody_is_waited_for_or_nothing_can_be_heard_nothing_is_asked(*, waits: bool) -> None:
+    async with at_work("quiet", waits=waits) as (echo, happened):
         echo.set_connected(not waits)
         await asyncio.sleep(0.1)
         assert happened == []
 
 
-async def test_what_comes_back_is_enough_the_second_time_too_and_is_asked_for_less_and_less() -> None:
-    said: list[float] = []
+async def test_what_is_delivered_is_enough_and_is_asked_for_less_and_less() -> None:
+    asked: list[float] = []
 
-    def say() -> None:
-        said.append(time.monotonic())
-        if len(said) > 1:
-            asyncio.get_running_loop().call_soon(echo.heard)
+    async def ask() -> None:
+        asked.append(time.monotonic())
+        asyncio.get_running_loop().call_soon(echo.heard)
 
-    echo = Echo(say, lambda: pytest.fail("it came back"), lambda: True, silence_s=0.02, answer_s=0.1)
+    def fail() -> None:
+        pytest.fail("something came")
+
+    echo = Echo([ask], fail, lambda: True, silence_s=0.02, answer_s=PATIENCE_S)
     echo.set_connected(True)
     task = asyncio.create_task(echo.run())
-    await until(lambda: len(said) >= 2)
-    echo._answer_s = PATIENCE_S
-    await until(lambda: len(said) >= 5)
+    await until(lambda: len(asked) >= 4)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    gaps = [later - earlier for earlier, later in pairwise(said)]
-    assert gaps[1] > 0.04
-    assert gaps[2] > 0.08
-    assert gaps[3] > 0.16
+    gaps = [later - earlier for earlier, later in pairwise(asked)]
+    assert gaps[0] > 0.04
+    assert gaps[1] > 0.08
+    assert gaps[2] > 0.16
 
 
-async def test_what_never_comes_back_is_a_reason_to_connect_anew() -> None:
-    async with at_work(None) as (_, happened):
+async def test_where_the_quiet_way_brings_nothing_the_loud_one_may() -> None:
+    async with at_work("loud", answer_s=0.2) as (_, happened):
+        await until(lambda: len(happened) >= 4)
+        assert happened[:4] == ["quiet", "loud"] * 2
+
+
+async def test_where_no_way_brings_anything_it_connects_anew() -> None:
+    async with at_work() as (_, happened):
         await until(lambda: happened.count("reconnect") == 2)
-        assert happened[:6] == ["say", "say", "reconnect"] * 2
+        assert happened[:6] == ["quiet", "loud", "reconnect"] * 2
+
+
+async def test_a_broker_that_has_not_acknowledged_yet_is_waited_for() -> None:
+    never = asyncio.Event()
+
+    async def ask() -> None:
+        await never.wait()
+
+    echo = Echo([ask], never.set, lambda: True, silence_s=0.01, answer_s=0.01)
+    echo.set_connected(True)
+    task = asyncio.create_task(echo.run())
+    await asyncio.sleep(0.2)
+    assert not never.is_set()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("error", [ConnectionFailedError("lost"), RefusedError("not authorized")])
+async def test_what_could_not_be_asked_proves_nothing(error: Exception) -> None:
+    async with at_work(error=error) as (_, happened):
+        await until(lambda: len(happened) >= 4)
+        assert "reconnect" not in happened
 
 
 async def test_a_connection_that_is_lost_meanwhile_is_asked_no_more() -> None:
-    async with at_work(None, answer_s=PATIENCE_S) as (echo, happened):
-        await until(lambda: happened == ["say"])
+    async with at_work(answer_s=PATIENCE_S) as (echo, happened):
+        await until(lambda: happened == ["quiet"])
         echo.set_connected(False)
         await asyncio.sleep(0.1)
-        assert happened == ["say"]
+        assert happened == ["quiet"]
 
 
 async def test_a_coordinator_that_a_flood_has_made_deaf_hears_again(
