@@ -56,13 +56,13 @@ def decide(run: Run, roster: Roster, *, now: float, resumed_at: float, flows_unt
     enough = run.accumulator.num_updates >= settings.min_updates
     if roster.num_answered >= run.goal and enough:
         return CloseRound("goal" if run.goal < len(run.members) else "all")
-    if not waited_for and enough:
-        return CloseRound("all")
     begun = max(run.opened_at, resumed_at)
     soft, hard = begun + length, begun + settings.round_timeout_s
     soft = max(soft, flows_until)
-    if now >= soft and enough:
+    if now >= soft and enough:  # leases may have run out at this very moment: that is no answer
         return CloseRound("timeout" if now >= hard else "deadline")
+    if not waited_for and enough:
+        return CloseRound("all")
     if now >= hard and run.accumulator.num_updates > 0:
         return CloseRound("timeout")
     if not waited_for or now >= hard:

@@ -143,6 +143,20 @@ def test_the_straggler_deadline_is_twice_the_median_once_half_have_answered() ->
     assert "train on, counted later" in waiting(world)
 
 
+@pytest.mark.parametrize("step_s", [0.5, 60])
+def test_without_a_deadline_who_does_not_answer_is_waited_for_until_the_time_out(step_s: float) -> None:
+    """The leases run out at that very moment: that nobody is waited for any more is no answer."""
+    world = fleet(2)
+    run = world.start_run(settings(rounds=3, selection={"deadline_factor": 0, "round_timeout_s": 50}))
+    world.send("dev-0", 0.1)
+    for _ in range(round(60 / step_s)):
+        world.pass_time(step_s)
+    assert run.round == 2
+    step = world.of(f.StepTaken)[-1]
+    assert isinstance(step, f.StepTaken)
+    assert (step.closed_by, step.num_updates) == ("timeout", 1)
+
+
 def test_nobody_waits_for_a_device_that_is_known_to_be_slow() -> None:
     world = fleet(4)
     run = world.start_run(settings(rounds=20, selection={"deadline_min_s": 0.1}))
