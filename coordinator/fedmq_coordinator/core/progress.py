@@ -13,6 +13,7 @@ from fedmq_coordinator.core.blobs import Vector
 from fedmq_coordinator.core.conversation import check_fit
 from fedmq_coordinator.core.desk import Desk
 from fedmq_coordinator.core.intake import largest_update
+from fedmq_coordinator.core.reminder import Reminder
 from fedmq_coordinator.core.run import HeldLease, Run
 from fedmq_coordinator.core.selection import aim, choose_by_rule
 from fedmq_coordinator.core.strategies import Strategy, make_strategy
@@ -41,6 +42,7 @@ class Progress:
         self._clear_at: deque[tuple[float, str]] = deque()
         """In the order of time."""
         self._wake_at: float | None = None
+        self._reminder = Reminder()
         self._strategy: tuple[Run, int, Strategy] | None = None
 
     def next_deadline(self) -> float | None:
@@ -50,6 +52,7 @@ class Progress:
         times = [
             self._clear_at[0][0] if self._clear_at else None,
             self._wake_at,
+            self._reminder.due_at,
             self._desk.turns.next_deadline,
         ]
         run = self._desk.state.active
@@ -77,6 +80,7 @@ class Progress:
             return
         while self._advance():
             pass
+        self._remind()
         self.take_turns()
 
     def _update_bytes(self, run: Run) -> int:
@@ -89,6 +93,13 @@ class Progress:
         turn = desk.turns.settle(run, crew, update_bytes=self._update_bytes, now=desk.now)
         if turn is not None:
             desk.send(desk.topics.turn, turn, retain=True)
+
+    def _remind(self) -> None:
+        """Announce again where nobody is at work, nor will be unless some device speaks."""
+        run = self._desk.state.active
+        idle = run is not None and self._desk.making is None and not run.leases and not run.rounds_done
+        if self._reminder.is_due(waits=idle, now=self._desk.now) and run is not None:
+            self.announce(run, inline=False)
 
     def _advance(self) -> bool:
         """Take one decision; False when there is none to take."""

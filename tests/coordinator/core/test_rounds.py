@@ -38,6 +38,27 @@ def test_a_round_waits_for_enough_devices_and_says_so() -> None:
     assert world.announcement().cohort.devices == ["dev-0", "dev-1", "dev-2"]
 
 
+@pytest.mark.parametrize("mode", ["sync", "fedasync", "fedbuff"])
+def test_a_run_that_waits_is_announced_again_ever_less_often_until_devices_train(mode: str) -> None:
+    """What a broker has dropped of it, and of what devices said, nobody else would ever say again."""
+    world = fleet(1)
+    world.start_run(settings(mode=mode, selection={"min_available_devices": 2}))
+    began, seen, said = world.now, len(world.sent(Announcement)), []
+    while world.now < began + 20_000:
+        world.pass_time(10)
+        if (count := len(world.sent(Announcement))) > seen:
+            seen = count
+            said.append(world.now - began)
+    assert said == pytest.approx([60, 180, 420, 900, 1_860, 3_780, 7_380, 10_980, 14_580, 18_180], abs=20)
+    world.join("dev-1")
+    assert world.core.active is not None
+    assert set(world.core.active.leases) == {"dev-0", "dev-1"}
+    seen = len(world.sent(Announcement))
+    world.pass_time(59)
+    world.pass_time(10)
+    assert len(world.sent(Announcement)) == seen
+
+
 def test_a_device_with_a_problem_or_another_task_is_not_selected() -> None:
     world = fleet(2)
     world.join("sick", problem="no data in /data")
