@@ -5,8 +5,8 @@ PUBLISH without properties and a PUBACK that says nothing but yes, which are nea
 taken apart here. Whatever is not as plain as that goes to paho, malformed packets among it.
 
 paho's private methods that are touched here: `_create_socket_connection`, by which it gets our wire for a socket,
-`_send_pingreq` and `_handle_pingresp`, and `_handle_publish` and `_handle_pubackcomp`. Should a later paho not call the
-latter two any more, all goes its way.
+`_send_simple_command`, `_send_pingreq` and `_handle_pingresp`, and `_handle_publish` and `_handle_pubackcomp`. Should a
+later paho not call the latter two any more, all goes its way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from paho.mqtt.client import Client
+from paho.mqtt.client import PINGREQ, Client
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
@@ -37,16 +37,25 @@ class PahoClient(Client):
     Attributes:
         wire: the connection.
         hears: called with each plain PUBLISH; what is not plain goes to `on_message`.
-        on_pong: called when the broker answers a ping, whether paho's own or one by `ping`.
+        on_pong: called when the broker answers a ping.
+        pongs: how many pings it has answered: paho's own and those by `ping`, which it answers in their order.
     """
 
     wire: Wire
     hears: Hears
     on_pong: Callable[[], None] | None = None
+    pongs = 0
+    _pings = 0
 
-    def ping(self) -> None:
-        """Ask the broker for a sign of life, whenever the last one was."""
-        self._send_pingreq()
+    def ping(self) -> int:
+        """Ask the broker for a sign of life, whenever the last one was. Returns what `pongs` is once it is answered.
+
+        Of this ping paho's keepalive knows nothing: it would give up the connection where the answer takes long, as
+        behind a large packet on a slow link, or is lost.
+        """
+        self._send_simple_command(PINGREQ)
+        self._pings += 1
+        return self._pings
 
     def forget(self, mid: int) -> None:
         """Wait no more for the acknowledgement of a message; one that comes all the same is passed over."""
@@ -56,10 +65,16 @@ class PahoClient(Client):
     def _create_socket_connection(self) -> Any:  # noqa: ANN401  # paho says socket.socket and uses five of its methods
         return self.wire
 
+    def _send_pingreq(self) -> MQTTErrorCode:
+        self._pings += 1
+        return super()._send_pingreq()
+
     def _handle_pingresp(self) -> MQTTErrorCode:
         answered = super()._handle_pingresp()
-        if answered == MQTTErrorCode.MQTT_ERR_SUCCESS and self.on_pong is not None:
-            self.on_pong()
+        if answered == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self.pongs += 1
+            if self.on_pong is not None:
+                self.on_pong()
         return answered
 
     def _handle_publish(self) -> MQTTErrorCode:

@@ -50,7 +50,8 @@ _FILTERS_A_PACKET = 8  # AWS IoT takes no more in one SUBSCRIBE
 _PUBLISH_WINDOW = 20  # messages without PUBACK; a broker's own receive maximum may be lower
 _PUBLISH_WINDOW_BYTES = 262_144
 _PACKETS_A_TURN = 64  # then the event loop's other work gets its chance
-# Of `ack_timeout_s`: when a broker that acknowledges nothing is pinged, and how long after its answer it is given up.
+# Of `ack_timeout_s`: when a broker that leaves something without an answer is pinged, and how long after its answer it
+# is pinged once more.
 _PING_SHARE = 1 / 6
 _PONG_SHARE = 1 / 12
 
@@ -104,8 +105,9 @@ class Session:
         self._unacknowledged: dict[int, object] = {}
         self._window = Window(_PUBLISH_WINDOW, _PUBLISH_WINDOW_BYTES)
         self._progress_at = self._loop.time()
-        self._pinged = False  # since the last progress
-        self._pong_at: float | None = None
+        self._watched_at = self._progress_at  # the oldest request, since then or since its last ping or pong
+        self._ping = 0  # whose answer is waited for, as `PahoClient.pongs` counts; 0: there is none yet
+        self._ping_is_second = False
         self._paused = False
         self._tick: asyncio.TimerHandle | None = None
         self._said: str | None = None
@@ -279,16 +281,19 @@ class Session:
             raise ConnectionFailedError(self.ended.result().text)
         answered: asyncio.Future[list[int]] = self._loop.create_future()
         self._note_wait()
+        if not self._asking:
+            self._watch_anew()
         self._asking[mid] = answered
         self._waits_changed()
         return await answered
 
     def _note_wait(self) -> None:
         if not self.waits:
-            self._note_progress()
+            self._progress_at = self._loop.time()
+            self._watch_anew()
 
-    def _note_progress(self) -> None:
-        self._progress_at, self._pinged, self._pong_at = self._loop.time(), False, None
+    def _watch_anew(self) -> None:
+        self._watched_at, self._ping, self._ping_is_second = self._loop.time(), 0, False
 
     def _require_open(self) -> None:
         if self.ended.done():
@@ -301,7 +306,7 @@ class Session:
         if self._wire is None or paused == self._paused:
             return
         self._paused = paused
-        self._note_progress()  # what we did not read cannot be held against the broker
+        self._progress_at = self._loop.time()  # what we did not read cannot be held against the broker
         if paused:
             self._wire.pause()
         else:
@@ -349,28 +354,25 @@ class Session:
                 text = f"the broker at {self._settings.address} acknowledged nothing for {limit_s:g} s"
             self._end(Reason(text, Fault.UNREACHABLE))
             return
-        if self._has_lost_acknowledgements(limit_s):
-            text = (
-                f"the broker at {self._settings.address} answers, and has lost {self.waits} "
-                "acknowledgements: it drops packets when too many wait for us"
-            )
-            self._end(Reason(text, Fault.UNREACHABLE))
-            return
+        self._watch(limit_s)
         wait_s = min(self._settings.keepalive_s / 4, limit_s / 4, 5.0)
         self._tick = self._loop.call_later(wait_s, self._keep_alive)
 
-    def _has_lost_acknowledgements(self, limit_s: float) -> bool:
-        """Whether the broker has answered a ping that came behind what it has still not acknowledged.
+    def _watch(self, limit_s: float) -> None:
+        """Ping a broker that leaves the oldest request without an answer: see `_on_pong`.
 
-        Mosquitto (from 2.0.16 on, and 2.0.11 of Debian) drops whatever packet it makes for a client while
-        `max_queued_messages` of them wait for its socket, and says nothing: under a flood acknowledgements are lost.
+        A pong proves something whenever it is read, and however long that takes: neither a slow link nor a reader that
+        stops and goes on all the time, as in a flood, is a reason to judge early or never. Pongs may be lost, too.
         """
-        if not (self._publishing or self._asking) or self._paused:
-            return False
-        if not self._pinged and self._loop.time() - self._progress_at > _PING_SHARE * limit_s:
-            self._pinged = True
-            self._client.ping()
-        return self._pong_at is not None and self._loop.time() - self._pong_at > _PONG_SHARE * limit_s
+        answered = 0 < self._ping <= self._client.pongs
+        share = _PONG_SHARE if answered else _PING_SHARE
+        if (self._publishing or self._asking) and self._loop.time() - self._watched_at > share * limit_s:
+            self._watched_at = self._loop.time()
+            ping = self._client.ping()
+            if (
+                answered or not self._ping
+            ):  # else the one before is waited for, and this makes up for it if it is lost
+                self._ping, self._ping_is_second = ping, answered
 
     # ------------------------------------------------------------------------------ closing
 
@@ -511,13 +513,16 @@ class Session:
     ) -> None:
         if mid not in self._publishing:
             return
-        # Brokers acknowledge in the order in which they received (MQTT-4.6.0-2): what is passed over was received, and
-        # its acknowledgement is lost.
+        # Mosquitto acknowledges in the order in which it received: what is passed over was received, and its
+        # acknowledgement is lost. No broker must (MQTT-4.6.0-2 binds clients): RabbitMQ's come as its queues confirm.
+        # What is passed over there may still be lost with the broker, as may what it has acknowledged elsewhere.
         for earlier in list(takewhile(lambda each: each != mid, self._publishing)):
             self._client.forget(earlier)
             self._acknowledged(earlier, None)
         refused = f"the broker refuses the message: {str(code).lower()}" if code.is_failure else None
         self._acknowledged(mid, refused)
+        if not self._asking:
+            self._watch_anew()
         self._progressed()
 
     def _acknowledged(self, mid: int, refused: str | None) -> None:
@@ -531,21 +536,37 @@ class Session:
             future.set_result(None)
 
     def _on_pong(self) -> None:
-        if self._pinged:
-            self._pong_at = self._loop.time()
+        """A second ping is answered, and the oldest request, which came before the first one, is not: that is lost.
+
+        Mosquitto (from 2.0.16 on, and 2.0.11 of Debian) drops whatever packet it makes for a client while
+        `max_queued_messages` of them wait for its socket, and says nothing: under a flood acknowledgements are lost.
+        The second ping is for brokers that answer pings before they have done with what came earlier.
+        """
+        if self._client.pongs != self._ping or not (self._publishing or self._asking):
+            return
+        self._watched_at = self._loop.time()
+        if self._ping_is_second:
+            text = (
+                f"the broker at {self._settings.address} answers, and has lost {self.waits} "
+                "acknowledgements: it drops packets when too many wait for us"
+            )
+            # paho is in the midst of reading
+            self._loop.call_soon(self._end, Reason(text, Fault.UNREACHABLE))
 
     def _on_answer(
         self, _client: Client, _userdata: object, mid: int, codes: list[ReasonCode], _properties: object
     ) -> None:
-        future = self._asking.pop(mid, None)
-        if future is None:
+        if mid not in self._asking:
             return
+        if mid == next(iter(self._asking)):
+            self._watch_anew()
+        future = self._asking.pop(mid)
         self._progressed()
         if not future.done():
             future.set_result([code.value for code in codes])
 
     def _progressed(self) -> None:
-        self._note_progress()
+        self._progress_at = self._loop.time()
         self._waits_changed()
 
 

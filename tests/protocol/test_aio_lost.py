@@ -21,9 +21,24 @@ max_queued_messages 20
 
 
 @contextlib.asynccontextmanager
-async def forgetful(acknowledges: Callable[[int], bool], *, pongs: bool = True) -> AsyncIterator[str]:
-    """The URL of a broker that takes every message in, and acknowledges only those with such a packet id."""
+async def forgetful(
+    acknowledges: Callable[[int], bool], *, pongs: bool = True, slow_s: float = 0.0, floods: bool = False
+) -> AsyncIterator[str]:
+    """The URL of a broker that takes every message in, and acknowledges only those with such a packet id.
+
+    Args:
+        acknowledges: which.
+        pongs: whether it answers pings.
+        slow_s: how long a message is on its way, and all that comes after it behind it.
+        floods: whether there is always more to read.
+    """
     tasks: list[asyncio.Task[None]] = []
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"\x30\xe8\x07" + b"\x00\x01f\x00" + bytes(996))
+                await writer.drain()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -36,9 +51,13 @@ async def forgetful(acknowledges: Callable[[int], bool], *, pongs: bool = True) 
                 packet = await reader.readexactly(length)
                 if kind == CONNECT:
                     writer.write(bytes.fromhex("2003000000"))
+                    if floods:
+                        writer.transport.set_write_buffer_limits(1_000)
+                        tasks.append(asyncio.create_task(flood(writer)))
                 elif kind == PUBLISH:
                     at = 2 + int.from_bytes(packet[:2], "big")
                     mid = packet[at : at + 2]
+                    await asyncio.sleep(slow_s)
                     if acknowledges(int.from_bytes(mid, "big")):
                         writer.write(b"\x40\x02" + mid)
                 elif kind == PINGREQ and pongs:
@@ -100,6 +119,44 @@ async def test_an_answer_to_a_subscription_may_be_lost_as_well(connect: Connect)
         lost = await next_of(events, Disconnected)
         assert isinstance(lost, Disconnected)
         assert "has lost 1 acknowledgements" in lost.reason
+
+
+async def test_an_answer_that_is_lost_is_noticed_while_others_come(connect: Connect) -> None:
+    async with forgetful(lambda _: True) as url:
+        connection = await connect(url, "a", ack_timeout_s=1.2)
+
+        async def publish() -> None:
+            with contextlib.suppress(ConnectionFailedError):
+                while True:
+                    await connection.publish("m", b"x")
+
+        publishing = asyncio.create_task(publish())
+        async with asyncio.timeout(PATIENCE_S):
+            await connection.subscribe(["m"])
+            await publishing
+
+
+async def test_a_reader_who_stops_and_goes_on_all_the_time_notices_it_as_well(connect: Connect) -> None:
+    async with forgetful(lambda _: False, floods=True) as url:
+        connection = await connect(url, "a", ack_timeout_s=1.2, receive_maximum=1, max_packet_bytes=1_024)
+
+        async def consume() -> None:
+            async for _ in connection.events():
+                await asyncio.sleep(0)
+
+        consuming = asyncio.create_task(consume())
+        async with asyncio.timeout(PATIENCE_S):
+            with pytest.raises(ConnectionFailedError, match=r"answers, and has lost 1 acknowledgements"):
+                await connection.publish("m", b"x")
+        consuming.cancel()
+        await asyncio.gather(consuming, return_exceptions=True)
+
+
+async def test_a_slow_link_is_given_no_less_time_than_without_pings(connect: Connect) -> None:
+    async with forgetful(lambda _: True, slow_s=6.0) as url:
+        connection = await connect(url, "a", ack_timeout_s=12.0, keepalive_s=4)  # paho's own patience: 8 s
+        await connection.publish("m", b"x")
+        assert connection.is_connected
 
 
 async def test_a_broker_that_answers_no_ping_either_has_all_its_time(connect: Connect) -> None:
