@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from fedmq_protocol.aio import RefusedError
 from fedmq_protocol.errors import ConnectionFailedError
 
 _log = logging.getLogger(__name__)
@@ -22,6 +21,7 @@ _log = logging.getLogger(__name__)
 _SILENCE_S: Final = 5.0
 """So long nobody says anything before something is asked for; then twice as long each time, while silence lasts."""
 _LONGEST_S: Final = 320.0
+"""So it is, too, where connecting anew has brought nothing: a broker may accept a subscription and deliver nothing."""
 _ANSWER_S: Final = 3.0
 
 Way = Callable[[], Awaitable[None]]
@@ -53,12 +53,15 @@ class Echo:
         self._waits = waits
         self._silence_s = silence_s
         self._answer_s = answer_s
+        self._least_s = silence_s
         self._connected = False
         self._heard_at = 0.0
         self._heard = asyncio.Event()
 
-    def heard(self) -> None:
-        """A message came."""
+    def heard(self, *, sought: bool = False) -> None:
+        """A message came; `sought`: one as our ways bring, so that connecting anew is worth the while again."""
+        if sought:
+            self._least_s = self._silence_s
         self._heard_at = time.monotonic()
         self._heard.set()
 
@@ -71,34 +74,42 @@ class Echo:
         """Work until cancelled."""
         patience_s = self._silence_s
         while True:
-            heard_at = self._heard_at
-            await asyncio.sleep(patience_s)
-            if self._heard_at != heard_at or not self._connected or not self._waits():
-                patience_s = self._silence_s
+            silent = await self._is_silent_for(patience_s)
+            if not silent or not self._connected or not self._waits():
+                patience_s = self._least_s
             elif await self._hears():
-                patience_s = min(2 * patience_s, max(_LONGEST_S, self._silence_s))
-            else:
+                patience_s = self._longer(patience_s)
+            elif self._waits():  # still
                 _log.warning(
                     "the broker takes what the coordinator says, and delivers nothing: connecting anew"
                 )
+                self._least_s = patience_s = self._longer(self._least_s)
                 self._reconnect()
-                patience_s = self._silence_s
+
+    def _longer(self, patience_s: float) -> float:
+        return min(2 * patience_s, max(_LONGEST_S, self._silence_s))
+
+    async def _is_silent_for(self, patience_s: float) -> bool:
+        """What is heard is noticed soon even when patience is long: a flood may have come, and made us deaf."""
+        heard_at, until = self._heard_at, time.monotonic() + patience_s
+        while (  # noqa: ASYNC110  # an event would wake us for each message
+            self._heard_at == heard_at and (left_s := until - time.monotonic()) > 0
+        ):
+            await asyncio.sleep(min(left_s, self._silence_s))
+        return self._heard_at == heard_at
 
     async def _hears(self) -> bool:
+        """Whether anything comes of asking, or that cannot be told."""
         self._heard.clear()
-        asked = False
         for ask in self._ways:
             try:
                 await ask()
             except ConnectionFailedError:
-                return True  # which is known, and seen to
-            except RefusedError:
-                continue
-            asked = True
+                return True  # the loss is known, and seen to; of what is refused (`RefusedError`) nothing can come
             try:
                 async with asyncio.timeout(self._answer_s):
                     await self._heard.wait()
             except TimeoutError:
                 continue
             return True
-        return not asked
+        return False

@@ -301,7 +301,7 @@ class Service:
                     if not self._witness[1].done():
                         self._witness[1].set_result(payload)
                 case aio.Message(topic=topic, payload=payload, retained=retained):
-                    echo.heard()
+                    echo.heard(sought=topic == topics.coordinator_status)
                     if topic == topics.coordinator_status:
                         _warn_of_strangers(here.public_key, topic, payload, strangers)
                     packet = PacketArrived(topic, payload, retained)
@@ -311,12 +311,12 @@ class Service:
                     for topic_filter in refused:
                         _log.error("the broker refuses the coordinator's subscription to %s", topic_filter)
                     _log.info("connected to the broker")
-                    echo.set_connected(True)
                     await asyncio.to_thread(self.journal.check_fence)  # who was stopped meanwhile is silent
                     self._outbox.put(Send(topics.coordinator_status, here, retain=True))
                     self._call_witness(link, self._outbox)
                     ours = self._max_packet_bytes
                     await self._tell(BrokerConnected(min(ours, theirs or ours)))
+                    echo.set_connected(True)  # not before: while the database is away, nothing is heard
                 case aio.Disconnected(reason=reason, retry_in_s=retry_in_s):
                     _log.warning("broker: %s; trying again in %.1f s, and from then on", reason, retry_in_s)
                     echo.set_connected(False)

@@ -108,6 +108,41 @@ async def test_where_no_way_brings_anything_it_connects_anew() -> None:
         assert happened[:6] == ["quiet", "loud", "reconnect"] * 2
 
 
+async def test_where_connecting_anew_brings_nothing_either_it_is_done_less_and_less() -> None:
+    done: list[float] = []
+
+    async def ask() -> None:
+        pass
+
+    def reconnect() -> None:
+        done.append(time.monotonic())
+        for connected in (False, True):
+            echo.set_connected(connected)
+
+    echo = Echo([ask], reconnect, lambda: True, silence_s=0.02, answer_s=0.0)
+    echo.set_connected(True)
+    task = asyncio.create_task(echo.run())
+    await until(lambda: len(done) >= 4)
+    assert echo._least_s > 0.16
+    echo.heard(sought=True)
+    assert echo._least_s == 0.02
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    gaps = [later - earlier for earlier, later in pairwise(done)]
+    assert gaps[0] > 0.04
+    assert gaps[1] > 0.08
+    assert gaps[2] > 0.16
+
+
+async def test_what_is_heard_is_noticed_however_patient_it_has_become() -> None:
+    async with at_work(waits=False) as (echo, _):
+        patient = asyncio.create_task(echo._is_silent_for(1_000 * PATIENCE_S))
+        await asyncio.sleep(0)
+        echo.heard()
+        async with asyncio.timeout(PATIENCE_S):
+            assert not await patient
+
+
 async def test_a_broker_that_has_not_acknowledged_yet_is_waited_for() -> None:
     never = asyncio.Event()
 

@@ -19,6 +19,7 @@ from fedmq_coordinator.core.facts import Fact
 from fedmq_coordinator.core.machine import Coordinator
 from fedmq_coordinator.shell import service as service_module
 from fedmq_coordinator.shell.clock import Clock
+from fedmq_coordinator.shell.echo import Echo
 from fedmq_coordinator.shell.service import INBOX_EVENTS, Service, StoppingError
 from fedmq_coordinator.shell.store import Journal
 from fedmq_protocol import aio
@@ -38,7 +39,14 @@ class SlowJournal(Journal):
     """Writes when it may."""
 
     may_write = threading.Event()
+    may_check = threading.Event()
+    checks = 0
     full = False
+
+    def check_fence(self) -> None:
+        self.checks += 1
+        self.may_check.wait(60)
+        super().check_fence()
 
     def append(self, facts: Sequence[Fact]) -> None:
         self.may_write.wait(60)
@@ -54,6 +62,8 @@ class Link:
     incoming: asyncio.Queue[aio.Event] = field(default_factory=asyncio.Queue)
     handed: list[tuple[str, bytes]] = field(default_factory=list)
     subscribed: list[str] = field(default_factory=list)
+    retains: bool = False
+    reconnections: int = 0
 
     async def events(self) -> AsyncIterator[aio.Event]:
         while True:
@@ -64,11 +74,15 @@ class Link:
 
     async def subscribe(self, filters: Sequence[str]) -> None:
         self.subscribed += filters
+        if self.retains:
+            for topic in filters:
+                self.incoming.put_nowait(aio.Message(topic, b"", retained=True))
 
     async def unsubscribe(self, filters: Sequence[str]) -> None:
         self.subscribed = [each for each in self.subscribed if each not in filters]
 
     def reconnect(self) -> None:
+        self.reconnections += 1
         self.incoming.put_nowait(aio.Disconnected("asked for", permanent=False, retry_in_s=0.0))
 
     def kinds(self) -> list[str]:
@@ -105,13 +119,25 @@ class Rig:
 
 
 @pytest.fixture
-async def make_rig(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
+def echo_times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Those of the echo, which does nothing in these tests: a machine may stand still for longer than it is patient."""
+    times = {"silence_s": 3_600.0, "answer_s": 3_600.0}
+    monkeypatch.setattr(Echo.__init__, "__kwdefaults__", times)
+    return times
+
+
+@pytest.fixture
+async def make_rig(
+    tmp_path: Path, echo_times: dict[str, float]
+) -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
+    del echo_times
     rigs: list[Rig] = []
 
     async def make(core: Coordinator | None = None, clock: Clock | None = None) -> Rig:
         journal = SlowJournal.open(tmp_path, federation="home")
         assert isinstance(journal, SlowJournal)
         journal.may_write.set()
+        journal.may_check.set()
         rigs.append(Rig(journal, core or Coordinator(federation="home"), clock or Clock()))
         await rigs[-1].start()
         return rigs[-1]
@@ -119,6 +145,7 @@ async def make_rig(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Rig]
     yield make
     for rig in rigs:
         rig.journal.may_write.set()
+        rig.journal.may_check.set()
         rig.stop.set()
         await asyncio.gather(rig.task, return_exceptions=True)
         rig.journal.close()
@@ -242,6 +269,27 @@ async def test_the_witness_outlives_a_connection_that_is_lost_before_it_speaks(
     rig.link.incoming.put_nowait(aio.Message(witness, payload, retained=True))
     await rig.looks(lambda: rig.link.subscribed == [])
     assert len(chunks()) == 1, "the broker has it still"
+
+
+async def test_while_the_database_is_away_silence_is_no_reason_to_connect_anew(
+    make_rig: MakeRig, echo_times: dict[str, float]
+) -> None:
+    echo_times |= {"silence_s": 0.02, "answer_s": 0.2}
+    rig = await make_rig()
+    rig.link.retains = True
+    await rig.service.submit(REQUEST)
+    await rig.looks(lambda: TOPICS.coordinator_status in rig.link.subscribed)
+    rig.journal.may_check.clear()
+    checks = rig.journal.checks
+    back = aio.Connected(session_present=False, protocol=5, max_packet_bytes=None)
+    for event in (aio.Disconnected(reason="lost", retry_in_s=0.0), back):
+        rig.link.incoming.put_nowait(event)
+    await rig.looks(lambda: rig.journal.checks > checks)
+    rig.journal.may_check.set()
+    rig.journal.may_check.clear()
+    await rig.looks(lambda: rig.journal.checks > checks + 1)
+    await asyncio.sleep(1.0)
+    assert not rig.link.reconnections
 
 
 async def test_a_deadline_that_stays_in_the_past_does_not_spin(make_rig: MakeRig) -> None:
