@@ -102,6 +102,8 @@ class Outbox:
         self._retained: deque[Message] = deque()
         self._to_retain: dict[_Name, SendChunk] = {}
         """Those chunks in `_retained` that are still to go."""
+        self._said_last: set[str] = set()
+        """Topics on which nothing more is said."""
         self._patient: dict[str, Send] = {}
         """The newest to be said on a topic whose place is in `_retained`: later words wait there with the first."""
         self._changed = asyncio.Event()
@@ -125,6 +127,8 @@ class Outbox:
     def put(self, message: Message) -> None:
         """Queue a message; beyond its queue's bound it is dropped, and that is said once."""
         match message:
+            case Send(topic=topic) if topic in self._said_last:
+                return
             case Send(topic=topic) if topic in self._patient:
                 self._patient[topic] = message
                 full = False
@@ -149,6 +153,11 @@ class Outbox:
         if not full:
             self._emptied.clear()
             self._changed.set()
+
+    def put_last(self, message: Send) -> None:
+        """Queue a message; what is put on its topic from now on is dropped."""
+        self.put(message)
+        self._said_last.add(message.topic)
 
     def _ask(self, chunk: SendChunk) -> bool:
         """Queue what a device has asked for, once; False if there is no room.

@@ -229,7 +229,7 @@ class Service:
                     public_key=sealer.public_key,
                     detail=f"stopped: {self._who}",
                 )
-                self._outbox.put(Send(topics.coordinator_status, goodbye, retain=True))
+                self._outbox.put_last(Send(topics.coordinator_status, goodbye, retain=True))
             await self._outbox.flush(_FAREWELL_S)
             well = self._halted is None
         finally:

@@ -64,6 +64,10 @@ class Link:
     subscribed: list[str] = field(default_factory=list)
     retains: bool = False
     reconnections: int = 0
+    may_acknowledge: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_acknowledge.set()
 
     async def events(self) -> AsyncIterator[aio.Event]:
         while True:
@@ -71,6 +75,7 @@ class Link:
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         self.handed.append((topic, payload))
+        await self.may_acknowledge.wait()
 
     async def subscribe(self, filters: Sequence[str]) -> None:
         self.subscribed += filters
@@ -230,6 +235,25 @@ async def test_the_last_word_is_goodbye(make_rig: MakeRig) -> None:
     assert topic == TOPICS.coordinator_status
     assert isinstance(goodbye, Status)
     assert not goodbye.online
+
+
+async def test_nobody_is_told_after_the_goodbye_that_somebody_is_here(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    await rig.looks(lambda: rig.link.kinds() == ["status"])
+    rig.link.may_acknowledge.clear()
+    rig.stop.set()
+    await rig.looks(lambda: rig.link.kinds() == ["status"] * 2)
+    back = aio.Connected(session_present=False, protocol=5, max_packet_bytes=None)
+    behind_it = aio.Message(TOPICS.coordinator_status, b"")
+    checks = rig.journal.checks
+    for event in (back, behind_it):
+        rig.link.incoming.put_nowait(event)
+    await rig.looks(lambda: rig.journal.checks > checks and rig.link.incoming.empty())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert rig.link.kinds() == ["status"] * 2
+    rig.link.may_acknowledge.set()
+    await rig.task
 
 
 class Impatient(Coordinator):
