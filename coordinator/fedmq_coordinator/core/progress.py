@@ -95,10 +95,13 @@ class Progress:
             desk.send(desk.topics.turn, turn, retain=True)
 
     def _remind(self) -> None:
-        """Announce again where nobody is at work, nor will be unless some device speaks."""
-        run = self._desk.state.active
-        idle = run is not None and self._desk.making is None and not run.leases and not run.rounds_done
-        if self._reminder.is_due(waits=idle, now=self._desk.now) and run is not None:
+        """Announce again where nobody is at work, or nothing has come for as long as a round may take."""
+        run, silent = self._desk.state.active, None
+        if run is not None and self._desk.making is None and not run.rounds_done:
+            heard_at = max(run.arrivals[-1] if run.arrivals else run.published_at, self._desk.resumed_at)
+            too_long = self._desk.now - heard_at > run.settings.selection.round_timeout_s
+            silent = run.id if too_long or not self._desk.crew(run).num_at_work else None
+        if self._reminder.is_due(silent, now=self._desk.now) and run is not None:
             self.announce(run, inline=False)
 
     def _advance(self) -> bool:
@@ -363,6 +366,7 @@ class Progress:
     def announce(self, run: Run, *, inline: bool, patient: bool = False) -> None:
         announcement = self._desk.announcement(run, inline=inline)
         self._desk.send(self._desk.topics.announcement, announcement, retain=True, patient=patient)
+        self._reminder.said(now=self._desk.now)
 
     def publish_chunks(self, run: Run, version: int) -> None:
         for chunk in self._desk.publisher.chunks(run, version):

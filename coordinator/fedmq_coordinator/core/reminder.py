@@ -1,4 +1,4 @@
-"""Saying the announcement again while nobody is at work: brokers acknowledge messages that they then drop."""
+"""Saying the announcement again where nothing comes of a run: brokers acknowledge messages that they then drop."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ class Reminder:
     def __init__(self) -> None:
         self.due_at: float | None = None
         """In seconds since the epoch; None: there is nothing to remind of."""
+        self._run: str | None = None
         self._wait_s = _FIRST_S
 
-    def is_due(self, *, waits: bool, now: float) -> bool:
-        """Whether to say it now; if so, the next time is set.
+    def is_due(self, run: str | None, *, now: float) -> bool:
+        """Whether to say it now.
 
         Args:
-            waits: whether a run waits, and no device is at work on it.
+            run: of which nothing comes; None if there is none.
             now: seconds since the epoch.
         """
-        if not waits:
-            self.due_at = None
-            return False
+        if run is None or run != self._run:
+            self._run, self._wait_s = run, _FIRST_S
+            self.due_at = None if run is None else now + _FIRST_S
+        return self.due_at is not None and now >= self.due_at
+
+    def said(self, *, now: float) -> None:
+        """It was, for whatever reason: the next time is set."""
         if self.due_at is None:
-            self._wait_s = _FIRST_S
-        elif now < self.due_at:
-            return False
-        else:
+            return
+        if now >= self.due_at:
             self._wait_s = min(2 * self._wait_s, _LONGEST_S)
-        is_due = self.due_at is not None
         self.due_at = now + self._wait_s
-        return is_due

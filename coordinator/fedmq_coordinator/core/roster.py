@@ -26,6 +26,7 @@ _AT_WORK: Final = 8
 _MEMBER: Final = 16
 _ANSWERED: Final = 32
 _EXPECTED: Final = 64
+_MISSING: Final = 128
 _FEW: Final = 16
 _MANY: Final = 8
 """More than one device in so many was touched, and not just a few: looking at all of them is cheaper."""
@@ -71,6 +72,8 @@ class Roster:
         """Devices that have a lease and are there."""
         self.num_answered = 0
         """Members of the round that have answered."""
+        self.num_missing = 0
+        """Those that have not, and could train; their leases may have run out."""
         self._expected: list[tuple[float, str]] = []
         self._task_times: list[float] = []
         self._member_times: list[float] = []
@@ -237,8 +240,11 @@ class Roster:
             marks |= _MEMBER
             if name in run.answered:
                 marks |= _ANSWERED
-            elif there and held is not None and held.granted_at >= run.opened_at:
-                marks |= _EXPECTED
+            else:
+                if marks & _AVAILABLE:
+                    marks |= _MISSING
+                if there and held is not None and held.granted_at >= run.opened_at:
+                    marks |= _EXPECTED
         return marks, held
 
     def _count(self, marks: int, sign: int) -> None:
@@ -246,6 +252,8 @@ class Roster:
             self.num_at_work += sign
         if marks & _ANSWERED:
             self.num_answered += sign
+        if marks & _MISSING:
+            self.num_missing += sign
 
     def _expiry(self, name: str, held: HeldLease) -> tuple[float, int, str]:
         return self._extended(held.granted_at, held.expires_at), held.lease, name

@@ -59,9 +59,9 @@ def decide(run: Run, roster: Roster, *, now: float, resumed_at: float, flows_unt
     begun = max(run.opened_at, resumed_at)
     soft, hard = begun + length, begun + settings.round_timeout_s
     soft = max(soft, flows_until)
-    if now >= soft and enough:  # leases may have run out at this very moment: that is no answer
+    if enough and now >= min(soft, hard) and (waited_for or roster.num_missing):
         return CloseRound("timeout" if now >= hard else "deadline")
-    if not waited_for and enough:
+    if enough and not waited_for:
         return CloseRound("all")
     if now >= hard and run.accumulator.num_updates > 0:
         return CloseRound("timeout")

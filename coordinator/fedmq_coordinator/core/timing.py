@@ -44,13 +44,19 @@ def closes_in(run: Run, roster: Roster, *, now: float, resumed_at: float, flows_
 def lease_length(run: Run, devices: Collection[str]) -> float:
     """How long a lease lasts: max(60 s, four times the slowest of these devices' medians), at most a round's time-out.
 
-    Devices of unknown speed have the whole time-out.
+    Devices of unknown speed have the whole time-out. In a synchronous run none ends before the straggler deadline,
+    since nobody waits for a device without a lease.
     """
-    timeout = run.settings.selection.round_timeout_s
+    selection = run.settings.selection
+    timeout, factor = selection.round_timeout_s, selection.deadline_factor
+    is_sync = run.settings.mode == "sync"
     times = [time for device in devices if (time := run.task_time(device)) is not None]
-    if len(times) < len(devices) or not times:
+    if len(times) < len(devices) or not times or (is_sync and factor <= 0):
         return timeout
-    return min(timeout, max(_LEASE_MIN_S, _LEASE_FACTOR * max(times)))
+    length = max(_LEASE_MIN_S, _LEASE_FACTOR * max(times))
+    if is_sync:
+        length = max(length, selection.deadline_min_s, factor * max(times))
+    return min(timeout, length)
 
 
 def flush_at(run: Run, roster: Roster) -> float | None:

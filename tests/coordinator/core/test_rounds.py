@@ -50,6 +50,11 @@ def test_a_run_that_waits_is_announced_again_ever_less_often_until_devices_train
             seen = count
             said.append(world.now - began)
     assert said == pytest.approx([60, 180, 420, 900, 1_860, 3_780, 7_380, 10_980, 14_580, 18_180], abs=20)
+    world.tell(e.StopRequested("r1"))
+    world.start_run(settings(mode=mode, selection={"min_available_devices": 2}), run="r2")
+    seen = len(world.sent(Announcement))
+    world.pass_time(61)
+    assert len(world.sent(Announcement)) == seen + 1, "patience is for each run"
     world.join("dev-1")
     assert world.core.active is not None
     assert set(world.core.active.leases) == {"dev-0", "dev-1"}
@@ -57,6 +62,27 @@ def test_a_run_that_waits_is_announced_again_ever_less_often_until_devices_train
     world.pass_time(59)
     world.pass_time(10)
     assert len(world.sent(Announcement)) == seen
+
+
+@pytest.mark.parametrize("mode", ["sync", "fedasync", "fedbuff"])
+def test_one_that_seems_to_be_at_work_keeps_nobody_from_hearing_of_the_run(mode: str) -> None:
+    """It died, and the broker never said so: lease after lease runs out."""
+    world = fleet(1)
+    world.start_run(settings(mode=mode, selection={"min_available_devices": 1}))
+    seen = len(world.sent(Announcement))
+    world.pass_time(600)
+    assert len(world.sent(Announcement)) <= seen + 1
+    world.pass_time(1_200)
+    assert len(world.sent(Announcement)) > seen + 1
+
+
+def test_nobody_who_is_gone_is_at_work_however_long_its_lease() -> None:
+    world = fleet(1)
+    world.start_run(settings(selection={"min_available_devices": 1, "round_timeout_s": 86_400}))
+    world.leave("dev-0")
+    seen = len(world.sent(Announcement))
+    world.pass_time(61)
+    assert len(world.sent(Announcement)) == seen + 1
 
 
 def test_a_device_with_a_problem_or_another_task_is_not_selected() -> None:
@@ -176,6 +202,48 @@ def test_without_a_deadline_who_does_not_answer_is_waited_for_until_the_time_out
     step = world.of(f.StepTaken)[-1]
     assert isinstance(step, f.StepTaken)
     assert (step.closed_by, step.num_updates) == ("timeout", 1)
+
+
+@pytest.mark.parametrize(
+    ("selection", "after_s", "why"),
+    [
+        ({"deadline_factor": 0, "round_timeout_s": 600}, 600, "timeout"),
+        ({"deadline_min_s": 300}, 300, "deadline"),
+        ({"deadline_factor": 6}, 180, "deadline"),  # six times the median of 20 and 40 s
+    ],
+)
+def test_who_is_known_to_be_fast_is_waited_for_as_long_as_the_settings_say(
+    selection: dict[str, float], after_s: float, why: str
+) -> None:
+    world = fleet(2)
+    run = world.start_run(settings(rounds=5, selection=selection))
+    for name in NAMES[:2]:
+        world.pass_time(20)
+        world.send(name, 0.1)
+    opened, version = world.now, run.version
+    world.pass_time(20)
+    world.send("dev-0", 0.1)
+    while run.version == version:
+        world.pass_time(1)
+    assert world.now - opened == pytest.approx(after_s, abs=2)
+    step = world.of(f.StepTaken)[-1]
+    assert isinstance(step, f.StepTaken)
+    assert (step.closed_by, step.num_updates) == (why, 1)
+
+
+def test_a_round_whose_last_member_answers_behind_a_shrunk_deadline_has_them_all() -> None:
+    world = fleet(8)
+    world.start_run(settings(rounds=5))
+    for name in NAMES[4:8]:
+        world.leave(name)
+    world.pass_time(1)
+    for name in NAMES[:3]:
+        world.send(name, 0.1)
+    world.pass_time(20)
+    world.send("dev-3", 0.1)
+    step = world.of(f.StepTaken)[-1]
+    assert isinstance(step, f.StepTaken)
+    assert (step.closed_by, step.num_updates) == ("all", 4)
 
 
 def test_nobody_waits_for_a_device_that_is_known_to_be_slow() -> None:
