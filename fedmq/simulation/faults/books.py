@@ -49,9 +49,8 @@ class Update:
     Attributes:
         sha256: of its payload.
         decoded: what it carries.
-        lease: that it was trained for.
-        base_version: that it was trained on.
-        num_examples: that it was trained with.
+        said: by the lease that it was trained for, the version that it was trained on and the number of examples; of
+            more leases than one where a device's old disk came back, and it made the very same again.
         verdict: accepted, restore or discard, as the journal has it; "": none yet.
         told: likewise, of the receipts that were sent.
         away: its device has let go of it.
@@ -61,9 +60,7 @@ class Update:
 
     sha256: bytes
     decoded: DecodedUpdate
-    lease: int
-    base_version: int
-    num_examples: int
+    said: dict[int, tuple[int, int]]
     verdict: str = ""
     told: str = ""
     away: bool = False
@@ -250,19 +247,21 @@ class Books(Watch):
         if trained is None:
             raise BrokenError("device-memory", f"{name} commits an update that it did not make", name)
         earlier = self.updates.get((name, run, header.counter))
+        if header.base_version != trained.base_version:
+            text = f"{name} trained on version {trained.base_version}, and says {header.base_version}"
+            raise BrokenError("staleness", text, name)
+        says = header.base_version, header.num_examples
         if earlier is not None and earlier.lost_disk and earlier.sha256 == header.payload.sha256:
             earlier.away = earlier.lost = False  # it has made the very same again
+            earlier.said[header.lease] = says
             self._residuals[name, run] = trained.residual
             return
         if earlier is not None and not earlier.lost_disk:
             raise BrokenError("counted-once", f"{name} uses counter {header.counter} of {run} twice", name)
         if earlier is not None:
             self._others.setdefault((name, run, header.counter), []).append(earlier)
-        if header.base_version != trained.base_version:
-            text = f"{name} trained on version {trained.base_version}, and says {header.base_version}"
-            raise BrokenError("staleness", text, name)
         self.updates[name, run, header.counter] = Update(
-            header.payload.sha256, trained.decoded, header.lease, header.base_version, header.num_examples
+            header.payload.sha256, trained.decoded, {header.lease: says}
         )
         self._residuals[name, run] = trained.residual
 
@@ -366,11 +365,11 @@ class Books(Watch):
                 "counted-once", f"{_named(key)} counts with other bytes", fact.device, "coordinator"
             )
         lease = fact.device, fact.run, fact.lease
-        if lease in self._leases or fact.lease != update.lease:
+        if lease in self._leases or fact.lease not in update.said:
             text = f"lease {fact.lease} of {fact.device} counts twice, or for an update of another one"
             raise BrokenError("counted-once", text, fact.device, "coordinator")
         self._leases.add(lease)
-        if (fact.base_version, fact.num_examples) != (update.base_version, update.num_examples):
+        if (fact.base_version, fact.num_examples) != update.said[fact.lease]:
             text = f"{_named(key)} counts as of version {fact.base_version}, or with examples, that it did not say"
             raise BrokenError("staleness", text, fact.device, "coordinator")
         most = model.settings.strategy.max_staleness

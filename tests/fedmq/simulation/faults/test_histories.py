@@ -45,6 +45,12 @@ def test_a_few_histories() -> None:
         assert outcome.struck.total() >= FEWEST_FAULTS
 
 
+@pytest.mark.parametrize("seed", [1_021_042, 4_010_792, 5_133_599])
+def test_histories_that_have_broken_in_long_runs(seed: int) -> None:
+    """A verdict forgotten, a run that nobody hears of, and a device that makes the very same update twice."""
+    assert History(draw_plan(seed)).run().broken is None
+
+
 def test_the_same_seed_is_the_same_history_in_any_process() -> None:
     digests = {
         subprocess.run(
