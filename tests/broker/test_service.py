@@ -166,6 +166,10 @@ async def test_a_board_without_certificates_comes_in_by_password(
     websockets = broker.settings("old-board", url=f"wss://localhost:{broker.plan.websockets_port}/mqtt")
     browser = await connect(client_id="any", **dict(websockets))
     await browser.publish(TOPICS.presence("old-board"), b"here too", retain=True)
+    everybody = await connect(client_id="c", **dict(broker.settings("@coordinator")))
+    await everybody.subscribe([TOPICS.presence("old-board")])
+    message = await next_message(everybody.events())
+    assert (message.payload, message.retained) == (b"here too", True)
 
 
 async def test_reading_the_files_again_cuts_nobody_off(

@@ -89,4 +89,6 @@ async def test_whoever_asks_and_does_not_read_is_let_go(monkeypatch: pytest.Monk
             while not (serving := asyncio.all_tasks() - others):  # noqa: ASYNC110 - until it is served
                 await asyncio.sleep(0.01)
             await asyncio.gather(*serving)
+        sent = peer.recv(1)
+    assert sent, "it was being answered"
     await pages.stop()
